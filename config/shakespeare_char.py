@@ -1,0 +1,10 @@
+data = "data/shakespeare_char"
+prepare = "--source=shakespeare"
+block_size = 64
+vocab_multiple = 1
+n_layer = 4
+n_head = 4
+n_embd = 128
+value_embeds = 2
+batch_tokens = 2048
+max_steps = 600

@@ -1,0 +1,410 @@
+"""The GPT: configuration, attention, MLP, block, forward pass, generation. Imports torch alone.
+
+Modern by default, GPT-2 by switch: every modern part is one field of GPTConfig, so an ablation is a one-line experiment.
+Modules carry GPT-2's names: wte and wpe are the token and position tables, h the blocks, ln the norms.
+
+Letters for sizes, used in every comment below:
+    B batch    T time (positions)    S positions attended to (S ≥ T when a cache holds earlier ones)
+    C n_embd   H n_head   G n_kv_head   D head size, C / H   V vocab_size   L n_layer
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Configuration
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The model's shape and its switches. Raises ValueError for sizes that do not fit each other."""
+
+    block_size: int = 1024  # context length T in tokens
+    vocab_size: int | None = None  # number of token ids; None: the tokenizer's
+    vocab_multiple: int = 64  # the token tables are padded to a multiple of this: fast matrix products on GPUs
+    n_layer: int = 12  # blocks
+    n_head: int = 6  # attention heads
+    n_kv_head: int | None = None  # heads that keys and values have (grouped-query attention); None: n_head
+    n_embd: int = 768  # channels
+    position: Literal["rope", "learned"] = "rope"  # how a token's place enters: rotated queries and keys | a table
+    rope_base: float = 100_000.0  # longest wavelength of the rotation, in tokens / 2π
+    norm: Literal["rms", "layer"] = "rms"  # RMSNorm without gain | LayerNorm with gain (and bias)
+    activation: Literal["relu2", "gelu", "swiglu"] = "relu2"  # of the MLP
+    qk_norm: bool = True  # normalise queries and keys per head
+    bias: bool = False  # biases in Linear and LayerNorm
+    tie_embeddings: bool = False  # one table for the input embedding and the output head
+    logit_softcap: float | None = 15.0  # logits are squashed into ±this by tanh; None: off
+    value_embeds: int = 3  # tables of per-token values, added in every other layer counted from the last; 0: none
+    residual_scalars: bool = True  # x = a·x + b·x0 before each block, with a, b learned and x0 the embedding
+    window_pattern: str | None = None  # per layer S (window_size) or L (full), repeated: "SSSL"; the last is L; None: full
+    window_size: int = 256  # tokens that a layer of kind S sees, itself included
+    dropout: float = 0.0  # share of activations zeroed in training
+    weight_init: Literal["modern", "gpt2"] = "modern"  # see GPT.init_weights
+
+    def __post_init__(self):
+        kv_head, pattern, tables = self.n_kv_head or self.n_head, self.window_pattern, (self.n_layer + 1) // 2
+        for name in ("block_size", "vocab_multiple", "n_layer", "n_head", "n_embd", "window_size"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        require(self.n_embd % self.n_head == 0, f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}")
+        require(self.n_head % kv_head == 0, f"n_head={self.n_head} is not divisible by n_kv_head={kv_head}")
+        even = self.position != "rope" or self.n_embd // self.n_head % 2 == 0
+        require(even, f"position=rope needs an even head size: n_embd={self.n_embd} / n_head={self.n_head} is odd")
+        require(0 <= self.value_embeds <= tables, f"value_embeds={self.value_embeds} must be 0 to {tables} ({self.n_layer=})")
+        require(not set(pattern or "L") - set("SL"), f"window_pattern={pattern!r} may hold only S and L, as in SSSL")
+        require(0 <= self.dropout < 1, f"dropout={self.dropout} must be at least 0 and below 1")
+
+    def padded_vocab(self) -> int:
+        return math.ceil(self.vocab_size / self.vocab_multiple) * self.vocab_multiple
+
+    def window(self, layer: int) -> int:
+        """Tokens that the layer attends to, itself included."""
+        short = self.window_pattern and self.window_pattern[layer % len(self.window_pattern)] == "S"
+        return min(self.window_size, self.block_size) if short and layer < self.n_layer - 1 else self.block_size
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Small parts
+
+
+class Linear(nn.Linear):
+    """nn.Linear whose weights are stored in float32 and used in the input's dtype: mixed precision in plain sight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class LayerNorm(nn.LayerNorm):
+    """nn.LayerNorm computed in float32, returned in the input's dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype)
+
+
+def make_norm(config: GPTConfig) -> nn.Module:
+    if config.norm == "layer":
+        return LayerNorm(config.n_embd, bias=config.bias)
+    return nn.RMSNorm(config.n_embd, elementwise_affine=False)  # Zhang & Sennrich 2019, arXiv:1910.07467
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding (Su et al. 2021, arXiv:2104.09864): turn each pair of channels by its angle.
+
+    x: (B, H, T, D); cos, sin: (T, D/2). Channel i is paired with channel i + D/2.
+    """
+    first, second = x.chunk(2, dim=-1)  # (B, H, T, D/2) each
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
+
+
+class KVCache:
+    """The keys and values of the positions decoded so far, of all layers: (L, B, G, block_size, D) each."""
+
+    def __init__(self, config: GPTConfig, batch_size: int, dtype: torch.dtype, device: torch.device):
+        heads, size = config.n_kv_head or config.n_head, config.n_embd // config.n_head
+        shape = (2, config.n_layer, batch_size, heads, config.block_size, size)
+        self.both, self.length = torch.empty(shape, dtype=dtype, device=device), 0
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append one layer's (B, G, T, D) keys and values; returns all S of that layer, (B, G, S, D)."""
+        end = self.length + k.size(2)
+        self.both[0, layer, :, :, self.length : end], self.both[1, layer, :, :, self.length : end] = k, v
+        return self.both[0, layer, :, :, :end], self.both[1, layer, :, :, :end]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Attention
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, dropout: float = 0.0) -> Tensor:
+    """Causal attention of the last T of S positions to the `window` latest before each, by the best kernel at hand.
+
+    q: (B, H, T, D); k, v: (B, G, S, D); returns (B, H, T, D).
+    """
+    T, S, options = q.size(2), k.size(2), {"scale": scale, "enable_gqa": q.size(1) != k.size(1)}
+    if T == 1:  # decoding one token: what lies before the window is cut off, then nothing is left to mask
+        return F.scaled_dot_product_attention(q, k[:, :, -window:], v[:, :, -window:], **options)
+    if T == S and window >= S:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, **options)
+    if T == S and q.is_cuda and torch.compiler.is_compiling() and not dropout:
+        return flex_attend(q, k, v, window, **options)
+    # Any device, any T. It is exact but saves no time: the scores outside the mask are computed all the same.
+    query = torch.arange(S - T, S, device=q.device)[:, None]  # (T, 1)
+    key = torch.arange(S, device=q.device)  # (S,)
+    mask = (key <= query) & (query - key < window)  # (T, S)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, **options)
+
+
+def flex_attend(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, enable_gqa: bool) -> Tensor:
+    """Sliding-window attention that skips what lies outside the window (FlexAttention, arXiv:2412.05496).
+
+    Shapes as in `attend`, with T = S. Fast only inside torch.compile on CUDA; elsewhere a slow reference.
+    """
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    mask = create_block_mask(lambda batch, head, query, key: (key <= query) & (query - key < window),
+                             None, None, q.size(2), k.size(2), device=q.device)  # fmt: skip
+    return flex_attention(q, k, v, block_mask=mask, scale=scale, enable_gqa=enable_gqa)
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention, with fewer key and value heads where n_kv_head says so (arXiv:2305.13245)."""
+
+    def __init__(self, config: GPTConfig, layer: int, has_value_embed: bool):
+        super().__init__()
+        self.config, self.layer, self.head_size = config, layer, config.n_embd // config.n_head
+        kv_head = config.n_kv_head or config.n_head
+        # A normalised query and key agree by √D at most after the classic 1/√D. The speedruns found sharper better.
+        self.scale = (1.44 if config.qk_norm else 1.0) / math.sqrt(self.head_size)
+        self.c_q = Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.c_k = Linear(config.n_embd, kv_head * self.head_size, bias=config.bias)
+        self.c_v = Linear(config.n_embd, kv_head * self.head_size, bias=config.bias)
+        self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.value_gate = Linear(min(12, config.n_embd), kv_head, bias=False) if has_value_embed else None
+
+    def forward(self, x: Tensor, value_embed: Tensor | None, rotary: tuple[Tensor, Tensor] | None, cache: KVCache | None):
+        split_heads = (*x.shape[:2], -1, self.head_size)  # (B, T, H or G, D)
+        q, k, v = self.c_q(x).view(split_heads), self.c_k(x).view(split_heads), self.c_v(x).view(split_heads)
+        if value_embed is not None:
+            # What a token offers to later ones depends partly on the token itself (value residuals, arXiv:2410.17897;
+            # a table of its own in the speedruns). The gate, 1 at first, lets each head decide how much.
+            gate = 2 * torch.sigmoid(self.value_gate(x[..., : self.value_gate.in_features]))  # (B, T, G)
+            v = v + gate[..., None] * value_embed.view(split_heads)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or G, T, D)
+        if self.config.qk_norm:  # bounded scores forgive high learning rates (Henry et al. 2020, arXiv:2010.04245)
+            q, k = F.rms_norm(q, (self.head_size,)), F.rms_norm(k, (self.head_size,))
+        if rotary is not None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)  # (B, G, S, D)
+        dropout = self.config.dropout if self.training else 0.0
+        y = attend(q, k, v, self.config.window(self.layer), self.scale, dropout)  # (B, H, T, D)
+        y = y.transpose(1, 2).reshape(x.shape)  # (B, T, C)
+        return F.dropout(self.c_proj(y), dropout)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# MLP and block
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.activation, self.dropout = config.activation, config.dropout
+        # SwiGLU has three matrices instead of two: 8/3 keeps the number of weights.
+        hidden = 8 * config.n_embd // 3 if config.activation == "swiglu" else 4 * config.n_embd
+        self.c_fc = Linear(config.n_embd, hidden, bias=config.bias)
+        self.c_gate = Linear(config.n_embd, hidden, bias=config.bias) if config.activation == "swiglu" else None
+        self.c_proj = Linear(hidden, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.c_fc(x)
+        if self.activation == "relu2":  # So et al. 2021, arXiv:2109.08668
+            h = F.relu(h).square()
+        elif self.activation == "gelu":  # the tanh form is the one GPT-2 was trained with
+            h = F.gelu(h, approximate="tanh")
+        else:  # Shazeer 2020, arXiv:2002.05202
+            h = F.silu(self.c_gate(x)) * h
+        return F.dropout(self.c_proj(h), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """Communication between positions, then computation at each of them; both add to the residual stream x."""
+
+    def __init__(self, config: GPTConfig, layer: int, has_value_embed: bool):
+        super().__init__()
+        self.ln_1, self.attn = make_norm(config), Attention(config, layer, has_value_embed)
+        self.ln_2, self.mlp = make_norm(config), MLP(config)
+
+    def forward(self, x: Tensor, value_embed: Tensor | None, rotary: tuple[Tensor, Tensor] | None, cache: KVCache | None):
+        x = x + self.attn(self.ln_1(x), value_embed, rotary, cache)
+        return x + self.mlp(self.ln_2(x))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The model
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer. Weights are float32; compute_dtype is the dtype of the activations."""
+
+    def __init__(self, config: GPTConfig, compute_dtype: torch.dtype = torch.float32):
+        super().__init__()
+        assert config.vocab_size is not None, "vocab_size has to be known before the model is built"
+        self.config, self.compute_dtype = config, compute_dtype
+        C, L, D = config.n_embd, config.n_layer, config.n_embd // config.n_head
+        self.wte = nn.Embedding(config.padded_vocab(), C)
+        if config.position == "learned":
+            self.wpe = nn.Embedding(config.block_size, C)
+        else:
+            frequency = config.rope_base ** -(torch.arange(0, D, 2) / D)  # (D/2,) radians per position
+            angle = torch.outer(torch.arange(config.block_size), frequency)  # (block_size, D/2)
+            self.register_buffer("cos", angle.cos(), persistent=False)
+            self.register_buffer("sin", angle.sin(), persistent=False)
+        with_value = range(L - 1, -1, -2)[: config.value_embeds]
+        kv_size = (config.n_kv_head or config.n_head) * D
+        self.value_embeds = nn.ModuleDict({str(layer): nn.Embedding(config.padded_vocab(), kv_size) for layer in with_value})
+        if config.residual_scalars:
+            self.residual_scale = nn.Parameter(torch.ones(L))
+            self.shortcut_scale = nn.Parameter(torch.full((L,), 0.1))
+        self.h = nn.ModuleList(Block(config, layer, layer in with_value) for layer in range(L))
+        self.ln_f = make_norm(config)
+        self.lm_head = Linear(C, config.padded_vocab(), bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.wte.weight
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Fill every matrix and table from a normal distribution with the deviation below; biases are 0."""
+        modern, hidden = self.config.weight_init == "modern", 0.6 / math.sqrt(self.config.n_embd)
+        deviation = {  # (modern, gpt2); gpt2 is GPT-2's and nanoGPT's
+            "wte": (0.02 if self.config.tie_embeddings else 0.8, 0.02),  # a tied table has to make calm logits too
+            "wpe": (0.02, 0.02),
+            "value_embeds": (0.01, 0.02),
+            "c_proj": (0.0, 0.02 / math.sqrt(2 * self.config.n_layer)),  # 0: a new block changes nothing at first
+            "value_gate": (0.0, 0.0),  # every gate is 1 at first
+            "lm_head": (0.001, 0.02),  # every token is about equally probable at first
+        }
+        for name, weight in self.named_parameters():
+            modern_std, gpt2_std = next((deviation[k] for k in deviation if k in name.split(".")), (hidden, 0.02))
+            if weight.ndim == 2:
+                weight.normal_(std=modern_std if modern else gpt2_std)
+            elif name.endswith("bias"):
+                weight.zero_()
+
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, cache: KVCache | None = None, reduction: str = "mean"
+    ) -> Tensor:
+        """Predict the next token at every position.
+
+        tokens: (B, T) int64. Without targets returns logits, (B, T, V) float32; with a cache only the last
+        position's, (B, 1, V). With targets, (B, T) int64 where -1 means "not scored", returns the cross-entropy in
+        nats per token: a scalar for reduction="mean", (B, T) for "none" (0 where not scored).
+        """
+        start, end = (cache.length, cache.length + tokens.size(1)) if cache else (0, tokens.size(1))
+        assert end <= self.config.block_size, f"{end} positions exceed block_size={self.config.block_size}"
+        x, rotary = self.wte(tokens).to(self.compute_dtype), None  # (B, T, C)
+        if self.config.position == "rope":
+            rotary = self.cos[start:end].to(x.dtype), self.sin[start:end].to(x.dtype)  # (T, D/2) each
+        else:
+            x = x + self.wpe.weight[start:end].to(x.dtype)
+        x = F.dropout(x, self.config.dropout, self.training)
+        if self.config.residual_scalars:
+            x = x0 = F.rms_norm(x, (x.size(-1),))
+        for layer, block in enumerate(self.h):
+            if self.config.residual_scalars:
+                # Each block sees the embedding again and may damp what was added before it (nanochat, modded-nanogpt).
+                x = self.residual_scale[layer].to(x.dtype) * x + self.shortcut_scale[layer].to(x.dtype) * x0
+            table = self.value_embeds[str(layer)] if str(layer) in self.value_embeds else None
+            x = block(x, table(tokens).to(x.dtype) if table else None, rotary, cache)  # value embeddings: (B, T, G·D)
+        if cache is not None:
+            cache.length, x = end, x[:, -1:]  # (B, 1, C)
+        logits = self.lm_head(self.ln_f(x))[..., : self.config.vocab_size].float()  # (B, T, V), padding cut off
+        if self.config.logit_softcap is not None:  # Gemma 2, arXiv:2408.00118 §2
+            logits = self.config.logit_softcap * torch.tanh(logits / self.config.logit_softcap)
+        if targets is None:
+            return logits
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction)
+        return loss.view(targets.shape) if reduction == "none" else loss
+
+    def flops_per_token(self) -> float:
+        """Training FLOPs per token, forward and backward: 6 per matrix weight and 12·C per position attended to.
+
+        (PaLM, arXiv:2204.02311, appendix B: tables that are looked up cost nothing; the causal half is not deducted.)
+        """
+        weights = self.lm_head.weight.numel() + sum(p.numel() for p in self.h.parameters() if p.ndim == 2)
+        attended = sum(self.config.window(layer) for layer in range(self.config.n_layer))
+        return 6 * weights + 12 * self.config.n_embd * attended
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Generation
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: list[list[int]], max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
+        top_p: float | None = None, seed: int | None = None, stop_token: int | None = None, on_token=None,
+    ) -> list[list[int]]:  # fmt: skip
+        """Continue each prompt by up to max_new_tokens tokens; returns the new tokens of each, without stop_token.
+
+        temperature: 0 takes the most probable token, 1 samples the model's distribution. top_k, top_p: sample among
+        the k most probable tokens, or the fewest that hold probability p (nucleus, arXiv:1904.09751). seed: the same
+        seed gives the same tokens. on_token: called with each new (B,) column of tokens; a row still inside its prompt
+        shows its prompt there, one that met stop_token repeats it.
+
+        A token is predicted from at most block_size tokens before it. When the cache is full it is filled again with
+        the latest half of them, so that a token costs the same however long the text gets. Raises ValueError.
+        """
+        require(bool(prompts) and all(prompts), "every prompt needs at least one token (end-of-text begins a document)")
+        valid = temperature >= 0 and (top_k is None or top_k >= 1) and (top_p is None or 0 < top_p <= 1)
+        require(valid, f"{temperature=} must be at least 0, {top_k=} at least 1 or None, {top_p=} in (0, 1] or None")
+        was_training, device = self.training, self.wte.weight.device
+        self.eval()
+        generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+        # Prompts of several lengths need no padding: all rows advance together from the shortest prompt's end, and a
+        # row that is still inside its prompt takes the prompt's token instead of the sampled one.
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # (B,)
+        total = int(lengths.max()) + max_new_tokens
+        text = torch.tensor([p + [-1] * (total - len(p)) for p in prompts], device=device)  # (B, total)
+        done = torch.zeros_like(lengths, dtype=torch.bool)
+        begin, cache = 0, None  # the cache holds text[:, begin : begin + cache.length]
+        for end in range(int(lengths.min()), total):
+            if cache is None or cache.length == self.config.block_size:
+                keep = self.config.block_size if cache is None else max(1, self.config.block_size // 2)
+                begin = max(0, end - keep)
+                cache = KVCache(self.config, len(prompts), self.compute_dtype, device)
+            logits = self(text[:, begin + cache.length : end], cache=cache)[:, -1]  # (B, V)
+            token = sample_token(logits, temperature, top_k, top_p, generator)  # (B,)
+            token = torch.where(done, text[:, end - 1], torch.where(end < lengths, text[:, end], token))
+            done |= (end >= lengths + max_new_tokens - 1) | ((end >= lengths) & (token == stop_token))
+            text[:, end] = token
+            if on_token is not None:
+                on_token(token)
+            if done.all():
+                break
+        self.train(was_training)
+        rows = [row[len(p) : len(p) + max_new_tokens] for row, p in zip(text.tolist(), prompts)]
+        return [row[: row.index(stop_token)] if stop_token in row else row for row in rows]
+
+
+def sample_token(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator=None) -> Tensor:
+    """Draw one token per row. logits: (B, V) float32; returns (B,) int64."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    ordered, tokens = (logits / temperature).topk(min(top_k or logits.size(-1), logits.size(-1)))  # (B, k), largest first
+    probability = ordered.softmax(dim=-1)
+    if top_p is not None:  # a token goes where what the more probable ones hold suffices already
+        probability = probability.masked_fill(probability.cumsum(dim=-1) - probability >= top_p, 0.0)
+    return tokens.gather(-1, torch.multinomial(probability, 1, generator=generator))[:, 0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# GPT-2's published weights
+
+GPT2_SWITCHES = {
+    "position": "learned", "norm": "layer", "activation": "gelu", "qk_norm": False, "bias": True, "tie_embeddings": True,
+    "logit_softcap": None, "value_embeds": 0, "residual_scalars": False, "weight_init": "gpt2",
+}  # fmt: skip
+
+
+def convert_gpt2(published: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
+    """GPT-2's state dict, as the transformers library names it, for a GPT with GPT2_SWITCHES.
+
+    There matrices are (in, out), and q, k, v are one; in nn.Linear they are (out, in). The vocabulary's padding is 0.
+    """
+    state = {}
+    for name, value in published.items():
+        value = value.t() if ".c_" in name and value.ndim == 2 else value
+        parts = ("c_q", "c_k", "c_v") if "c_attn" in name else ("c_attn",)
+        for part, rows in zip(parts, value.chunk(len(parts))):
+            state[name.removeprefix("transformer.").replace("c_attn", part)] = rows
+    wte = F.pad(state["wte.weight"], (0, 0, 0, config.padded_vocab() - config.vocab_size))
+    return state | {"wte.weight": wte, "lm_head.weight": wte}

@@ -1,0 +1,523 @@
+"""From any text to a batch of tokens: the command, the tokenizers, the shard format and the reader.
+
+    python prepare_data.py --source=python                        # the standard library's source, a byte-pair tokenizer
+    python prepare_data.py --source=my/texts --name=mine --tokenizer=bpe:8192
+    python prepare_data.py --source=shakespeare                   # nanoGPT's benchmark text (needs a network)
+
+The result is a folder, data/<name>/, that says everything about itself:
+
+    train_000000.bin …  val_000000.bin …  test_000000.bin …       token shards, in llm.c's format
+    tokenizer.json      the exact bytes of every token, and how text is cut into tokens
+    meta.json           where the text came from, counts, checksums, what was left out and why
+
+Reading order: tokenizers, shards, the reader (what train.py uses), the preparation, the command.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from console import UserError, read_options, require, run_command, sha256_of_file, write_json
+from corpus.sources import SHAKESPEARE_OPTIONS, python_files, read_document, shakespeare_file, text_files
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tokenizers. A token is a byte string, so any text can be encoded and the bytes of a prediction can be counted exactly.
+
+END_OF_TEXT = "<|endoftext|>"
+
+# How text is cut before byte pairs are merged: GPT-4's pattern (tiktoken's cl100k_base) with at most two digits
+# together, which small vocabularies learn better: contractions, words, digits, punctuation, line ends, white space.
+BPE_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}"
+    r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    name: "byte", "bpe:N" or the name of a tiktoken encoding.
+    tokens: the bytes of each token, by id; None where an encoding leaves an id unused.
+    special: name to id of the tokens that stand for no text, END_OF_TEXT among them.
+    pattern: the regular expression that cuts text into pieces; None means every byte is a token.
+    """
+
+    def __init__(self, name: str, tokens: list[bytes | None], special: dict[str, int], pattern: str | None):
+        self.name, self.tokens, self.special, self.pattern = name, tokens, special, pattern
+        self.vocab_size = len(tokens)
+        self.end_of_text = special[END_OF_TEXT]
+        self.fingerprint = hashlib.sha256(json.dumps(self.to_json()).encode()).hexdigest()[:16]
+        # (vocab_size,) int64: the bytes of text that each token stands for; special tokens stand for none.
+        self.token_bytes = np.array([0 if t is None or i in special.values() else len(t) for i, t in enumerate(tokens)])
+
+    @cached_property  # built at the first use: decoding alone needs no tiktoken
+    def encoding(self):
+        import tiktoken
+
+        ranks = {t: i for i, t in enumerate(self.tokens) if t is not None and i not in self.special.values()}
+        return tiktoken.Encoding(
+            self.name, pat_str=self.pattern, mergeable_ranks=ranks, special_tokens=self.special
+        )
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids of `text`, uint32. Text that spells a special token's name is ordinary text here."""
+        if self.pattern is None:
+            return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.uint32)
+        return self.encoding.encode_to_numpy(text, disallowed_special=())
+
+    def decode_bytes(self, ids) -> bytes:
+        return b"".join(self.tokens[i] or b"" for i in ids)
+
+    def decode(self, ids) -> str:
+        """Text of the ids; bytes that are not valid UTF-8 (a cut character, say) become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def to_json(self) -> dict:
+        tokens = [None if t is None else base64.b64encode(t).decode("ascii") for t in self.tokens]
+        return {"name": self.name, "pattern": self.pattern, "special": self.special, "tokens": tokens}
+
+    @classmethod
+    def from_json(cls, value: dict) -> "Tokenizer":
+        tokens = [None if t is None else base64.b64decode(t) for t in value["tokens"]]
+        return cls(value["name"], tokens, value["special"], value["pattern"])
+
+
+def make_tokenizer(name: str, texts) -> Tokenizer:
+    """The tokenizer called `name`: "byte", "bpe:N" trained on the iterable `texts`, or a tiktoken encoding."""
+    if name == "byte":
+        tokens = [bytes([i]) for i in range(256)]
+        return Tokenizer(name, tokens + [END_OF_TEXT.encode()], {END_OF_TEXT: 256}, None)
+    if name.startswith("bpe:"):
+        return train_bpe(name, texts)
+    import tiktoken
+
+    known = tiktoken.list_encoding_names()
+    told = f"--tokenizer={name} is not known: use byte, bpe:N (as bpe:4096) or one of tiktoken's"
+    require(name in known, f"{told}: {', '.join(known)}")
+    try:
+        encoding = tiktoken.get_encoding(name)
+    except Exception as error:  # tiktoken lets through whatever its download raised
+        raise UserError(
+            f"--tokenizer={name}: tiktoken could not download this encoding ({type(error).__name__}). With a network, "
+            "run the same command again; without one, use --tokenizer=bpe:4096 or --tokenizer=byte, or point "
+            "TIKTOKEN_CACHE_DIR at a folder that already holds the file"
+        ) from None
+    special = {s: encoding.encode_single_token(s) for s in encoding.special_tokens_set}
+    tokens: list[bytes | None] = [None] * encoding.n_vocab
+    for token in encoding.token_byte_values():
+        tokens[encoding.encode_single_token(token)] = token
+    for text, i in special.items():
+        tokens[i] = text.encode()
+    return Tokenizer(name, tokens, dict(sorted(special.items())), encoding._pat_str)
+
+
+def bpe_size(name: str) -> int:
+    """N of "bpe:N"."""
+    valid = name[4:].isdigit() and int(name[4:]) >= 257
+    require(valid, f"--tokenizer={name}: N must be a whole number of at least 257 (256 bytes and end-of-text)")
+    return int(name[4:])
+
+
+def train_bpe(name: str, texts) -> Tokenizer:
+    """Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909): merge the most frequent neighbours until N tokens."""
+    import rustbpe
+
+    size = bpe_size(name)
+    trainer = rustbpe.Tokenizer()
+    trainer.train_from_iterator(iter(texts), size - 1, pattern=BPE_PATTERN)
+    tokens = [bytes(token) for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])]
+    if len(tokens) < size - 1:
+        print(f"the text has no more pairs to merge: the vocabulary is {len(tokens) + 1}, not {size}")
+    return Tokenizer(name, tokens + [END_OF_TEXT.encode()], {END_OF_TEXT: len(tokens)}, BPE_PATTERN)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Shards, in llm.c's format: 256 little-endian int32 (magic, version, token count, zeros), then the tokens.
+
+HEADER_INTS, HEADER_BYTES = 256, 1024
+FORMATS = {2: (20240520, 1), 4: (20240801, 7)}  # bytes per token: (magic, version)
+SPLITS = ("train", "val", "test")
+
+
+def append_tokens(folder: Path, split: str, position: int, tokens: np.ndarray, dtype, shard_tokens: int) -> None:
+    """Write `tokens` at `position` of the split's stream, beginning a new shard every `shard_tokens` tokens.
+
+    Where a token goes follows from its position alone, so writing the same stretch again after a kill is harmless.
+    """
+    dtype = np.dtype(dtype)
+    while len(tokens):
+        index, offset = divmod(position, shard_tokens)
+        part, tokens = tokens[: shard_tokens - offset], tokens[shard_tokens - offset :]
+        header = np.zeros(HEADER_INTS, dtype="<i4")
+        header[:3] = (*FORMATS[dtype.itemsize], offset + len(part))
+        with open(folder / f"{split}_{index:06d}.bin", "r+b" if offset else "wb") as file:
+            file.seek(HEADER_BYTES + offset * dtype.itemsize)
+            file.write(part.astype(dtype).tobytes())
+            file.seek(0)
+            file.write(header.tobytes())
+        position += len(part)
+
+
+def open_shard(path: Path, remedy: str) -> np.ndarray:
+    """The tokens of one shard, memory-mapped, uint16 or uint32. Raises UserError where the file is not a whole shard."""
+    require(path.is_file(), f"{path} is missing. {remedy}")
+    size = path.stat().st_size
+    header = np.fromfile(path, dtype="<i4", count=HEADER_INTS)
+    found = (int(header[0]), int(header[1])) if len(header) == HEADER_INTS else None
+    itemsize = next((bytes_ for bytes_, known in FORMATS.items() if known == found), None)
+    require(itemsize, f"{path} is not a token shard: its first bytes are not llm.c's magic and version. {remedy}")
+    expected = HEADER_BYTES + int(header[2]) * itemsize
+    told = f"{path} is truncated or changed: {header[2]:,} tokens take {expected:,} bytes, it has {size:,}"
+    require(size == expected, f"{told}. {remedy}")
+    return np.memmap(path, dtype=f"<u{itemsize}", mode="r", offset=HEADER_BYTES)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The reader: what train.py draws its batches from.
+
+
+class Split:
+    """One split's shards as a single stream of tokens."""
+
+    def __init__(self, shards: list[np.ndarray]):
+        self.shards = shards
+        self.ends = np.cumsum([0] + [len(shard) for shard in shards])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """`count` tokens from position `start`, int64; a stretch may cross from one shard into the next."""
+        index = int(np.searchsorted(self.ends, start, side="right")) - 1
+        parts = []
+        while count > 0:
+            offset = start - int(self.ends[index])
+            parts.append(self.shards[index][offset : offset + count])
+            start, count, index = start + len(parts[-1]), count - len(parts[-1]), index + 1
+        return np.concatenate(parts).astype(np.int64)
+
+
+class Data:
+    """A prepared folder, opened and checked: every shard is whole, unchanged, and holds no token beyond the vocabulary.
+
+    meta: meta.json as a dictionary. tokenizer: a Tokenizer. splits: "train", "val", "test" to Split.
+    fingerprint: 16 hexadecimal digits that change whenever a token or the tokenizer does.
+    Raises UserError, naming the file and the remedy.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = folder = Path(folder)
+        remedy = f"Prepare it: python prepare_data.py --source=PATH --name={folder.name}"
+        if not (folder / "meta.json").is_file():
+            there = "holds no meta.json, so it is not a finished data directory" if folder.is_dir() else "does not exist"
+            raise UserError(f"data directory '{folder}' {there}. {remedy}")
+        remedy += " --overwrite=True, with the options that made it (they are in its meta.json)"
+        try:
+            self.meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+            self.tokenizer = Tokenizer.from_json(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")))
+            shards, tokenizer = self.meta["shards"], self.meta["tokenizer"]["fingerprint"]
+            self.fingerprint = self.meta["fingerprint"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"meta.json or tokenizer.json in '{folder}' cannot be read: {error!r}. {remedy}") from None
+        same = tokenizer == self.tokenizer.fingerprint
+        require(same, f"{folder}/tokenizer.json is not the tokenizer that meta.json names. {remedy}")
+        with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock: all cores check at disk speed
+            tokens = list(pool.map(lambda row: self._check(row, remedy), shards))
+        self.splits = {
+            split: Split([t for row, t in zip(shards, tokens) if row["split"] == split]) for split in SPLITS
+        }
+
+    def _check(self, row: dict, remedy: str) -> np.ndarray:
+        path = self.folder / row["file"]
+        tokens = open_shard(path, remedy)
+        same, largest = sha256_of_file(path) == row["sha256"], int(tokens.max(initial=0))
+        require(same, f"{path} was changed after it was prepared (its checksum differs). {remedy}")
+        known = largest < self.tokenizer.vocab_size
+        require(known, f"{path} holds token {largest}, the vocabulary ends at {self.tokenizer.vocab_size - 1}. {remedy}")
+        return tokens
+
+    def eval_batches(self, split: str, block_size: int, batch_size: int):
+        """The split once, in order: yields (tokens, targets), (≤batch_size, block_size) int64, for every window.
+
+        Each token but the first is a target exactly once; what is missing in the last window has target -1.
+        The windows depend on block_size alone, so the total loss does not depend on the batch size.
+        """
+        stream = self.splits[split]
+        starts = range(0, len(stream) - 1, block_size)
+        for first in range(0, len(starts), batch_size):
+            rows = starts[first : first + batch_size]
+            tokens = np.zeros((len(rows), block_size), dtype=np.int64)
+            targets = np.full((len(rows), block_size), -1, dtype=np.int64)
+            for row, start in enumerate(rows):
+                window = stream.read(start, min(block_size + 1, len(stream) - start))
+                tokens[row, : len(window) - 1], targets[row, : len(window) - 1] = window[:-1], window[1:]
+            yield tokens, targets
+
+
+class TrainBatches:
+    """Training batches as a pure function of (data, seed, step, micro_step, rank).
+
+    The train split is cut into windows of block_size + 1 tokens, each beginning with the last target of the one before.
+    An epoch is a seeded permutation of the windows; epochs follow each other without a seam. Optimizer step s takes the
+    windows s·G … (s+1)·G of that endless list, G = batch_size · grad_accum · world_size, so a step sees the same
+    sequences however G is split, and stopping and going on needs nothing but the step.
+    """
+
+    def __init__(self, data: Data, block_size: int, seed: int, batch_size: int, grad_accum: int = 1, world_size: int = 1):
+        self.stream, self.block_size, self.batch_size = data.splits["train"], block_size, batch_size
+        self.grad_accum, self.world_size = grad_accum, world_size
+        self.windows = (len(self.stream) - 1) // block_size  # per epoch
+        told = f"the train split of '{data.folder}' has {len(self.stream)} tokens, less than one window of block_size + 1"
+        require(self.windows >= 1, f"{told} = {block_size + 1}: give it more text, or set a smaller --block_size")
+        entropy = int(data.fingerprint, 16)
+        # The two latest permutations are kept: a batch may take the end of one epoch and the beginning of the next.
+        self.order = lru_cache(maxsize=2)(
+            lambda epoch: np.random.default_rng([seed, epoch, entropy]).permutation(self.windows)
+        )
+
+    def __call__(self, step: int, micro_step: int = 0, rank: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, targets), each (batch_size, block_size) int64; targets are the tokens one further on."""
+        part = (step * self.grad_accum + micro_step) * self.world_size + rank
+        rows = []
+        for index in range(part * self.batch_size, (part + 1) * self.batch_size):
+            epoch, place = divmod(index, self.windows)
+            rows.append(self.stream.read(int(self.order(epoch)[place]) * self.block_size, self.block_size + 1))
+        windows = np.stack(rows)
+        return windows[:, :-1], windows[:, 1:]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The preparation: files → documents → splits → shards.
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Text to data/<name>/: token shards, a tokenizer and meta.json."""
+
+    source: tuple[str, ...]  # python, shakespeare, or paths: text files, folders, globs in quotes
+    name: str | None = None  # the folder below data/; None: made from the source
+    tokenizer: str | None = None  # byte, bpe:N or a tiktoken encoding such as gpt2; None: bpe:4096 (shakespeare: byte)
+    val_fraction: float | None = None  # share of the text held out to steer by; None: 0.05 (shakespeare: 0.1)
+    test_fraction: float | None = None  # share held out to confirm with; None: 0.05 (shakespeare: 0)
+    include_site_packages: bool = False  # with --source=python: the installed packages' sources too, hundreds of MB
+    shard_tokens: int = 100_000_000  # tokens per shard file
+    overwrite: bool = False  # replace data/<name> if it is there
+
+
+BPE_TRAINING_BYTES = 100_000_000  # a tokenizer is trained on this much text at most; more changes it very little
+BATCH_CHARS = 4_000_000  # text encoded at a time, and between two notes of progress
+
+
+def split_of(text: str, val_fraction: float, test_fraction: float) -> str:
+    """The split of a document, from a hash of its text: equal texts never land in different splits."""
+    place = int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") / 2**64
+    return "val" if place < val_fraction else "test" if place < val_fraction + test_fraction else "train"
+
+
+def documents(files: list[Path], options: dict, first: int = 0):
+    """Yields (file index, split, text, note) from file number `first` on; a note says why text is left out or changed.
+
+    A source that is one single file is split by position: train, then test, then the last val_fraction for validation.
+    """
+    val_fraction, test_fraction = options["val_fraction"], options["test_fraction"]
+    for index in range(first, len(files)):
+        text, note = read_document(files[index])
+        if len(files) > 1 or not text:
+            yield index, split_of(text, val_fraction, test_fraction), text, note
+            continue
+        test_start, val_start = (int(len(text) * (1 - part)) for part in (val_fraction + test_fraction, val_fraction))
+        yield index, "train", text[:test_start], note
+        yield index, "test", text[test_start:val_start], None
+        yield index, "val", text[val_start:], None
+
+
+def batches(files: list[Path], options: dict, first: int):
+    """Lists of documents with about BATCH_CHARS of text in all; a file's documents are never torn apart."""
+    batch, size = [], 0
+    for document in documents(files, options, first):
+        if size >= BATCH_CHARS and document[0] != batch[-1][0]:
+            yield batch
+            batch, size = [], 0
+        batch.append(document)
+        size += len(document[2])
+    if batch:
+        yield batch
+
+
+def bpe_texts(files: list[Path], options: dict):
+    """The training documents' text, up to BPE_TRAINING_BYTES: held-out text shapes nothing, not even the tokenizer."""
+    total = 0
+    for _, split, text, _ in documents(files, options):
+        if split == "train" and text:
+            yield text
+            total += len(text)
+            if total >= BPE_TRAINING_BYTES:
+                return
+
+
+def resolve(config: PrepareConfig, data_root: Path) -> tuple[list[Path], str, dict]:
+    """The files to read, the folder's name, and the options that decide the tokens, defaults filled in and checked."""
+    special = config.source[0] if len(config.source) == 1 else None
+    options = {"name": None, "tokenizer": "bpe:4096", "val_fraction": 0.05, "test_fraction": 0.05}
+    if special == "shakespeare":
+        options = dict(SHAKESPEARE_OPTIONS)
+    options |= {key: getattr(config, key) for key in options if getattr(config, key) is not None}
+    val_fraction, test_fraction = options["val_fraction"], options["test_fraction"]
+    valid = val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction < 1
+    require(valid, f"{val_fraction=} and {test_fraction=}: each must be at least 0 and their sum below 1")
+    if options["tokenizer"].startswith("bpe:"):
+        bpe_size(options["tokenizer"])
+    require(config.shard_tokens >= 1, f"shard_tokens={config.shard_tokens} must be at least 1")
+    alone = config.include_site_packages and special != "python"
+    require(not alone, "--include_site_packages=True goes with --source=python")
+    require(config.source, "--source is empty: give python, shakespeare, or paths to text")
+    if special == "python":
+        files, name = python_files(config.include_site_packages), "python"
+    elif special == "shakespeare":
+        files, name = [shakespeare_file(data_root)], ""
+    else:
+        files, name = text_files(config.source), Path(config.source[0]).resolve().stem
+    name = options.pop("name") or name
+    plain = not name.startswith(".") and not set(name) & set("/\\*?[:,")
+    require(plain, f"{name!r} cannot name a folder below {data_root}: type a plain word, as --name=mine")
+    return files, name, options
+
+
+def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
+    """Make data/<name>/ and return its path. Raises UserError.
+
+    All is written to data/<name>.partial and renamed at the end. progress.json in there notes how many files are done
+    and how long each split's stream is; the same command after a kill goes on from there, to the same bytes.
+    """
+    from tqdm import tqdm
+
+    files, name, options = resolve(config, data_root)
+    final, partial = data_root / name, data_root / f"{name}.partial"
+    sizes = [file.stat().st_size for file in files]
+    top = os.path.commonpath([file.resolve().parent for file in files])
+    listing = "\n".join(f"{os.path.relpath(file, top)} {size}" for file, size in zip(files, sizes))
+    plan = {
+        "format": 1, "source": list(config.source), "include_site_packages": config.include_site_packages,
+        "python_version": sys.version.split()[0], "files": len(files),
+        "files_fingerprint": hashlib.sha256(listing.encode()).hexdigest()[:16],
+        **options, "shard_tokens": config.shard_tokens,
+    }  # fmt: skip
+    told = f"'{final}' is there already: type --overwrite=True to make it anew, or choose another --name"
+    require(config.overwrite or not final.exists(), told)
+
+    try:
+        progress = json.loads((partial / "progress.json").read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.from_json(json.loads((partial / "tokenizer.json").read_text(encoding="utf-8")))
+        if progress["plan"] != plan:
+            raise ValueError("another source or other options")
+        print(f"going on with {partial}: {progress['files_done']:,} of {len(files):,} files are done")
+    except (OSError, ValueError, KeyError):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        if options["tokenizer"].startswith("bpe:"):
+            print(f"training the tokenizer {options['tokenizer']} on the training documents")
+        tokenizer = make_tokenizer(options["tokenizer"], bpe_texts(files, options))
+        write_json(partial / "tokenizer.json", tokenizer.to_json())
+        counts = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in SPLITS}
+        progress = {"plan": plan, "files_done": 0, "splits": counts, "notes": {}}
+
+    done = progress["files_done"]
+    with tqdm(total=sum(sizes), initial=sum(sizes[:done]), unit="B", unit_scale=True, desc=f"encoding {final}") as bar:
+        with ThreadPoolExecutor() as pool:  # tiktoken releases the interpreter lock while it encodes
+            for batch in batches(files, options, done):
+                write_batch(batch, files, partial, tokenizer, progress, pool)
+                progress["files_done"] = batch[-1][0] + 1
+                write_json(partial / "progress.json", progress)
+                bar.update(sum(sizes[: progress["files_done"]]) - bar.n)
+    return finish(partial, final, tokenizer, progress)
+
+
+def write_batch(batch: list, files: list[Path], folder: Path, tokenizer: Tokenizer, progress: dict, pool) -> None:
+    """Encode a list of documents, append them to their splits' shards, and count them in `progress`."""
+    encoded = pool.map(tokenizer.encode, [text for _, _, text, _ in batch])
+    streams: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+    text_bytes = dict.fromkeys(SPLITS, 0)
+    for (index, split, text, note), tokens in zip(batch, encoded):
+        if note:
+            row = progress["notes"].setdefault(note, {"documents": 0, "examples": []})
+            row["documents"] += 1
+            row["examples"] = (row["examples"] + [str(files[index])])[:10]
+        if text:
+            streams[split] += [np.array([tokenizer.end_of_text], dtype=np.uint32), tokens]
+            text_bytes[split] += len(text.encode("utf-8"))
+            progress["splits"][split]["documents"] += 1
+    for split, parts in streams.items():
+        tokens, counts = np.concatenate(parts or [np.zeros(0, dtype=np.uint32)]), progress["splits"][split]
+        # bits per byte is only as true as this sum: every byte of the text is in exactly one token.
+        assert tokenizer.token_bytes[tokens].sum() == text_bytes[split], "the tokens' bytes are not the text's bytes"
+        dtype = np.uint16 if tokenizer.vocab_size <= 65536 else np.uint32
+        append_tokens(folder, split, counts["tokens"], tokens, dtype, progress["plan"]["shard_tokens"])
+        counts["tokens"] += len(tokens)
+        counts["bytes"] += text_bytes[split]
+
+
+def finish(partial: Path, final: Path, tokenizer: Tokenizer, progress: dict) -> Path:
+    """Write meta.json, make all durable, and give the folder its final name."""
+    splits, plan = progress["splits"], progress["plan"]
+    notes = "; ".join(f"{row['documents']:,} {note} (as {row['examples'][0]})" for note, row in progress["notes"].items())
+    if not splits["train"]["tokens"]:
+        shutil.rmtree(partial)
+        held_out = sum(splits[split]["documents"] for split in ("val", "test"))
+        raise UserError(
+            f"--source={' '.join(plan['source'])} gives no training text: of {plan['files']:,} files {held_out:,} went to "
+            f"val and test{'; ' + notes if notes else ''}. Give text in UTF-8, or lower --val_fraction and --test_fraction"
+        )
+    shards = []
+    for split in SPLITS:
+        for path in sorted(partial.glob(f"{split}_*.bin")):
+            tokens = len(open_shard(path, "Run the same command again"))
+            shards.append({"file": path.name, "split": split, "tokens": tokens, "bytes": path.stat().st_size,
+                           "sha256": sha256_of_file(path)})  # fmt: skip
+    contents = [tokenizer.fingerprint] + [f"{row['file']} {row['sha256']}" for row in shards]
+    write_json(partial / "meta.json", {
+        "fingerprint": hashlib.sha256("\n".join(contents).encode()).hexdigest()[:16],
+        "prepared_from": plan, "splits": splits, "shards": shards, "notes": progress["notes"],
+        "tokenizer": {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint},
+    })  # fmt: skip
+    (partial / "progress.json").unlink()
+    for path in partial.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    if final.exists():
+        old = final.with_name(final.name + ".old")
+        os.replace(final, old)
+        os.replace(partial, final)
+        shutil.rmtree(old)
+    else:
+        os.replace(partial, final)
+    for split, counts in splits.items():
+        ratio = f", {counts['bytes'] / counts['tokens']:.2f} bytes per token" if counts["tokens"] else ""
+        print(f"{split:5}  {counts['documents']:>8,} documents  {counts['tokens']:>13,} tokens{ratio}")
+        if not counts["documents"] and plan.get(f"{split}_fraction"):
+            print(f"warning: no document fell into {split}; with few documents raise --{split}_fraction")
+    if notes:
+        print(f"notes: {notes}")
+    print(f"{final} is ready: vocabulary {tokenizer.vocab_size:,}, fingerprint of the data in its meta.json")
+    return final
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command.
+
+
+def main(argv: list[str]) -> None:
+    """`python prepare_data.py …`; train.py calls this too, for a recipe whose data is not there yet."""
+    prepare(read_options(PrepareConfig, argv, "prepare_data.py"))
+
+
+if __name__ == "__main__":
+    run_command(main)

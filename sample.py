@@ -1,0 +1,98 @@
+"""Text out of a checkpoint, as it is generated.
+
+    python sample.py                                        # the quickstart's run
+    python sample.py out/shakespeare_char --prompt="ROMEO:" --num_samples=3 --max_new_tokens=500
+    python sample.py out/quickstart --prompt=FILE:story.txt
+    echo "def main" | python sample.py out/quickstart --prompt=-
+    python sample.py --init_from=gpt2-medium --prompt="The answer is"
+
+A checkpoint carries its tokenizer, so it is all that is needed.
+"""
+
+import codecs
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from console import read_options, require, run_command
+from model import GPT, GPTConfig
+from prepare_data import Tokenizer, make_tokenizer
+from train import TrainConfig, load_weights, pick_device
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Continue a prompt with a trained model."""
+
+    run: Annotated[str, tyro.conf.Positional] = "out/quickstart"  # folder of a run, or a checkpoint
+    init_from: str | None = None  # instead of a run: gpt2, gpt2-medium, …, or a local folder of it
+    prompt: str = ""  # text to continue; FILE:PATH reads it from a file, - from standard input; empty: a new document
+    num_samples: int = 1  # how many continuations
+    max_new_tokens: int = 300  # how long each is at most; it ends earlier where the model ends the document
+    temperature: float = 0.8  # 0: always the most probable token; 1: the model's own distribution; above: wilder
+    top_k: int | None = 200  # sample among the k most probable tokens; None: all
+    top_p: float | None = None  # sample among the fewest tokens that hold this probability; None: all
+    seed: int | None = 1337  # the same seed gives the same text; None: different every time
+    device: str = "auto"  # cpu, cuda, mps; auto: the fastest there is
+    dtype: str = "auto"  # of activations: float32, bfloat16, float16
+
+
+def read_prompt(prompt: str) -> str:
+    if prompt == "-":
+        return sys.stdin.read()
+    if not prompt.startswith("FILE:"):
+        return prompt
+    path = Path(prompt.removeprefix("FILE:"))
+    require(path.is_file(), f"--prompt={prompt}: there is no file '{path}'")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        require(False, f"--prompt={prompt}: the file is not UTF-8 text")
+
+
+def load_model(source: str, device: torch.device, dtype: torch.dtype) -> tuple[GPT, Tokenizer]:
+    """The model of a run, a checkpoint or GPT-2, ready to generate, and its tokenizer. Raises UserError."""
+    weights = load_weights(source)
+    names = GPTConfig.__dataclass_fields__
+    model = GPT(GPTConfig(**{name: weights["config"][name] for name in names}), dtype)
+    model.load_state_dict(weights["model"])
+    if weights["tokenizer"] is None:
+        return model.to(device).eval(), make_tokenizer("gpt2", [])
+    return model.to(device).eval(), Tokenizer.from_json(weights["tokenizer"])
+
+
+def main(argv: list[str]) -> None:
+    options = read_options(SampleConfig, argv, "sample.py", config_files=False)
+    require(options.num_samples >= 1 and options.max_new_tokens >= 1, "num_samples and max_new_tokens must be at least 1")
+    try:
+        text = read_prompt(options.prompt)
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        require(False, "the prompt cannot be encoded: it is not valid UTF-8")
+    device, dtype = pick_device(TrainConfig(device=options.device, dtype=options.dtype, max_steps=1))
+    model, tokenizer = load_model(options.init_from or options.run, device, dtype)
+    tokens = [tokenizer.end_of_text, *tokenizer.encode(text).tolist()]
+    for sample in range(options.num_samples):
+        if options.num_samples > 1:
+            print(f"--- sample {sample + 1}")
+        print(text, end="", flush=True)
+        # A token can end in the middle of a character: the decoder keeps such bytes until the rest has come.
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+        def stream(column: torch.Tensor) -> None:
+            token = column.item()
+            if token != tokenizer.end_of_text:
+                print(decoder.decode(tokenizer.decode_bytes([token])), end="", flush=True)
+
+        seed = None if options.seed is None else options.seed + sample
+        model.generate([tokens], options.max_new_tokens, options.temperature, options.top_k, options.top_p, seed,
+                       tokenizer.end_of_text, stream)  # fmt: skip
+        print(decoder.decode(b"", final=True))
+
+
+if __name__ == "__main__":
+    run_command(main)

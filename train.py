@@ -1,0 +1,462 @@
+"""Train a GPT: configuration, optimizers, schedule, evaluation, checkpoints, the loop.
+
+    python train.py config/quickstart.py                  # a recipe
+    python train.py config/quickstart.py --n_layer=4      # a recipe with one thing changed
+    python train.py --help                                # every option, with its default
+
+Everything a run makes lies in its folder, out/<name of the config file>/. Read from the top; `train` at the end is the
+table of contents.
+"""
+
+import math
+import time
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+import prepare_data
+from console import (Log, UserError, catch_signals, claim_folder, explained, first_line, peak_memory_mb, read_options,
+                     replace_file, require, run_command, show)  # fmt: skip
+from model import GPT, GPT2_SWITCHES, GPTConfig, convert_gpt2
+from prepare_data import Data, TrainBatches
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Configuration. A field's comment is its --help text, and the field is the only home of its default.
+
+
+@dataclass(frozen=True)
+class TrainConfig(GPTConfig):
+    """One training run. Raises ValueError for values that do not fit each other."""
+
+    data: str = "data/python"  # prepared folder to train on
+    prepare: str | None = None  # options of prepare_data.py that make the data where it is missing; None: do not
+    out: str | None = None  # folder of the run; None: out/<name of the config file>
+    resume: bool = False  # go on from the last checkpoint in the folder, if there is one
+    overwrite: bool = False  # delete the run that is in the folder and begin anew
+    init_from: str | None = None  # weights to start from: a run, a checkpoint, gpt2, gpt2-medium, …; None: random
+    eval_only: bool = False  # evaluate the weights of init_from, or else of the run, and stop
+    seed: int = 1337  # of the initial weights, the data order and dropout
+    batch_tokens: int = 131_072  # tokens per optimizer step, over all micro-steps
+    micro_batch_size: int | None = None  # sequences per forward pass, the knob for memory; None: a whole batch
+    max_steps: int | None = None  # the run ends after this many optimizer steps …
+    max_tokens: int | None = None  # … or tokens …
+    max_seconds: float | None = None  # … or seconds of training; compilation and evaluation do not count
+    optimizer: Literal["muon", "adamw"] = "muon"  # Muon for hidden matrices and AdamW for the rest | AdamW alone
+    muon_lr: float = 0.02  # peak learning rate of the hidden matrices under Muon
+    embed_lr: float = 0.3  # … of the token, position and value tables under AdamW (with optimizer=muon)
+    head_lr: float = 0.006  # … of the output head
+    scalar_lr: float = 0.02  # … of gains, biases, gates and residual scalars
+    learning_rate: float = 6e-4  # … of everything (with optimizer=adamw)
+    weight_decay: float = 0.1  # of hidden matrices under Muon; of all matrices and tables with optimizer=adamw
+    momentum: float = 0.95  # Muon's, reached from 0.85 over the first momentum_warmup of the run
+    momentum_warmup: float = 0.15  # share of the run
+    beta1: float = 0.8  # AdamW's running mean of gradients
+    beta2: float = 0.95  # AdamW's running mean of squared gradients
+    eps: float = 1e-10  # AdamW's; small, because a head that begins near 0 gets small gradients
+    grad_clip: float | None = None  # largest norm of the gradient; None: off
+    warmup: float = 0.0  # share of the run in which learning rates rise from 0
+    decay: float = 0.6  # share of the run, its last, in which they fall
+    decay_shape: Literal["linear", "cosine"] = "linear"  # how they fall
+    final_lr: float = 0.1  # … to this share of their peak
+    log_interval: int = 10  # steps between log lines
+    eval_interval: int | None = None  # steps between evaluations; None: only at the end
+    save_interval: int | None = 500  # steps between checkpoints; None: only at the end
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest there is
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of activations; weights stay float32
+    compile: bool | None = None  # torch.compile; None: on CUDA
+    sample_prompt: str | None = None  # text to continue when training is done; None: write nothing
+    sample_tokens: int = 200  # how far
+    wandb: bool = False  # log to Weights & Biases too (its own WANDB_… environment variables apply)
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("batch_tokens micro_batch_size max_steps max_tokens max_seconds log_interval eval_interval "
+                     "save_interval sample_tokens").split():  # fmt: skip
+            require(getattr(self, name) is None or getattr(self, name) > 0, f"{name}={getattr(self, name)} must be above 0")
+        tokens, micro_tokens = self.batch_tokens, (self.micro_batch_size or 1) * self.block_size
+        require(tokens % micro_tokens == 0, f"batch_tokens={tokens} is not divisible by the {micro_tokens} tokens of a "
+                f"micro-step (micro_batch_size={self.micro_batch_size} × block_size={self.block_size})")  # fmt: skip
+        ends = (self.max_steps, self.max_tokens, self.max_seconds) != (None, None, None) or self.eval_only
+        require(ends, "the run has no end: give max_steps, max_tokens or max_seconds")
+        require(not (self.resume and self.overwrite), "resume=True keeps the run, overwrite=True deletes it: choose one")
+        require(self.seed >= 0, f"seed={self.seed} must be at least 0")
+
+    def split_batch(self) -> tuple[int, int]:
+        """(sequences per forward pass, forward passes per optimizer step)."""
+        rows = self.micro_batch_size or self.batch_tokens // self.block_size
+        return rows, self.batch_tokens // (rows * self.block_size)
+
+    def progress(self, step: int, seconds: float) -> float:
+        """Share of the budget that is used, by the limit that is nearest; the run ends at 1."""
+        limits = (self.max_steps, step), (self.max_tokens, step * self.batch_tokens), (self.max_seconds, seconds)
+        return max((used / limit for limit, used in limits if limit is not None), default=0.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Optimizers
+
+# Five odd polynomials that drive singular values in (0, 1] towards 1, each the best for what the one before leaves
+# (Polar Express, Amsel et al. 2025, arXiv:2505.16932; coefficients computed with a safety margin of 2 %).
+POLAR_EXPRESS = ((8.1566, -22.4833, 15.8788), (4.0429, -2.8089, 0.5000), (3.8917, -2.7725, 0.5061),
+                 (3.2858, -2.3681, 0.4645), (2.3465, -1.7098, 0.4232))  # fmt: skip
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """The nearest matrices whose singular values are all about 1. (N, rows, columns) in and out."""
+    tall = matrices.size(-2) > matrices.size(-1)
+    x = matrices.mT if tall else matrices  # the products below are cheaper on the short side
+    x = x.bfloat16() if x.is_cuda else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)  # no singular value exceeds the Frobenius norm
+    for a, b, c in POLAR_EXPRESS:
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)  # a·x + (b·G + c·G²)·x
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Orthogonalised momentum: all directions of a matrix move equally fast (Jordan et al. 2024,
+    kellerjordan.github.io/posts/muon). Matrices of one shape are computed as one stack.
+
+    Weight decay is cautious (arXiv:2510.12402): it acts where it agrees with the sign of the update.
+    """
+
+    def __init__(self, params, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            stacks: dict[torch.Size, list[Tensor]] = {}
+            for p in group["params"]:
+                stacks.setdefault(p.shape, []).append(p)
+            for (rows, columns), params in stacks.items():
+                grads = torch.stack([p.grad for p in params])  # (N, rows, columns)
+                state = self.state[params[0]]  # the stack's momentum is kept with its first matrix
+                mean = state.setdefault("momentum", torch.zeros_like(grads))
+                mean.lerp_(grads, 1 - group["momentum"])
+                updates = orthogonalize(grads.lerp_(mean, group["momentum"]))  # Nesterov: look one step ahead
+                for p, update in zip(params, updates * max(1, rows / columns) ** 0.5):
+                    decay = group["weight_decay"] * (update * p > 0)
+                    p.sub_(group["lr"] * (update + decay * p))
+
+
+def make_optimizers(model: GPT, config: TrainConfig, device: torch.device) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon for the hidden matrices unless optimizer=adamw. Every parameter is in exactly one group."""
+    muon, groups = config.optimizer == "muon", {}
+    for name, p in model.named_parameters():
+        if muon and name.startswith("h.") and p.ndim == 2 and "value_gate" not in name:
+            kind = "hidden", config.muon_lr, config.weight_decay
+        elif muon and name.startswith(("wte", "wpe", "value_embeds")):
+            kind = "tables", config.embed_lr, 0.0
+        elif muon:
+            kind = ("head", config.head_lr, 0.0) if name == "lm_head.weight" else ("scalars", config.scalar_lr, 0.0)
+        else:  # nanoGPT's rule: decay what is a matrix or a table, not what is a vector
+            kind = "adamw", config.learning_rate, config.weight_decay if p.ndim >= 2 else 0.0
+        group = groups.setdefault(kind, {"params": [], "lr": kind[1], "peak_lr": kind[1], "weight_decay": kind[2]})
+        group["params"].append(p)
+    assert sum(len(group["params"]) for group in groups.values()) == len(list(model.parameters()))
+    hidden = [group for kind, group in groups.items() if kind[0] == "hidden"]
+    others = [group for kind, group in groups.items() if kind[0] != "hidden"]
+    fused = device.type in ("cpu", "cuda")
+    adamw = torch.optim.AdamW(others, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused)
+    return [adamw, Muon(hidden)] if hidden else [adamw]
+
+
+def lr_scale(progress: float, config: TrainConfig) -> float:
+    """Share of the peak learning rates at `progress` in [0, 1] of the budget: rise, stay, fall."""
+    if progress < config.warmup:
+        return progress / config.warmup
+    fallen = max(0.0, progress - (1 - config.decay)) / config.decay if config.decay else 0.0
+    fallen = 0.5 - 0.5 * math.cos(math.pi * fallen) if config.decay_shape == "cosine" else fallen
+    return 1 - fallen * (1 - config.final_lr)
+
+
+def set_schedule(optimizers: list[torch.optim.Optimizer], progress: float, config: TrainConfig) -> None:
+    """Write the learning rates, and Muon's momentum and weight decay, that belong to `progress` into the groups."""
+    scale = lr_scale(progress, config)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * scale
+            if isinstance(optimizer, Muon):
+                warm = min(1.0, progress / config.momentum_warmup) if config.momentum_warmup else 1.0
+                group["momentum"] = 0.85 + (config.momentum - 0.85) * warm
+                group["weight_decay"] = config.weight_decay * scale
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evaluation
+
+
+@torch.no_grad()
+def evaluate(model, data: Data, split: str, block_size: int, batch_size: int, device: torch.device) -> dict[str, float]:
+    """Loss (nats per token) and bits per byte of the original text over the whole split; {} where there is none.
+
+    Predicting where a document ends counts in the loss but not in the bits per byte: that token has no bytes.
+    """
+    token_bytes, sums = torch.from_numpy(data.tokenizer.token_bytes), torch.zeros(4, dtype=torch.float64)
+    model.eval()
+    for tokens, targets in data.eval_batches(split, block_size, batch_size):
+        tokens, targets = torch.from_numpy(tokens), torch.from_numpy(targets)
+        loss = model(tokens.to(device), targets.to(device), reduction="none").double().cpu()  # (B, T), 0 if target -1
+        n_bytes = token_bytes[targets.clamp(min=0)] * (targets >= 0)
+        sums += torch.stack([loss.sum(), (targets >= 0).sum(), (loss * (n_bytes > 0)).sum(), n_bytes.sum()])
+    model.train()
+    nats, count, text_nats, text_bytes = sums.tolist()
+    bpb = {f"{split}_bpb": text_nats / text_bytes / math.log(2)} if text_bytes else {}
+    return {f"{split}_loss": nats / count, **bpb} if count else {}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints: one dictionary of tensors and plain values. Reading one never executes anything in it.
+
+CHECKPOINT_FORMAT = 1
+
+
+def load_checkpoint(path: Path) -> dict:
+    """Read a checkpoint onto the CPU. Raises UserError where it is missing, damaged or of another version."""
+    require(path.is_file(), f"checkpoint '{path}' does not exist: train first, or name a run that is there")
+    with explained(f"'{path}' is damaged or no checkpoint of this program", "it was not used, take another"):
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        version = checkpoint["format"]
+    told = f"'{path}' has checkpoint format {version}, this program reads {CHECKPOINT_FORMAT}"
+    require(version == CHECKPOINT_FORMAT, f"{told}: use the version of the program that wrote it")
+    return checkpoint
+
+
+def load_latest(out: Path) -> dict | None:
+    """The run's newest checkpoint that can be read whole, or None. Says aloud what it passes over."""
+    for path in filter(Path.is_file, (out / "last.pt", out / "previous.pt")):
+        try:
+            return load_checkpoint(path)
+        except UserError as error:
+            print(f"passed over: {error}")
+    return None
+
+
+def load_weights(source: str) -> dict:
+    """"config", "model" and "tokenizer" of a run's folder, a checkpoint, or GPT-2 in the transformers library's form.
+
+    GPT-2 by name is downloaded once by that library; a local folder of it needs no network. It brings no tokenizer
+    (None): GPT-2's is tiktoken's "gpt2". Raises UserError.
+    """
+    path = Path(source)
+    if path.is_dir() and list(path.glob("*.pt")):
+        path = path / ("best.pt" if (path / "best.pt").is_file() else "last.pt")
+    if path.suffix == ".pt":
+        return load_checkpoint(path)
+    known = source.startswith("gpt2") or (path / "config.json").is_file()
+    require(known, f"'{source}' is no run, checkpoint or folder of GPT-2, nor gpt2, gpt2-medium, gpt2-large, gpt2-xl")
+    from transformers import GPT2LMHeadModel
+
+    with explained(f"'{source}' could not be loaded", "without a network, name a local folder of GPT-2's files"):
+        published = GPT2LMHeadModel.from_pretrained(source)
+    p = published.config
+    sizes = {"block_size": p.n_positions, "n_layer": p.n_layer, "n_head": p.n_head, "n_embd": p.n_embd}
+    config = GPTConfig(vocab_size=p.vocab_size, **sizes, **GPT2_SWITCHES)
+    return {"config": asdict(config), "model": convert_gpt2(published.state_dict(), config), "tokenizer": None}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Before the first step: the machine and the model
+
+
+def pick_device(config: TrainConfig) -> tuple[torch.device, torch.dtype]:
+    """The device, and the dtype of activations; "auto" is the fastest that is there. Raises UserError."""
+    fastest = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    with explained(f"device={config.device} cannot be used here", "try --device=cpu"):
+        device = torch.empty(0, device=fastest if config.device == "auto" else config.device).device
+    fastest = "float32" if device.type != "cuda" else "bfloat16" if torch.cuda.is_bf16_supported(False) else "float16"
+    return device, getattr(torch, fastest if config.dtype == "auto" else config.dtype)
+
+
+def adopt(config: TrainConfig, begin: dict, data: Data, resuming: bool) -> TrainConfig:
+    """`config` completed by what the checkpoint `begin` fixes. Raises UserError where an option contradicts it.
+
+    Fine-tuning may choose another dropout and a smaller block_size; going on with a run keeps all that shapes it.
+    """
+    shape = [field.name for field in fields(GPTConfig) if resuming or field.name != "dropout"]
+    for name in shape + ["seed", "batch_tokens", "optimizer"] * resuming:
+        mine, theirs = getattr(config, name), begin["config"][name]
+        if resuming or name != "block_size" or mine > theirs:
+            told = f"{name}={mine}, but the checkpoint was made with {theirs}"
+            require(mine in (getattr(TrainConfig, name), theirs), f"{told}: leave the option out")
+            config = replace(config, **{name: theirs})
+    same = begin["tokenizer"] in (None, data.tokenizer.to_json())
+    require(same, f"'{data.folder}' has another tokenizer than the checkpoint: use data prepared with that one")
+    same = not resuming or begin["data"] == data.fingerprint
+    require(same, f"'{data.folder}' is not the data that the run was begun with: its fingerprint differs")
+    return config
+
+
+def try_compile(model: GPT, rows: int, device: torch.device):
+    """The compiled model, warmed up for training, or the model itself where no compiler works."""
+    started, tokens = time.perf_counter(), torch.zeros(rows, model.config.block_size, dtype=torch.int64, device=device)
+    compiled = torch.compile(model, dynamic=False)
+    try:
+        compiled(tokens, tokens).backward()
+        print(f"compiled in {time.perf_counter() - started:.0f} s")
+    except Exception as error:  # of many kinds: no C++ compiler, no Triton, a card too old for it
+        print(f"torch.compile does not work here, going on without it ({first_line(error)})")
+        compiled = model
+    model.zero_grad(set_to_none=True)
+    return compiled
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run
+
+# Floating-point operations per second, dense bf16, from the data sheets.
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "5090": 210e12}
+
+
+def train(config: TrainConfig, stop: list | None = None) -> dict:
+    """Do the run that `config` describes; returns its summary. Raises UserError.
+
+    stop: a list; as soon as it holds anything, the run ends after the step under way, saved to be resumed.
+    """
+    # What the run needs, checked before anything is written.
+    started, out, stop = time.perf_counter(), Path(config.out), [] if stop is None else stop
+    device, dtype = pick_device(config)
+    if config.prepare and not Path(config.data).exists():
+        print(f"'{config.data}' is not there, making it: python prepare_data.py {config.prepare}")
+        prepare_data.main(config.prepare.split())
+    data = Data(config.data)
+    claim_folder(out, config.resume or config.eval_only, config.overwrite)
+    checkpoint = load_latest(out) if config.resume else None
+    begin = checkpoint or (load_weights(config.init_from) if config.init_from else None)
+    if begin:
+        config = adopt(config, begin, data, resuming=begin is checkpoint)
+    config = replace(config, vocab_size=config.vocab_size or data.tokenizer.vocab_size)
+    told = f"vocab_size={config.vocab_size}, but '{data.folder}' has {data.tokenizer.vocab_size} tokens"
+    require(config.vocab_size >= data.tokenizer.vocab_size, f"{told}: leave the option out, or use other data")
+    rows, grad_accum = config.split_batch()
+    batches = TrainBatches(data, config.block_size, config.seed, rows, grad_accum)
+    torch.manual_seed(config.seed)
+    model = GPT(config, dtype).to(device)
+    if begin:  # of learned positions as many as block_size are taken
+        cut = {name: w[: config.block_size] if name == "wpe.weight" else w for name, w in begin["model"].items()}
+        model.load_state_dict(cut)
+    if config.eval_only:
+        require(begin, "eval_only=True needs weights: give --init_from=RUN, or --resume=True for the run's own")
+        result = evaluate(model, data, "val", config.block_size, rows, device)
+        print(*(f"{key}: {show(value)}" for key, value in result.items()) or ["no validation data"], sep="\n")
+        return result
+    wanted = config.compile or (config.compile is None and device.type == "cuda")
+    network = try_compile(model, rows, device) if wanted else model
+    optimizers = make_optimizers(model, config, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    rng = torch.cuda if device.type == "cuda" else torch  # where dropout takes its random numbers
+    torch.manual_seed(config.seed)
+    step, seconds, best = 0, 0.0, math.inf
+    if checkpoint:
+        for optimizer, state in zip(optimizers, checkpoint["optimizers"]):
+            optimizer.load_state_dict(state)
+        scaler.load_state_dict(checkpoint["scaler"])
+        rng.set_rng_state(checkpoint["rng"])
+        step, seconds, best = checkpoint["step"], checkpoint["seconds"], checkpoint["best"]
+    log, row, losses, logged = Log(out, step, asdict(config)), {}, [], (step, seconds)
+    n_params, flops = sum(p.numel() for p in model.parameters()), model.flops_per_token()
+    on_gpu, card = device.type == "cuda", torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    peak_flops = next((peak for name, peak in PEAK_FLOPS.items() if name in card), None)
+    print(f"{n_params:,} parameters on {card}, activations {dtype}, {'not ' * (network is model)}compiled")
+    print(f"{config.batch_tokens:,} tokens a step = {grad_accum} micro-steps × {rows} sequences × {config.block_size} tokens")
+
+    def save(name: str, keep_old: Path | None = None) -> None:
+        checkpoint = {
+            "format": CHECKPOINT_FORMAT, "config": asdict(config), "step": step, "tokens": step * config.batch_tokens,
+            "seconds": seconds, "best": best, "model": model.state_dict(), "scaler": scaler.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers], "rng": rng.get_rng_state(),
+            "data": data.fingerprint, "tokenizer": data.tokenizer.to_json(), "torch": str(torch.__version__),
+        }  # fmt: skip
+        replace_file(out / name, lambda file: torch.save(checkpoint, file), keep_old)
+
+    finished = config.progress(step, seconds) >= 1
+    origin = time.perf_counter() - seconds  # training time is the time since `origin`
+    while not finished:
+        set_schedule(optimizers, config.progress(step, seconds), config)
+        losses.append(torch.zeros((), device=device))
+        for micro_step in range(grad_accum):
+            tokens, targets = (to_device(array, device) for array in batches(step, micro_step))
+            loss = network(tokens, targets) / grad_accum
+            scaler.scale(loss).backward()
+            losses[-1] += loss.detach()
+        if config.grad_clip is not None:
+            for optimizer in optimizers:
+                scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        scaler.update()
+        step, seconds = step + 1, time.perf_counter() - origin
+
+        finished = config.progress(step, seconds) >= 1 or bool(stop)
+        intervals = config.log_interval, config.eval_interval, config.save_interval
+        logs, evals, saves = (finished or (interval is not None and step % interval == 0) for interval in intervals)
+        if not (logs or evals or saves):
+            continue  # the device is not waited for
+        loss, losses = mean_loss(losses, step, optimizers), []
+        seconds = time.perf_counter() - origin
+        tokens, progress = step * config.batch_tokens, config.progress(step, seconds)
+        speed = (step - logged[0]) * config.batch_tokens / (seconds - logged[1])
+        row = {"step": step, "tokens": tokens, "seconds": seconds, "loss": loss, "lr_scale": lr_scale(progress, config),
+               "tokens_per_second": speed, "mfu": speed * flops / peak_flops if peak_flops else None,
+               "seconds_left": seconds / progress - seconds}  # fmt: skip
+        if evals and not stop:
+            row |= evaluate(network, data, "val", config.block_size, rows, device)
+        log.write(row)
+        if row.get("val_loss", math.inf) < best:
+            best = row["val_loss"]
+            save("best.pt")
+        if saves:
+            save("last.pt", keep_old=out / "previous.pt")
+        logged, origin = (step, seconds), time.perf_counter() - seconds  # what was done since does not count
+
+    if stop:
+        log.draw()
+        print(f"stopped and saved at step {step}: the same command with --resume=True goes on")
+        return row
+    row = row or evaluate(network, data, "val", config.block_size, rows, device)  # resumed when nothing was left to do
+    tokens = step * config.batch_tokens
+    summary = {key: row[key] for key in ("val_loss", "val_bpb") if key in row} | {
+        "train_seconds": seconds, "total_seconds": time.perf_counter() - started, "tokens": tokens, "steps": step,
+        "tokens_per_second": tokens / seconds, "mfu": tokens / seconds * flops / peak_flops if peak_flops else None,
+        "peak_memory_mb": torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_memory_mb(), "params": n_params,
+    }  # fmt: skip
+    log.finish(summary)
+    if config.sample_prompt is not None:
+        prompt = [data.tokenizer.end_of_text, *data.tokenizer.encode(config.sample_prompt).tolist()]
+        new = model.generate([prompt], config.sample_tokens, temperature=0.8, top_k=200, seed=config.seed)[0]
+        print("---", config.sample_prompt + data.tokenizer.decode(new), sep="\n")
+    return summary
+
+
+def to_device(array, device: torch.device) -> Tensor:
+    """A numpy array as a tensor on the device; to a GPU from pinned memory, so that the copy overlaps with computing."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def mean_loss(losses: list[Tensor], step: int, optimizers: list[torch.optim.Optimizer]) -> float:
+    """The mean of the latest steps' losses, `step` not included. Raises UserError at the first that is not finite."""
+    values = torch.stack(losses).tolist()  # the one place where the program waits for the device
+    for i, value in enumerate(values):
+        rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+        require(math.isfinite(value), f"the loss is {value} at step {step - len(values) + i}, learning rates {rates}. The "
+                "last checkpoint is from before. Likely causes: a learning rate too high, or float16")  # fmt: skip
+    return sum(values) / len(values)
+
+
+def main(argv: list[str]) -> int:
+    config = read_options(TrainConfig, argv, "train.py config/NAME.py")
+    name = Path(argv[0]).stem if argv and not argv[0].startswith("-") else "default"
+    stop = catch_signals()
+    train(replace(config, out=config.out or f"out/{name}"), stop)
+    return 128 + stop[0] if stop else 0
+
+
+if __name__ == "__main__":
+    run_command(main)
