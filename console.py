@@ -5,13 +5,15 @@ there would not be the one that other files import.
 """
 
 import contextlib
+import ctypes
+import dataclasses
+import difflib
 import errno
 import hashlib
 import json
 import math
 import os
 import runpy
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -108,6 +110,13 @@ def read_options(options: type, argv: list[str], program: str, config_files: boo
             raise UserError(f"config file '{path}' stopped with {first_line(error)}") from None
         settings = {key: value for key, value in values.items() if not key.startswith("_") and not callable(value)}
         file_flags = [f"--{key}={value}" for key, value in settings.items() if not isinstance(value, ModuleType)]
+    names = [field.name for field in dataclasses.fields(options)] + ["help"]
+    for flag in file_flags + flags:
+        key = flag.removeprefix("--").split("=")[0].replace("-", "_")
+        if flag.startswith("--") and key not in names and not key.startswith("tyro"):
+            near = difflib.get_close_matches(key, names, n=1)
+            meant = f"did you mean --{near[0]}?" if near else "--help shows all options"
+            raise UserError(f"unknown option {flag} in {path if flag in file_flags else 'the command line'}: {meant}")
     try:
         return tyro.cli(options, args=file_flags + flags, prog=f"python {program}", use_underscores=True,
                         config=(tyro.conf.FlagConversionOff,))  # fmt: skip
@@ -153,25 +162,38 @@ def sha256_of_file(path: Path) -> str:
 # A run's folder: config.json, log.jsonl (a row of figures per line), loss.png, summary.json
 
 
-def claim_folder(out: Path, resume: bool, overwrite: bool) -> None:
+RUN_FILES = ("config.json", "log.jsonl", "loss.png", "summary.json", "last.pt", "previous.pt", "best.pt")
+
+
+def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
     """Never destroy a run unasked: raises UserError where `out` holds one and neither way to treat it was chosen."""
-    there = (out / "config.json").is_file() or bool(list(out.glob("*.pt")))
+    there = any((out / name).exists() for name in RUN_FILES)
     told = f"'{out}' holds a run: type --resume=True to go on with it, --overwrite=True to delete it, or --out=FOLDER"
     require(not there or resume or overwrite, told)
-    if there and overwrite:
-        shutil.rmtree(out)
+
+
+# Floating-point operations per second, dense bf16, from the data sheets; by what is in the name of the card.
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "5090": 210e12}
 
 
 class Log:
-    """The log of the run in folder `out`, which goes on after `step`: later rows, of a run cut off, are dropped."""
+    """The log of a run in folder `out`, which begins, or goes on, after `step` steps and `seconds` of training.
 
-    def __init__(self, out: Path, step: int, config: dict):
+    config: the run's options. n_params, flops_per_token: the model's. card: the device's name, for the share of its
+    arithmetic that is used (mfu, model FLOPs utilisation), which is None where its peak is not known.
+    """
+
+    def __init__(self, out: Path, step: int, seconds: float, config: dict, n_params: int, flops_per_token: float, card: str):
+        self.out, self.path, self.config, self.n_params, self.wandb = out, out / "log.jsonl", config, n_params, None
+        self.flops_per_token, self.written = flops_per_token, (step, seconds)
+        self.peak_flops = next((peak for name, peak in PEAK_FLOPS.items() if name in card), None)
         out.mkdir(parents=True, exist_ok=True)
+        for name in RUN_FILES if step == 0 else ():  # of the run that is overwritten, and nothing else in the folder
+            (out / name).unlink(missing_ok=True)
         write_json(out / "config.json", config)
-        self.out, self.path, self.wandb = out, out / "log.jsonl", None
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
         whole = (json.loads(line) for line in lines if line.startswith("{") and line.endswith("}"))  # a kill cuts lines
-        self.rows = [row for row in whole if row["step"] <= step]
+        self.rows = [row for row in whole if row["step"] <= step]  # what came after the checkpoint will come again
         content = "".join(json.dumps(row) + "\n" for row in self.rows)
         replace_file(self.path, lambda file: file.write(content.encode("utf-8")))
         if config["wandb"]:
@@ -179,14 +201,23 @@ class Log:
 
             self.wandb = wandb.init(project="nanoloop", name=out.name, dir=out, config=config)
 
-    def write(self, row: dict) -> None:
-        """Print the row for people and append it for programs."""
+    def speed(self, steps: int, seconds: float) -> dict:
+        per_second = steps * self.config["batch_tokens"] / seconds if seconds else 0.0
+        mfu = per_second * self.flops_per_token / self.peak_flops if self.peak_flops else None
+        return {"tokens_per_second": per_second, "mfu": mfu}
+
+    def write(self, step: int, seconds: float, progress: float, **figures) -> None:
+        """Print a row of figures for people and append it for programs."""
+        row = {"step": step, "tokens": step * self.config["batch_tokens"], "seconds": seconds} | figures
+        row |= self.speed(step - self.written[0], seconds - self.written[1])
+        row["seconds_left"] = max(0.0, seconds / progress - seconds)
+        self.written = step, seconds
         print(" | ".join(f"{key} {show(value)}" for key, value in row.items() if value is not None), flush=True)
         self.rows.append(row)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self.wandb:
-            self.wandb.log(row, step=row["step"])
+            self.wandb.log(row, step=step)
 
     def draw(self) -> None:
         """loss.png: training and validation loss against tokens."""
@@ -202,14 +233,18 @@ class Log:
         axes.legend()
         axes.figure.savefig(self.out / "loss.png", dpi=120)
 
-    def finish(self, summary: dict) -> None:
-        """Print the summary as `key: value` lines, write it to summary.json, draw the losses."""
+    def finish(self, step: int, seconds: float, total_seconds: float, memory_mb: float | None, **figures) -> dict:
+        """Print the summary as `key: value` lines, write it to summary.json, draw the losses; returns the summary."""
+        tokens = step * self.config["batch_tokens"]
+        summary = figures | {"train_seconds": seconds, "total_seconds": total_seconds, "tokens": tokens, "steps": step}
+        summary |= self.speed(step, seconds) | {"peak_memory_mb": memory_mb, "params": self.n_params}
         write_json(self.out / "summary.json", summary)
         print("---", *(f"{key}: {show(value)}" for key, value in summary.items()), sep="\n")
         self.draw()
         if self.wandb:
             self.wandb.summary.update(summary)
             self.wandb.finish()
+        return summary
 
 
 def show(value) -> str:
@@ -227,3 +262,16 @@ def peak_memory_mb() -> float | None:
         return None
     unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux kibibytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep the memory it frees instead of giving it back to the system.
+
+    A training step frees and takes the same large blocks again and again; with glibc's defaults each of them costs a
+    page fault per 4 KiB, which took up to a third of the time of a step on a CPU. The numbers are M_MMAP_MAX and
+    M_TRIM_THRESHOLD of mallopt(3); other C libraries do without.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(-4, 0)
+        mallopt(-1, 2**31 - 1)

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from console import UserError, read_options, require, run_command, sha256_of_file, write_json
+from console import UserError, explained, read_options, require, run_command, sha256_of_file, write_json
 from corpus.sources import SHAKESPEARE_OPTIONS, python_files, read_document, shakespeare_file, text_files
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -92,16 +92,21 @@ class Tokenizer:
 
 
 def make_tokenizer(name: str, texts) -> Tokenizer:
-    """The tokenizer called `name`: "byte", "bpe:N" trained on the iterable `texts`, or a tiktoken encoding."""
+    """The tokenizer called `name`: "byte", "bpe:N" trained on the iterable `texts`, a tiktoken encoding, or the path of
+    a prepared folder (or of its tokenizer.json) whose tokenizer is taken over."""
     if name == "byte":
         tokens = [bytes([i]) for i in range(256)]
         return Tokenizer(name, tokens + [END_OF_TEXT.encode()], {END_OF_TEXT: 256}, None)
     if name.startswith("bpe:"):
         return train_bpe(name, texts)
+    path = Path(name) / "tokenizer.json" if Path(name).is_dir() else Path(name)
+    if path.is_file():
+        with explained(f"--tokenizer={name}: {path} cannot be read", "name a prepared folder, or its tokenizer.json"):
+            return Tokenizer.from_json(json.loads(path.read_text(encoding="utf-8")))
     import tiktoken
 
     known = tiktoken.list_encoding_names()
-    told = f"--tokenizer={name} is not known: use byte, bpe:N (as bpe:4096) or one of tiktoken's"
+    told = f"--tokenizer={name} is not known: use byte, bpe:N (as bpe:4096), a prepared folder or one of tiktoken's"
     require(name in known, f"{told}: {', '.join(known)}")
     try:
         encoding = tiktoken.get_encoding(name)
@@ -246,18 +251,17 @@ class Data:
         return tokens
 
     def eval_batches(self, split: str, block_size: int, batch_size: int):
-        """The split once, in order: yields (tokens, targets), (≤batch_size, block_size) int64, for every window.
+        """The split once, in order: yields (tokens, targets), each (batch_size, block_size) int64.
 
-        Each token but the first is a target exactly once; what is missing in the last window has target -1.
-        The windows depend on block_size alone, so the total loss does not depend on the batch size.
+        Each token but the first is a target exactly once; what fills up the last window and the last batch has target
+        -1. The windows depend on block_size alone, so the total loss does not depend on the batch size.
         """
         stream = self.splits[split]
         starts = range(0, len(stream) - 1, block_size)
         for first in range(0, len(starts), batch_size):
-            rows = starts[first : first + batch_size]
-            tokens = np.zeros((len(rows), block_size), dtype=np.int64)
-            targets = np.full((len(rows), block_size), -1, dtype=np.int64)
-            for row, start in enumerate(rows):
+            tokens = np.zeros((batch_size, block_size), dtype=np.int64)
+            targets = np.full((batch_size, block_size), -1, dtype=np.int64)
+            for row, start in enumerate(starts[first : first + batch_size]):
                 window = stream.read(start, min(block_size + 1, len(stream) - start))
                 tokens[row, : len(window) - 1], targets[row, : len(window) - 1] = window[:-1], window[1:]
             yield tokens, targets
@@ -305,7 +309,8 @@ class PrepareConfig:
 
     source: tuple[str, ...]  # python, shakespeare, or paths: text files, folders, globs in quotes
     name: str | None = None  # the folder below data/; None: made from the source
-    tokenizer: str | None = None  # byte, bpe:N or a tiktoken encoding such as gpt2; None: bpe:4096 (shakespeare: byte)
+    tokenizer: str | None = None  # byte, bpe:N, a tiktoken encoding such as gpt2, or a prepared folder to share the tokenizer
+    # of; None: bpe:4096 (shakespeare: byte)
     val_fraction: float | None = None  # share of the text held out to steer by; None: 0.05 (shakespeare: 0.1)
     test_fraction: float | None = None  # share held out to confirm with; None: 0.05 (shakespeare: 0)
     include_site_packages: bool = False  # with --source=python: the installed packages' sources too, hundreds of MB

@@ -18,7 +18,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from console import read_options, require, run_command
+from console import UserError, read_options, require, run_command
 from model import GPT, GPTConfig
 from prepare_data import Tokenizer, make_tokenizer
 from train import TrainConfig, load_weights, pick_device
@@ -89,8 +89,11 @@ def main(argv: list[str]) -> None:
                 print(decoder.decode(tokenizer.decode_bytes([token])), end="", flush=True)
 
         seed = None if options.seed is None else options.seed + sample
-        model.generate([tokens], options.max_new_tokens, options.temperature, options.top_k, options.top_p, seed,
-                       tokenizer.end_of_text, stream)  # fmt: skip
+        try:
+            model.generate([tokens], options.max_new_tokens, options.temperature, options.top_k, options.top_p, seed,
+                           tokenizer.end_of_text, stream)  # fmt: skip
+        except ValueError as error:
+            raise UserError(str(error)) from None
         print(decoder.decode(b"", final=True))
 
 

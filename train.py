@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 import prepare_data
-from console import (Log, UserError, catch_signals, claim_folder, explained, first_line, peak_memory_mb, read_options,
-                     replace_file, require, run_command, show)  # fmt: skip
+from console import (Log, UserError, catch_signals, check_folder, explained, first_line, keep_freed_memory, peak_memory_mb,
+                     read_options, replace_file, require, run_command, show)  # fmt: skip
 from model import GPT, GPT2_SWITCHES, GPTConfig, convert_gpt2
 from prepare_data import Data, TrainBatches
 
@@ -227,12 +227,15 @@ def load_checkpoint(path: Path) -> dict:
 
 
 def load_latest(out: Path) -> dict | None:
-    """The run's newest checkpoint that can be read whole, or None. Says aloud what it passes over."""
-    for path in filter(Path.is_file, (out / "last.pt", out / "previous.pt")):
+    """The run's newest checkpoint that can be read whole; None where there is none. Says aloud what it passes over."""
+    paths = [path for path in (out / "last.pt", out / "previous.pt") if path.is_file()]
+    for path in paths:
         try:
             return load_checkpoint(path)
         except UserError as error:
             print(f"passed over: {error}")
+    require(not paths, f"no checkpoint in '{out}' can be read: type --overwrite=True to begin anew")
+    print(f"'{out}' has no checkpoint to go on from: beginning at step 0")
     return None
 
 
@@ -264,11 +267,15 @@ def load_weights(source: str) -> dict:
 
 
 def pick_device(config: TrainConfig) -> tuple[torch.device, torch.dtype]:
-    """The device, and the dtype of activations; "auto" is the fastest that is there. Raises UserError."""
+    """The device, and the dtype of activations; "auto" is the fastest that the machine has. Raises UserError."""
     fastest = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     with explained(f"device={config.device} cannot be used here", "try --device=cpu"):
         device = torch.empty(0, device=fastest if config.device == "auto" else config.device).device
-    fastest = "float32" if device.type != "cuda" else "bfloat16" if torch.cuda.is_bf16_supported(False) else "float16"
+    cpu_has_bf16 = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)
+    if device.type == "cuda":
+        fastest = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    else:
+        fastest = "bfloat16" if device.type == "cpu" and cpu_has_bf16 else "float32"
     return device, getattr(torch, fastest if config.dtype == "auto" else config.dtype)
 
 
@@ -278,17 +285,18 @@ def adopt(config: TrainConfig, begin: dict, data: Data, resuming: bool) -> Train
     Fine-tuning may choose another dropout and a smaller block_size; going on with a run keeps all that shapes it.
     """
     shape = [field.name for field in fields(GPTConfig) if resuming or field.name != "dropout"]
-    for name in shape + ["seed", "batch_tokens", "optimizer"] * resuming:
-        mine, theirs = getattr(config, name), begin["config"][name]
-        if resuming or name != "block_size" or mine > theirs:
-            told = f"{name}={mine}, but the checkpoint was made with {theirs}"
-            require(mine in (getattr(TrainConfig, name), theirs), f"{told}: leave the option out")
-            config = replace(config, **{name: theirs})
+    fixed = {name: begin["config"][name] for name in shape + ["seed", "batch_tokens", "optimizer"] * resuming}
+    if not resuming:
+        fixed["block_size"] = min(config.block_size, fixed["block_size"])
+    for name, theirs in fixed.items():
+        mine = getattr(config, name)
+        told = f"{name}={mine}, but the checkpoint was made with {theirs}"
+        require(mine in (getattr(TrainConfig, name), theirs), f"{told}: leave the option out")
     same = begin["tokenizer"] in (None, data.tokenizer.to_json())
     require(same, f"'{data.folder}' has another tokenizer than the checkpoint: use data prepared with that one")
     same = not resuming or begin["data"] == data.fingerprint
     require(same, f"'{data.folder}' is not the data that the run was begun with: its fingerprint differs")
-    return config
+    return replace(config, **fixed)
 
 
 def try_compile(model: GPT, rows: int, device: torch.device):
@@ -308,9 +316,6 @@ def try_compile(model: GPT, rows: int, device: torch.device):
 # ---------------------------------------------------------------------------------------------------------------------
 # The run
 
-# Floating-point operations per second, dense bf16, from the data sheets.
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "5090": 210e12}
-
 
 def train(config: TrainConfig, stop: list | None = None) -> dict:
     """Do the run that `config` describes; returns its summary. Raises UserError.
@@ -324,7 +329,7 @@ def train(config: TrainConfig, stop: list | None = None) -> dict:
         print(f"'{config.data}' is not there, making it: python prepare_data.py {config.prepare}")
         prepare_data.main(config.prepare.split())
     data = Data(config.data)
-    claim_folder(out, config.resume or config.eval_only, config.overwrite)
+    check_folder(out, config.resume or config.eval_only, config.overwrite)
     checkpoint = load_latest(out) if config.resume else None
     begin = checkpoint or (load_weights(config.init_from) if config.init_from else None)
     if begin:
@@ -357,12 +362,11 @@ def train(config: TrainConfig, stop: list | None = None) -> dict:
         scaler.load_state_dict(checkpoint["scaler"])
         rng.set_rng_state(checkpoint["rng"])
         step, seconds, best = checkpoint["step"], checkpoint["seconds"], checkpoint["best"]
-    log, row, losses, logged = Log(out, step, asdict(config)), {}, [], (step, seconds)
-    n_params, flops = sum(p.numel() for p in model.parameters()), model.flops_per_token()
-    on_gpu, card = device.type == "cuda", torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    peak_flops = next((peak for name, peak in PEAK_FLOPS.items() if name in card), None)
+    on_gpu, n_params = device.type == "cuda", sum(p.numel() for p in model.parameters())
+    card = torch.cuda.get_device_name(device) if on_gpu else device.type
     print(f"{n_params:,} parameters on {card}, activations {dtype}, {'not ' * (network is model)}compiled")
     print(f"{config.batch_tokens:,} tokens a step = {grad_accum} micro-steps × {rows} sequences × {config.block_size} tokens")
+    log = Log(out, step, seconds, asdict(config), n_params, model.flops_per_token(), card)
 
     def save(name: str, keep_old: Path | None = None) -> None:
         checkpoint = {
@@ -373,7 +377,7 @@ def train(config: TrainConfig, stop: list | None = None) -> dict:
         }  # fmt: skip
         replace_file(out / name, lambda file: torch.save(checkpoint, file), keep_old)
 
-    finished = config.progress(step, seconds) >= 1
+    finished, losses, val = config.progress(step, seconds) >= 1, [], {}
     origin = time.perf_counter() - seconds  # training time is the time since `origin`
     while not finished:
         set_schedule(optimizers, config.progress(step, seconds), config)
@@ -400,33 +404,23 @@ def train(config: TrainConfig, stop: list | None = None) -> dict:
             continue  # the device is not waited for
         loss, losses = mean_loss(losses, step, optimizers), []
         seconds = time.perf_counter() - origin
-        tokens, progress = step * config.batch_tokens, config.progress(step, seconds)
-        speed = (step - logged[0]) * config.batch_tokens / (seconds - logged[1])
-        row = {"step": step, "tokens": tokens, "seconds": seconds, "loss": loss, "lr_scale": lr_scale(progress, config),
-               "tokens_per_second": speed, "mfu": speed * flops / peak_flops if peak_flops else None,
-               "seconds_left": seconds / progress - seconds}  # fmt: skip
-        if evals and not stop:
-            row |= evaluate(network, data, "val", config.block_size, rows, device)
-        log.write(row)
-        if row.get("val_loss", math.inf) < best:
-            best = row["val_loss"]
+        val = evaluate(network, data, "val", config.block_size, rows, device) if evals and not stop else {}
+        progress = config.progress(step, seconds)
+        log.write(step, seconds, progress, loss=loss, lr_scale=lr_scale(progress, config), **val)
+        if val.get("val_loss", math.inf) < best:
+            best = val["val_loss"]
             save("best.pt")
         if saves:
             save("last.pt", keep_old=out / "previous.pt")
-        logged, origin = (step, seconds), time.perf_counter() - seconds  # what was done since does not count
+        origin = time.perf_counter() - seconds  # what was done since did not count
 
     if stop:
         log.draw()
         print(f"stopped and saved at step {step}: the same command with --resume=True goes on")
-        return row
-    row = row or evaluate(network, data, "val", config.block_size, rows, device)  # resumed when nothing was left to do
-    tokens = step * config.batch_tokens
-    summary = {key: row[key] for key in ("val_loss", "val_bpb") if key in row} | {
-        "train_seconds": seconds, "total_seconds": time.perf_counter() - started, "tokens": tokens, "steps": step,
-        "tokens_per_second": tokens / seconds, "mfu": tokens / seconds * flops / peak_flops if peak_flops else None,
-        "peak_memory_mb": torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_memory_mb(), "params": n_params,
-    }  # fmt: skip
-    log.finish(summary)
+        return {"steps": step}
+    val = val or evaluate(network, data, "val", config.block_size, rows, device)  # resumed with nothing left to do
+    memory = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_memory_mb()
+    summary = log.finish(step, seconds, time.perf_counter() - started, memory, **val)
     if config.sample_prompt is not None:
         prompt = [data.tokenizer.end_of_text, *data.tokenizer.encode(config.sample_prompt).tolist()]
         new = model.generate([prompt], config.sample_tokens, temperature=0.8, top_k=200, seed=config.seed)[0]
@@ -453,6 +447,7 @@ def mean_loss(losses: list[Tensor], step: int, optimizers: list[torch.optim.Opti
 def main(argv: list[str]) -> int:
     config = read_options(TrainConfig, argv, "train.py config/NAME.py")
     name = Path(argv[0]).stem if argv and not argv[0].startswith("-") else "default"
+    keep_freed_memory()
     stop = catch_signals()
     train(replace(config, out=config.out or f"out/{name}"), stop)
     return 128 + stop[0] if stop else 0

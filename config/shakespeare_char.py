@@ -1,10 +1,23 @@
+"""Tiny Shakespeare by characters, nanoGPT's CPU benchmark: bytes, context 64, the last tenth as validation.
+
+    python train.py config/shakespeare_char.py
+
+Hardware: 2 CPU cores.
+Time:     SHAKESPEARE_TIME
+Expected: SHAKESPEARE_EXPECTED (nanoGPT's CPU recipe ends at 1.8857 after 2,000 steps)
+"""
+
 data = "data/shakespeare_char"
 prepare = "--source=shakespeare"
+
 block_size = 64
 vocab_multiple = 1
 n_layer = 4
 n_head = 4
 n_embd = 128
 value_embeds = 2
+
 batch_tokens = 2048
-max_steps = 600
+max_steps = 200
+log_interval = 20
+sample_prompt = "ROMEO:"

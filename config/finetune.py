@@ -1,0 +1,28 @@
+"""Go on from weights that exist, on other text: the quickstart's model learns more of what you write.
+
+    python prepare_data.py --source=PATH --name=notes --tokenizer=data/python
+    python train.py config/finetune.py --data=data/notes
+
+Hardware: 2 CPU cores (a GPU is used if there is one).
+Time:     FINETUNE_TIME
+Expected: FINETUNE_EXPECTED
+
+The shape of the model comes with the weights. For GPT-2's: --init_from=gpt2 and data prepared with --tokenizer=gpt2.
+"""
+
+init_from = "out/quickstart"
+data = "data/notes"
+
+# A tenth of the rates that train from nothing: enough to learn what is new without forgetting what is known.
+muon_lr = 0.002
+embed_lr = 0.03
+head_lr = 0.001
+scalar_lr = 0.002
+learning_rate = 3e-5
+
+warmup = 0.05
+decay = 0.95
+final_lr = 0.0
+batch_tokens = 4096
+max_steps = 200
+eval_interval = 50
