@@ -31,7 +31,6 @@ class GPTConfig:
 
     block_size: int = 1024  # context length T in tokens
     vocab_size: int | None = None  # number of token ids; None: the tokenizer's
-    vocab_multiple: int = 64  # the token tables are padded to a multiple of this: fast matrix products on GPUs
     n_layer: int = 12  # blocks
     n_head: int = 6  # attention heads
     n_kv_head: int | None = None  # heads that keys and values have (grouped-query attention); None: n_head
@@ -53,7 +52,7 @@ class GPTConfig:
 
     def __post_init__(self):
         kv_head, pattern, tables = self.n_kv_head or self.n_head, self.window_pattern, (self.n_layer + 1) // 2
-        for name in ("block_size", "vocab_multiple", "n_layer", "n_head", "n_embd", "window_size"):
+        for name in ("block_size", "n_layer", "n_head", "n_embd", "window_size"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
         require(self.n_embd % self.n_head == 0, f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}")
         require(self.n_head % kv_head == 0, f"n_head={self.n_head} is not divisible by n_kv_head={kv_head}")
@@ -64,7 +63,8 @@ class GPTConfig:
         require(0 <= self.dropout < 1, f"dropout={self.dropout} must be at least 0 and below 1")
 
     def padded_vocab(self) -> int:
-        return math.ceil(self.vocab_size / self.vocab_multiple) * self.vocab_multiple
+        """Rows of the token tables: GPUs multiply matrices fastest when their sizes are multiples of 64."""
+        return math.ceil(self.vocab_size / 64) * 64
 
     def window(self, layer: int) -> int:
         """Tokens that the layer attends to, itself included."""
@@ -384,27 +384,3 @@ def sample_token(logits: Tensor, temperature: float, top_k: int | None, top_p: f
     if top_p is not None:  # a token goes where what the more probable ones hold suffices already
         probability = probability.masked_fill(probability.cumsum(dim=-1) - probability >= top_p, 0.0)
     return tokens.gather(-1, torch.multinomial(probability, 1, generator=generator))[:, 0]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# GPT-2's published weights
-
-GPT2_SWITCHES = {
-    "position": "learned", "norm": "layer", "activation": "gelu", "qk_norm": False, "bias": True, "tie_embeddings": True,
-    "logit_softcap": None, "value_embeds": 0, "residual_scalars": False, "weight_init": "gpt2",
-}  # fmt: skip
-
-
-def convert_gpt2(published: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
-    """GPT-2's state dict, as the transformers library names it, for a GPT with GPT2_SWITCHES.
-
-    There matrices are (in, out), and q, k, v are one; in nn.Linear they are (out, in). The vocabulary's padding is 0.
-    """
-    state = {}
-    for name, value in published.items():
-        value = value.t() if ".c_" in name and value.ndim == 2 else value
-        parts = ("c_q", "c_k", "c_v") if "c_attn" in name else ("c_attn",)
-        for part, rows in zip(parts, value.chunk(len(parts))):
-            state[name.removeprefix("transformer.").replace("c_attn", part)] = rows
-    wte = F.pad(state["wte.weight"], (0, 0, 0, config.padded_vocab() - config.vocab_size))
-    return state | {"wte.weight": wte, "lm_head.weight": wte}

@@ -9,6 +9,7 @@ table of contents.
 """
 
 import math
+import runpy
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor
 import prepare_data
 from console import (Log, UserError, catch_signals, check_folder, explained, first_line, keep_freed_memory, peak_memory_mb,
                      read_options, replace_file, require, run_command, show)  # fmt: skip
-from model import GPT, GPT2_SWITCHES, GPTConfig, convert_gpt2
+from model import GPT, GPTConfig
 from prepare_data import Data, TrainBatches
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -145,24 +146,23 @@ class Muon(torch.optim.Optimizer):
 
 def make_optimizers(model: GPT, config: TrainConfig, device: torch.device) -> list[torch.optim.Optimizer]:
     """AdamW, and Muon for the hidden matrices unless optimizer=adamw. Every parameter is in exactly one group."""
-    muon, groups = config.optimizer == "muon", {}
+    groups: dict[tuple, dict] = {}
     for name, p in model.named_parameters():
-        if muon and name.startswith("h.") and p.ndim == 2 and "value_gate" not in name:
-            kind = "hidden", config.muon_lr, config.weight_decay
-        elif muon and name.startswith(("wte", "wpe", "value_embeds")):
-            kind = "tables", config.embed_lr, 0.0
-        elif muon:
-            kind = ("head", config.head_lr, 0.0) if name == "lm_head.weight" else ("scalars", config.scalar_lr, 0.0)
-        else:  # nanoGPT's rule: decay what is a matrix or a table, not what is a vector
+        table = name.startswith(("wte", "wpe", "value_embeds"))
+        if config.optimizer == "adamw":  # nanoGPT's rule: decay what is a matrix or a table, not what is a vector
             kind = "adamw", config.learning_rate, config.weight_decay if p.ndim >= 2 else 0.0
+        elif name.startswith("h.") and p.ndim == 2 and "value_gate" not in name:
+            kind = "muon", config.muon_lr, config.weight_decay
+        else:
+            rate = config.embed_lr if table else config.head_lr if name == "lm_head.weight" else config.scalar_lr
+            kind = "adamw", rate, 0.0
         group = groups.setdefault(kind, {"params": [], "lr": kind[1], "peak_lr": kind[1], "weight_decay": kind[2]})
         group["params"].append(p)
     assert sum(len(group["params"]) for group in groups.values()) == len(list(model.parameters()))
-    hidden = [group for kind, group in groups.items() if kind[0] == "hidden"]
-    others = [group for kind, group in groups.items() if kind[0] != "hidden"]
+    muon, adamw = ([group for kind, group in groups.items() if kind[0] == which] for which in ("muon", "adamw"))
     fused = device.type in ("cpu", "cuda")
-    adamw = torch.optim.AdamW(others, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused)
-    return [adamw, Muon(hidden)] if hidden else [adamw]
+    optimizer = torch.optim.AdamW(adamw, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused)
+    return [optimizer, Muon(muon)] if muon else [optimizer]
 
 
 def lr_scale(progress: float, config: TrainConfig) -> float:
@@ -240,11 +240,7 @@ def load_latest(out: Path) -> dict | None:
 
 
 def load_weights(source: str) -> dict:
-    """"config", "model" and "tokenizer" of a run's folder, a checkpoint, or GPT-2 in the transformers library's form.
-
-    GPT-2 by name is downloaded once by that library; a local folder of it needs no network. It brings no tokenizer
-    (None): GPT-2's is tiktoken's "gpt2". Raises UserError.
-    """
+    """A checkpoint from a run's folder or a file, or GPT-2's weights in the same form. Raises UserError."""
     path = Path(source)
     if path.is_dir() and list(path.glob("*.pt")):
         path = path / ("best.pt" if (path / "best.pt").is_file() else "last.pt")
@@ -252,14 +248,9 @@ def load_weights(source: str) -> dict:
         return load_checkpoint(path)
     known = source.startswith("gpt2") or (path / "config.json").is_file()
     require(known, f"'{source}' is no run, checkpoint or folder of GPT-2, nor gpt2, gpt2-medium, gpt2-large, gpt2-xl")
-    from transformers import GPT2LMHeadModel
-
-    with explained(f"'{source}' could not be loaded", "without a network, name a local folder of GPT-2's files"):
-        published = GPT2LMHeadModel.from_pretrained(source)
-    p = published.config
-    sizes = {"block_size": p.n_positions, "n_layer": p.n_layer, "n_head": p.n_head, "n_embd": p.n_embd}
-    config = GPTConfig(vocab_size=p.vocab_size, **sizes, **GPT2_SWITCHES)
-    return {"config": asdict(config), "model": convert_gpt2(published.state_dict(), config), "tokenizer": None}
+    remedy = "it takes `pip install transformers` and a network, or the path of a local folder of GPT-2's files"
+    with explained(f"'{source}' could not be loaded", remedy):
+        return runpy.run_path(str(Path(__file__).with_name("config") / "gpt2_classic.py"))["published_weights"](source)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -271,41 +262,43 @@ def pick_device(config: TrainConfig) -> tuple[torch.device, torch.dtype]:
     fastest = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     with explained(f"device={config.device} cannot be used here", "try --device=cpu"):
         device = torch.empty(0, device=fastest if config.device == "auto" else config.device).device
-    cpu_has_bf16 = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)
+    bf16 = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)  # multiplied natively
     if device.type == "cuda":
-        fastest = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    else:
-        fastest = "bfloat16" if device.type == "cpu" and cpu_has_bf16 else "float32"
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    fastest = "bfloat16" if bf16 else "float16" if device.type == "cuda" else "float32"
     return device, getattr(torch, fastest if config.dtype == "auto" else config.dtype)
 
 
-def adopt(config: TrainConfig, begin: dict, data: Data, resuming: bool) -> TrainConfig:
-    """`config` completed by what the checkpoint `begin` fixes. Raises UserError where an option contradicts it.
+def adopt(config: TrainConfig, begin: dict | None, data: Data, resuming: bool) -> TrainConfig:
+    """`config` completed by what the data and the checkpoint `begin` fix. Raises UserError where an option contradicts.
 
     Fine-tuning may choose another dropout and a smaller block_size; going on with a run keeps all that shapes it.
     """
-    shape = [field.name for field in fields(GPTConfig) if resuming or field.name != "dropout"]
-    fixed = {name: begin["config"][name] for name in shape + ["seed", "batch_tokens", "optimizer"] * resuming}
-    if not resuming:
-        fixed["block_size"] = min(config.block_size, fixed["block_size"])
-    for name, theirs in fixed.items():
-        mine = getattr(config, name)
-        told = f"{name}={mine}, but the checkpoint was made with {theirs}"
-        require(mine in (getattr(TrainConfig, name), theirs), f"{told}: leave the option out")
-    same = begin["tokenizer"] in (None, data.tokenizer.to_json())
-    require(same, f"'{data.folder}' has another tokenizer than the checkpoint: use data prepared with that one")
-    same = not resuming or begin["data"] == data.fingerprint
-    require(same, f"'{data.folder}' is not the data that the run was begun with: its fingerprint differs")
+    fixed = {"vocab_size": max(config.vocab_size or 0, data.tokenizer.vocab_size)}
+    if begin:
+        shape = [field.name for field in fields(GPTConfig) if resuming or field.name != "dropout"]
+        fixed = {name: begin["config"][name] for name in shape + ["seed", "batch_tokens", "optimizer"] * resuming}
+        if not resuming:
+            fixed["block_size"] = min(config.block_size, fixed["block_size"])
+        told = f"'{data.folder}' has another tokenizer than the checkpoint: use data prepared with that one"
+        require(begin["tokenizer"] in (None, data.tokenizer.to_json()), told)
+        told = f"'{data.folder}' is not the data that the run was begun with: its fingerprint differs"
+        require(not resuming or begin["data"] == data.fingerprint, told)
+    for name, value in fixed.items():
+        mine, wanted = getattr(config, name), "the checkpoint was made with" if begin else "the data needs"
+        told = f"{name}={mine}, but {wanted} {value}: leave the option out"
+        require(mine in (getattr(TrainConfig, name), value), told)
+    least = data.tokenizer.vocab_size
+    require(fixed["vocab_size"] >= least, f"'{data.folder}' has {least} tokens, the weights know {fixed['vocab_size']}")
     return replace(config, **fixed)
 
 
 def try_compile(model: GPT, rows: int, device: torch.device):
     """The compiled model, warmed up for training, or the model itself where no compiler works."""
-    started, tokens = time.perf_counter(), torch.zeros(rows, model.config.block_size, dtype=torch.int64, device=device)
-    compiled = torch.compile(model, dynamic=False)
+    compiled, tokens = torch.compile(model, dynamic=False), torch.zeros(rows, model.config.block_size).long().to(device)
+    print("compiling the model", flush=True)
     try:
         compiled(tokens, tokens).backward()
-        print(f"compiled in {time.perf_counter() - started:.0f} s")
     except Exception as error:  # of many kinds: no C++ compiler, no Triton, a card too old for it
         print(f"torch.compile does not work here, going on without it ({first_line(error)})")
         compiled = model
@@ -317,115 +310,61 @@ def try_compile(model: GPT, rows: int, device: torch.device):
 # The run
 
 
-def train(config: TrainConfig, stop: list | None = None) -> dict:
-    """Do the run that `config` describes; returns its summary. Raises UserError.
+class Run:
+    """All that changes in a run: what a checkpoint holds, and what a resumed run takes back from it."""
 
-    stop: a list; as soon as it holds anything, the run ends after the step under way, saved to be resumed.
-    """
-    # What the run needs, checked before anything is written.
-    started, out, stop = time.perf_counter(), Path(config.out), [] if stop is None else stop
-    device, dtype = pick_device(config)
-    if config.prepare and not Path(config.data).exists():
-        print(f"'{config.data}' is not there, making it: python prepare_data.py {config.prepare}")
-        prepare_data.main(config.prepare.split())
-    data = Data(config.data)
-    check_folder(out, config.resume or config.eval_only, config.overwrite)
-    checkpoint = load_latest(out) if config.resume else None
-    begin = checkpoint or (load_weights(config.init_from) if config.init_from else None)
-    if begin:
-        config = adopt(config, begin, data, resuming=begin is checkpoint)
-    config = replace(config, vocab_size=config.vocab_size or data.tokenizer.vocab_size)
-    told = f"vocab_size={config.vocab_size}, but '{data.folder}' has {data.tokenizer.vocab_size} tokens"
-    require(config.vocab_size >= data.tokenizer.vocab_size, f"{told}: leave the option out, or use other data")
-    rows, grad_accum = config.split_batch()
-    batches = TrainBatches(data, config.block_size, config.seed, rows, grad_accum)
-    torch.manual_seed(config.seed)
-    model = GPT(config, dtype).to(device)
-    if begin:  # of learned positions as many as block_size are taken
-        cut = {name: w[: config.block_size] if name == "wpe.weight" else w for name, w in begin["model"].items()}
-        model.load_state_dict(cut)
-    if config.eval_only:
-        require(begin, "eval_only=True needs weights: give --init_from=RUN, or --resume=True for the run's own")
-        result = evaluate(model, data, "val", config.block_size, rows, device)
-        print(*(f"{key}: {show(value)}" for key, value in result.items()) or ["no validation data"], sep="\n")
-        return result
-    wanted = config.compile or (config.compile is None and device.type == "cuda")
-    network = try_compile(model, rows, device) if wanted else model
-    optimizers = make_optimizers(model, config, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    rng = torch.cuda if device.type == "cuda" else torch  # where dropout takes its random numbers
-    torch.manual_seed(config.seed)
-    step, seconds, best = 0, 0.0, math.inf
-    if checkpoint:
-        for optimizer, state in zip(optimizers, checkpoint["optimizers"]):
+    def __init__(self, config: TrainConfig, data: Data, device: torch.device, dtype: torch.dtype):
+        self.config, self.data, self.device = config, data, device
+        self.step, self.seconds, self.best = 0, 0.0, math.inf  # optimizer steps, training time, lowest validation loss
+        torch.manual_seed(config.seed)
+        self.model = GPT(config, dtype).to(device)
+        self.optimizers = make_optimizers(self.model, config, device)
+        # float16 cannot hold small gradients: the loss is scaled up, and the gradients down again before a step.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        self.rng = torch.cuda if device.type == "cuda" else torch  # where dropout takes its random numbers
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        size = self.config.block_size  # of learned positions, as many are taken
+        self.model.load_state_dict({name: w[:size] if name == "wpe.weight" else w for name, w in weights.items()})
+
+    def restore(self, checkpoint: dict) -> None:
+        self.step, self.seconds, self.best = checkpoint["step"], checkpoint["seconds"], checkpoint["best"]
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizers"]):
             optimizer.load_state_dict(state)
-        scaler.load_state_dict(checkpoint["scaler"])
-        rng.set_rng_state(checkpoint["rng"])
-        step, seconds, best = checkpoint["step"], checkpoint["seconds"], checkpoint["best"]
-    on_gpu, n_params = device.type == "cuda", sum(p.numel() for p in model.parameters())
-    card = torch.cuda.get_device_name(device) if on_gpu else device.type
-    print(f"{n_params:,} parameters on {card}, activations {dtype}, {'not ' * (network is model)}compiled")
-    print(f"{config.batch_tokens:,} tokens a step = {grad_accum} micro-steps × {rows} sequences × {config.block_size} tokens")
-    log = Log(out, step, seconds, asdict(config), n_params, model.flops_per_token(), card)
+        self.scaler.load_state_dict(checkpoint["scaler"])
+        self.rng.set_rng_state(checkpoint["rng"])
 
-    def save(name: str, keep_old: Path | None = None) -> None:
+    def save(self, path: Path, keep_old: Path | None = None) -> None:
+        finite = all(p.isfinite().all() for p in self.model.parameters())
+        require(finite, f"the weights are no longer finite after step {self.step}: they were not saved")
         checkpoint = {
-            "format": CHECKPOINT_FORMAT, "config": asdict(config), "step": step, "tokens": step * config.batch_tokens,
-            "seconds": seconds, "best": best, "model": model.state_dict(), "scaler": scaler.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers], "rng": rng.get_rng_state(),
-            "data": data.fingerprint, "tokenizer": data.tokenizer.to_json(), "torch": str(torch.__version__),
+            "format": CHECKPOINT_FORMAT, "config": asdict(self.config), "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers], "scaler": self.scaler.state_dict(),
+            "rng": self.rng.get_rng_state(), "step": self.step, "tokens": self.step * self.config.batch_tokens,
+            "seconds": self.seconds, "best": self.best, "data": self.data.fingerprint,
+            "tokenizer": self.data.tokenizer.to_json(), "versions": {"torch": str(torch.__version__)},
         }  # fmt: skip
-        replace_file(out / name, lambda file: torch.save(checkpoint, file), keep_old)
+        replace_file(path, lambda file: torch.save(checkpoint, file), keep_old)
 
-    finished, losses, val = config.progress(step, seconds) >= 1, [], {}
-    origin = time.perf_counter() - seconds  # training time is the time since `origin`
-    while not finished:
-        set_schedule(optimizers, config.progress(step, seconds), config)
-        losses.append(torch.zeros((), device=device))
-        for micro_step in range(grad_accum):
-            tokens, targets = (to_device(array, device) for array in batches(step, micro_step))
-            loss = network(tokens, targets) / grad_accum
-            scaler.scale(loss).backward()
-            losses[-1] += loss.detach()
-        if config.grad_clip is not None:
-            for optimizer in optimizers:
-                scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-        for optimizer in optimizers:
-            scaler.step(optimizer)
+    def take_step(self, network, batches: TrainBatches) -> Tensor:
+        """One optimizer step; returns its loss, the mean over micro-steps, still on the device."""
+        set_schedule(self.optimizers, self.config.progress(self.step, self.seconds), self.config)
+        total = torch.zeros((), device=self.device)
+        for micro_step in range(batches.grad_accum):
+            tokens, targets = (to_device(array, self.device) for array in batches(self.step, micro_step))
+            loss = network(tokens, targets) / batches.grad_accum
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+        if self.config.grad_clip is not None:
+            for optimizer in self.optimizers:
+                self.scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
-        scaler.update()
-        step, seconds = step + 1, time.perf_counter() - origin
-
-        finished = config.progress(step, seconds) >= 1 or bool(stop)
-        intervals = config.log_interval, config.eval_interval, config.save_interval
-        logs, evals, saves = (finished or (interval is not None and step % interval == 0) for interval in intervals)
-        if not (logs or evals or saves):
-            continue  # the device is not waited for
-        loss, losses = mean_loss(losses, step, optimizers), []
-        seconds = time.perf_counter() - origin
-        val = evaluate(network, data, "val", config.block_size, rows, device) if evals and not stop else {}
-        progress = config.progress(step, seconds)
-        log.write(step, seconds, progress, loss=loss, lr_scale=lr_scale(progress, config), **val)
-        if val.get("val_loss", math.inf) < best:
-            best = val["val_loss"]
-            save("best.pt")
-        if saves:
-            save("last.pt", keep_old=out / "previous.pt")
-        origin = time.perf_counter() - seconds  # what was done since did not count
-
-    if stop:
-        log.draw()
-        print(f"stopped and saved at step {step}: the same command with --resume=True goes on")
-        return {"steps": step}
-    val = val or evaluate(network, data, "val", config.block_size, rows, device)  # resumed with nothing left to do
-    memory = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_memory_mb()
-    summary = log.finish(step, seconds, time.perf_counter() - started, memory, **val)
-    if config.sample_prompt is not None:
-        prompt = [data.tokenizer.end_of_text, *data.tokenizer.encode(config.sample_prompt).tolist()]
-        new = model.generate([prompt], config.sample_tokens, temperature=0.8, top_k=200, seed=config.seed)[0]
-        print("---", config.sample_prompt + data.tokenizer.decode(new), sep="\n")
-    return summary
+        self.scaler.update()
+        self.step += 1
+        return total
 
 
 def to_device(array, device: torch.device) -> Tensor:
@@ -434,14 +373,87 @@ def to_device(array, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def mean_loss(losses: list[Tensor], step: int, optimizers: list[torch.optim.Optimizer]) -> float:
-    """The mean of the latest steps' losses, `step` not included. Raises UserError at the first that is not finite."""
+def mean_loss(losses: list[Tensor], run: Run) -> float:
+    """The mean of the latest steps' losses. Raises UserError at the first that is not finite."""
     values = torch.stack(losses).tolist()  # the one place where the program waits for the device
-    for i, value in enumerate(values):
-        rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
-        require(math.isfinite(value), f"the loss is {value} at step {step - len(values) + i}, learning rates {rates}. The "
-                "last checkpoint is from before. Likely causes: a learning rate too high, or float16")  # fmt: skip
+    rates = {group["lr"] for optimizer in run.optimizers for group in optimizer.param_groups}
+    for step, value in enumerate(values, start=run.step - len(values)):
+        require(math.isfinite(value), f"the loss is {value} at step {step}, with learning rates {sorted(rates)}. The last "
+                "checkpoint is from before. Likely causes: a learning rate too high, or dtype=float16")  # fmt: skip
     return sum(values) / len(values)
+
+
+def train(config: TrainConfig, stop: list | None = None) -> dict:
+    """Do the run that `config` describes; returns its summary. Raises UserError.
+
+    stop: a list; as soon as it holds anything, the run ends after the step under way, saved to be resumed.
+    """
+    # What the run needs, checked before anything is written.
+    started, out, stop = time.perf_counter(), Path(config.out or "out/default"), [] if stop is None else stop
+    device, dtype = pick_device(config)
+    if config.prepare and not Path(config.data).exists():
+        print(f"'{config.data}' is not there, making it: python prepare_data.py {config.prepare}")
+        prepare_data.main(config.prepare.split())
+    data = Data(config.data)
+    check_folder(out, config.resume or config.eval_only, config.overwrite)
+    checkpoint = load_latest(out) if config.resume else None
+    begin = checkpoint or (load_weights(config.init_from) if config.init_from else None)
+    config = adopt(config, begin, data, resuming=checkpoint is not None)
+    rows, grad_accum = config.split_batch()
+    batches = TrainBatches(data, config.block_size, config.seed, rows, grad_accum)
+    run = Run(config, data, device, dtype)
+    if begin:
+        run.load_weights(begin["model"])
+    if config.eval_only:
+        require(begin, "eval_only=True needs weights: give --init_from=RUN, or --resume=True for the run's own")
+        val = evaluate(run.model, data, "val", config.block_size, rows, device)
+        print(*(f"{key}: {show(value)}" for key, value in val.items()) or ["no validation data"], sep="\n")
+        return val
+    compiled = config.compile or (config.compile is None and device.type == "cuda")
+    network = try_compile(run.model, rows, device) if compiled else run.model
+    torch.manual_seed(config.seed)
+    if checkpoint:
+        run.restore(checkpoint)
+    on_gpu, n_params = device.type == "cuda", sum(p.numel() for p in run.model.parameters())
+    card = torch.cuda.get_device_name(device) if on_gpu else device.type
+    print(f"{n_params:,} parameters on {card}, activations {dtype}, {'not ' * (network is run.model)}compiled")
+    print(f"{config.batch_tokens:,} tokens a step = {grad_accum} micro-steps × {rows} sequences × {config.block_size} tokens")
+    log = Log(out, run.step, run.seconds, asdict(config), n_params, run.model.flops_per_token(), card)
+
+    finished, losses, val = config.progress(run.step, run.seconds) >= 1, [], {}
+    origin = time.perf_counter() - run.seconds  # training time is the time since `origin`
+    while not finished:
+        losses.append(run.take_step(network, batches))
+        run.seconds = time.perf_counter() - origin
+        finished = config.progress(run.step, run.seconds) >= 1 or bool(stop)
+        intervals = config.log_interval, config.eval_interval, config.save_interval
+        logs, evals, saves = (finished or (interval and run.step % interval == 0) for interval in intervals)
+        if not (logs or evals or saves):
+            continue  # the device is not waited for
+        loss, losses = mean_loss(losses, run), []
+        run.seconds = time.perf_counter() - origin
+        val = evaluate(network, data, "val", config.block_size, rows, device) if evals and not stop else {}
+        progress = config.progress(run.step, run.seconds)
+        log.write(run.step, run.seconds, progress, loss=loss, lr_scale=lr_scale(progress, config), **val)
+        if val.get("val_loss", math.inf) < run.best:
+            run.best = val["val_loss"]
+            run.save(out / "best.pt")
+        if saves:
+            run.save(out / "last.pt", keep_old=out / "previous.pt")
+        origin = time.perf_counter() - run.seconds  # what was done since did not count
+
+    if stop:
+        log.draw()
+        print(f"stopped and saved at step {run.step}: the same command with --resume=True goes on")
+        return {"steps": run.step}
+    val = val or evaluate(network, data, "val", config.block_size, rows, device)  # resumed with nothing left to do
+    memory = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_memory_mb()
+    summary = log.finish(run.step, run.seconds, time.perf_counter() - started, memory, **val)
+    if config.sample_prompt is not None:
+        prompt = [data.tokenizer.end_of_text, *data.tokenizer.encode(config.sample_prompt).tolist()]
+        new = run.model.generate([prompt], config.sample_tokens, temperature=0.8, top_k=200, seed=config.seed)[0]
+        print("---", config.sample_prompt + data.tokenizer.decode(new), sep="\n")
+    return summary
 
 
 def main(argv: list[str]) -> int:

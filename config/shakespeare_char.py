@@ -11,7 +11,6 @@ data = "data/shakespeare_char"
 prepare = "--source=shakespeare"
 
 block_size = 64
-vocab_multiple = 1
 n_layer = 4
 n_head = 4
 n_embd = 128

@@ -1,6 +1,7 @@
 """Shared fixtures: a small prepared data set, a small config, and a way to run a command as the shell would."""
 
 import random
+import runpy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +13,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import console  # noqa: E402
+import model  # noqa: E402
 import prepare_data  # noqa: E402
 import train  # noqa: E402
 
 torch.set_num_threads(2)
+
+GPT2_RECIPE = runpy.run_path(str(ROOT / "config" / "gpt2_classic.py"))
+# What makes a model GPT-2, apart from its size.
+GPT2_SWITCHES = {name: GPT2_RECIPE[name] for name in model.GPTConfig.__dataclass_fields__ if name in GPT2_RECIPE}
+GPT2_SWITCHES = {name: value for name, value in GPT2_SWITCHES.items() if name not in ("n_layer", "n_head", "n_embd", "block_size")}
 
 WORDS = "the a model learns to predict each next token from all that came before it and nothing else".split()
 
@@ -42,7 +49,7 @@ def config(data_dir, tmp_path):
     """A factory of small runs: config(max_steps=3) takes less than a second on a CPU."""
 
     def make(**options) -> train.TrainConfig:
-        small = dict(data=str(data_dir), out=str(tmp_path / "run"), block_size=32, vocab_multiple=1, n_layer=2, n_head=2)
+        small = dict(data=str(data_dir), out=str(tmp_path / "run"), block_size=32, n_layer=2, n_head=2)
         small |= dict(n_embd=32, value_embeds=1, batch_tokens=256, max_steps=4, device="cpu", dtype="float32")
         return train.TrainConfig(**(small | options))
 

@@ -17,7 +17,7 @@ from tests.conftest import ROOT, make_documents
 def place(tmp_path, monkeypatch, data_dir):
     """An empty working directory, and the flags of a small run in it."""
     monkeypatch.chdir(tmp_path)
-    return ["--block_size=32", "--vocab_multiple=1", "--n_layer=2", "--n_head=2", "--n_embd=32", "--value_embeds=1", "--max_steps=2",
+    return ["--block_size=32", "--n_layer=2", "--n_head=2", "--n_embd=32", "--value_embeds=1", "--max_steps=2",
             "--batch_tokens=256", "--device=cpu", f"--data={data_dir}"]  # fmt: skip
 
 

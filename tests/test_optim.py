@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model import GPT, GPT2_SWITCHES, GPTConfig
+from model import GPT, GPTConfig
+from tests.conftest import GPT2_SWITCHES
 from train import Muon, TrainConfig, lr_scale, make_optimizers, orthogonalize, set_schedule
 
 CPU = torch.device("cpu")

@@ -308,7 +308,7 @@ def test_gpt2s_weights_can_be_fine_tuned(config, tmp_path):
         transformers.GPT2Config(vocab_size=257, n_positions=32, n_embd=32, n_layer=2, n_head=2)
     )
     published.save_pretrained(tmp_path / "gpt2_folder")
-    defaults = {name: getattr(train.TrainConfig, name) for name in ("n_layer", "n_head", "n_embd", "value_embeds", "vocab_multiple")}
+    defaults = {name: getattr(train.TrainConfig, name) for name in ("n_layer", "n_head", "n_embd", "value_embeds")}
     options = config(init_from=str(tmp_path / "gpt2_folder"), optimizer="adamw", learning_rate=0.0, max_steps=1, **defaults)
     train.train(replace(options, block_size=16, batch_tokens=64))
     ours = final_weights(tmp_path / "run")
@@ -378,10 +378,27 @@ def test_the_first_loss_that_is_not_finite_ends_the_run(config, tmp_path, monkey
     assert checkpoint["step"] == 5 and all(w.isfinite().all() for w in checkpoint["model"].values())
 
 
+def test_weights_that_are_not_finite_are_never_saved(config, tmp_path, monkeypatch):
+    """A gradient can overflow in a step whose loss was still good."""
+    options = config(max_steps=20, save_interval=5, log_interval=5)
+    step, calls = train.Muon.step, []
+
+    def overflowing(self):
+        step(self)
+        calls.append(1)
+        if len(calls) == 10:
+            self.param_groups[0]["params"][0].data[0, 0] = math.inf
+
+    monkeypatch.setattr(train.Muon, "step", overflowing)
+    with pytest.raises(UserError, match="no longer finite after step 10"):
+        train.train(options)
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 5
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_with_a_checkpoint_and_the_way_to_go_on(config, tmp_path, number):
     (tmp_path / "recipe.py").write_text(
-        f"data = {config().data!r}\nblock_size = 32\nvocab_multiple = 1\nn_layer = 2\nn_head = 2\nn_embd = 32\n"
+        f"data = {config().data!r}\nblock_size = 32\nn_layer = 2\nn_head = 2\nn_embd = 32\n"
         "value_embeds = 1\nbatch_tokens = 256\nmax_steps = 100_000\nlog_interval = 5\ndevice = 'cpu'\n"
     )
     run = subprocess.Popen([sys.executable, str(ROOT / "train.py"), "recipe.py"], cwd=tmp_path, stdout=subprocess.PIPE,
