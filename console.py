@@ -67,7 +67,8 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, ModuleNotFoundError):
         return f"error: this needs a library that is not installed: pip install {error.name}"
     # torch raises OutOfMemoryError for a GPU and a plain RuntimeError for the CPU; neither is imported here.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+    names = type(error).__name__, str(error)
+    if isinstance(error, MemoryError) or names[0] == "OutOfMemoryError" or "can't allocate memory" in names[1]:
         return ("error: out of memory. Set a smaller --micro_batch_size (sequences at once; a training step keeps its "
                 "tokens, in more micro-steps), a smaller --block_size or a smaller model")  # fmt: skip
     if isinstance(error, OSError):
@@ -183,7 +184,9 @@ class Log:
     arithmetic that is used (mfu, model FLOPs utilisation), which is None where its peak is not known.
     """
 
-    def __init__(self, out: Path, step: int, seconds: float, config: dict, n_params: int, flops_per_token: float, card: str):
+    def __init__(
+        self, out: Path, step: int, seconds: float, config: dict, n_params: int, flops_per_token: float, card: str
+    ):
         self.out, self.path, self.config, self.n_params, self.wandb = out, out / "log.jsonl", config, n_params, None
         self.flops_per_token, self.written = flops_per_token, (step, seconds)
         self.peak_flops = next((peak for name, peak in PEAK_FLOPS.items() if name in card), None)
@@ -250,7 +253,7 @@ class Log:
 def show(value) -> str:
     """A figure for people: digits after the point where it is small, thousands marked where it is large."""
     if isinstance(value, float) and math.isfinite(value):
-        return f"{value:.4f}" if abs(value) < 100 else f"{value:,.0f}"
+        return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -1,6 +1,6 @@
 """The GPT: configuration, attention, MLP, block, forward pass, generation. Imports torch alone.
 
-Modern by default, GPT-2 by switch: every modern part is one field of GPTConfig, so an ablation is a one-line experiment.
+Modern by default, GPT-2 by switch: every modern part is one field of GPTConfig, so that an ablation is one line.
 Modules carry GPT-2's names: wte and wpe are the token and position tables, h the blocks, ln the norms.
 
 Letters for sizes, used in every comment below:
@@ -45,7 +45,7 @@ class GPTConfig:
     logit_softcap: float | None = 15.0  # logits are squashed into ±this by tanh; None: off
     value_embeds: int = 3  # tables of per-token values, added in every other layer counted from the last; 0: none
     residual_scalars: bool = True  # x = a·x + b·x0 before each block, with a, b learned and x0 the embedding
-    window_pattern: str | None = None  # per layer S (window_size) or L (full), repeated: "SSSL"; the last is L; None: full
+    window_pattern: str | None = None  # per layer S (window_size) or L (all), repeated, as SSSL; the last is L; None: L
     window_size: int = 256  # tokens that a layer of kind S sees, itself included
     dropout: float = 0.0  # share of activations zeroed in training
     weight_init: Literal["modern", "gpt2"] = "modern"  # see GPT.init_weights
@@ -58,7 +58,7 @@ class GPTConfig:
         require(self.n_head % kv_head == 0, f"n_head={self.n_head} is not divisible by n_kv_head={kv_head}")
         even = self.position != "rope" or self.n_embd // self.n_head % 2 == 0
         require(even, f"position=rope needs an even head size: n_embd={self.n_embd} / n_head={self.n_head} is odd")
-        require(0 <= self.value_embeds <= tables, f"value_embeds={self.value_embeds} must be 0 to {tables} ({self.n_layer=})")
+        require(0 <= self.value_embeds <= tables, f"{self.value_embeds=} is not 0 to {tables}, half of n_layer")
         require(not set(pattern or "L") - set("SL"), f"window_pattern={pattern!r} may hold only S and L, as in SSSL")
         require(0 <= self.dropout < 1, f"dropout={self.dropout} must be at least 0 and below 1")
 
@@ -170,7 +170,7 @@ class Attention(nn.Module):
         self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.value_gate = Linear(min(12, config.n_embd), kv_head, bias=False) if has_value_embed else None
 
-    def forward(self, x: Tensor, value_embed: Tensor | None, rotary: tuple[Tensor, Tensor] | None, cache: KVCache | None):
+    def forward(self, x: Tensor, value_embed: Tensor | None, rotary: tuple | None, cache: KVCache | None) -> Tensor:
         split_heads = (*x.shape[:2], -1, self.head_size)  # (B, T, H or G, D)
         q, k, v = self.c_q(x).view(split_heads), self.c_k(x).view(split_heads), self.c_v(x).view(split_heads)
         if value_embed is not None:
@@ -224,7 +224,7 @@ class Block(nn.Module):
         self.ln_1, self.attn = make_norm(config), Attention(config, layer, has_value_embed)
         self.ln_2, self.mlp = make_norm(config), MLP(config)
 
-    def forward(self, x: Tensor, value_embed: Tensor | None, rotary: tuple[Tensor, Tensor] | None, cache: KVCache | None):
+    def forward(self, x: Tensor, value_embed: Tensor | None, rotary: tuple | None, cache: KVCache | None) -> Tensor:
         x = x + self.attn(self.ln_1(x), value_embed, rotary, cache)
         return x + self.mlp(self.ln_2(x))
 
@@ -251,7 +251,7 @@ class GPT(nn.Module):
             self.register_buffer("sin", angle.sin(), persistent=False)
         with_value = range(L - 1, -1, -2)[: config.value_embeds]
         kv_size = (config.n_kv_head or config.n_head) * D
-        self.value_embeds = nn.ModuleDict({str(layer): nn.Embedding(config.padded_vocab(), kv_size) for layer in with_value})
+        self.value_embeds = nn.ModuleDict({str(i): nn.Embedding(config.padded_vocab(), kv_size) for i in with_value})
         if config.residual_scalars:
             self.residual_scale = nn.Parameter(torch.ones(L))
             self.shortcut_scale = nn.Parameter(torch.full((L,), 0.1))
@@ -379,7 +379,7 @@ def sample_token(logits: Tensor, temperature: float, top_k: int | None, top_p: f
     """Draw one token per row. logits: (B, V) float32; returns (B,) int64."""
     if temperature == 0:
         return logits.argmax(dim=-1)
-    ordered, tokens = (logits / temperature).topk(min(top_k or logits.size(-1), logits.size(-1)))  # (B, k), largest first
+    ordered, tokens = (logits / temperature).topk(min(top_k or logits.size(-1), logits.size(-1)))  # (B, k), descending
     probability = ordered.softmax(dim=-1)
     if top_p is not None:  # a token goes where what the more probable ones hold suffices already
         probability = probability.masked_fill(probability.cumsum(dim=-1) - probability >= top_p, 0.0)

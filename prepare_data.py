@@ -133,7 +133,7 @@ def bpe_size(name: str) -> int:
 
 
 def train_bpe(name: str, texts) -> Tokenizer:
-    """Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909): merge the most frequent neighbours until N tokens."""
+    """Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909): merge the most frequent pair until N tokens."""
     import rustbpe
 
     size = bpe_size(name)
@@ -173,7 +173,7 @@ def append_tokens(folder: Path, split: str, position: int, tokens: np.ndarray, d
 
 
 def open_shard(path: Path, remedy: str) -> np.ndarray:
-    """The tokens of one shard, memory-mapped, uint16 or uint32. Raises UserError where the file is not a whole shard."""
+    """The tokens of one shard, memory-mapped, uint16 or uint32. Raises UserError where it is not a whole shard."""
     require(path.is_file(), f"{path} is missing. {remedy}")
     size = path.stat().st_size
     header = np.fromfile(path, dtype="<i4", count=HEADER_INTS)
@@ -223,7 +223,7 @@ class Data:
         self.folder = folder = Path(folder)
         remedy = f"Prepare it: python prepare_data.py --source=PATH --name={folder.name}"
         if not (folder / "meta.json").is_file():
-            there = "holds no meta.json, so it is not a finished data directory" if folder.is_dir() else "does not exist"
+            there = "holds no meta.json: it is not a finished data directory" if folder.is_dir() else "does not exist"
             raise UserError(f"data directory '{folder}' {there}. {remedy}")
         remedy += " --overwrite=True, with the options that made it (they are in its meta.json)"
         try:
@@ -247,7 +247,7 @@ class Data:
         same, largest = sha256_of_file(path) == row["sha256"], int(tokens.max(initial=0))
         require(same, f"{path} was changed after it was prepared (its checksum differs). {remedy}")
         known = largest < self.tokenizer.vocab_size
-        require(known, f"{path} holds token {largest}, the vocabulary ends at {self.tokenizer.vocab_size - 1}. {remedy}")
+        require(known, f"{path} holds token {largest}, the vocabulary has {self.tokenizer.vocab_size}. {remedy}")
         return tokens
 
     def eval_batches(self, split: str, block_size: int, batch_size: int):
@@ -276,11 +276,13 @@ class TrainBatches:
     sequences however G is split, and stopping and going on needs nothing but the step.
     """
 
-    def __init__(self, data: Data, block_size: int, seed: int, batch_size: int, grad_accum: int = 1, world_size: int = 1):
+    def __init__(
+        self, data: Data, block_size: int, seed: int, batch_size: int, grad_accum: int = 1, world_size: int = 1
+    ):
         self.stream, self.block_size, self.batch_size = data.splits["train"], block_size, batch_size
         self.grad_accum, self.world_size = grad_accum, world_size
         self.windows = (len(self.stream) - 1) // block_size  # per epoch
-        told = f"the train split of '{data.folder}' has {len(self.stream)} tokens, less than one window of block_size + 1"
+        told = f"the train split of '{data.folder}' has {len(self.stream)} tokens, less than a window of block_size + 1"
         require(self.windows >= 1, f"{told} = {block_size + 1}: give it more text, or set a smaller --block_size")
         entropy = int(data.fingerprint, 16)
         # The two latest permutations are kept: a batch may take the end of one epoch and the beginning of the next.
@@ -307,12 +309,11 @@ class TrainBatches:
 class PrepareConfig:
     """Text to data/<name>/: token shards, a tokenizer and meta.json."""
 
-    source: tuple[str, ...]  # python, shakespeare, or paths: text files, folders, globs in quotes
+    source: tuple[str, ...]  # python, shakespeare (with nanoGPT's options), or paths: files, folders, globs in quotes
     name: str | None = None  # the folder below data/; None: made from the source
-    tokenizer: str | None = None  # byte, bpe:N, a tiktoken encoding such as gpt2, or a prepared folder to share the tokenizer
-    # of; None: bpe:4096 (shakespeare: byte)
-    val_fraction: float | None = None  # share of the text held out to steer by; None: 0.05 (shakespeare: 0.1)
-    test_fraction: float | None = None  # share held out to confirm with; None: 0.05 (shakespeare: 0)
+    tokenizer: str | None = None  # byte, bpe:N, tiktoken's gpt2 …, or a folder to take it from; None: bpe:4096
+    val_fraction: float | None = None  # share of the text held out to steer by; None: 0.05
+    test_fraction: float | None = None  # share held out to confirm with; None: 0.05
     include_site_packages: bool = False  # with --source=python: the installed packages' sources too, hundreds of MB
     shard_tokens: int = 100_000_000  # tokens per shard file
     overwrite: bool = False  # replace data/<name> if it is there
@@ -473,14 +474,14 @@ def write_batch(batch: list, files: list[Path], folder: Path, tokenizer: Tokeniz
 def finish(partial: Path, final: Path, tokenizer: Tokenizer, progress: dict) -> Path:
     """Write meta.json, make all durable, and give the folder its final name."""
     splits, plan = progress["splits"], progress["plan"]
-    notes = "; ".join(f"{row['documents']:,} {note} (as {row['examples'][0]})" for note, row in progress["notes"].items())
+    rows = progress["notes"].items()
+    notes = "; ".join(f"{row['documents']:,} {note} (as {row['examples'][0]})" for note, row in rows)
     if not splits["train"]["tokens"]:
         shutil.rmtree(partial)
         held_out = sum(splits[split]["documents"] for split in ("val", "test"))
-        raise UserError(
-            f"--source={' '.join(plan['source'])} gives no training text: of {plan['files']:,} files {held_out:,} went to "
-            f"val and test{'; ' + notes if notes else ''}. Give text in UTF-8, or lower --val_fraction and --test_fraction"
-        )
+        told = f"--source={' '.join(plan['source'])} holds no training text: of {plan['files']:,} files"
+        remedy = "Give text in UTF-8, or lower --val_fraction and --test_fraction"
+        raise UserError(f"{told} {held_out:,} are in val and test{'; ' + notes if notes else ''}. {remedy}")
     shards = []
     for split in SPLITS:
         for path in sorted(partial.glob(f"{split}_*.bin")):

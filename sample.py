@@ -67,7 +67,8 @@ def load_model(source: str, device: torch.device, dtype: torch.dtype) -> tuple[G
 
 def main(argv: list[str]) -> None:
     options = read_options(SampleConfig, argv, "sample.py", config_files=False)
-    require(options.num_samples >= 1 and options.max_new_tokens >= 1, "num_samples and max_new_tokens must be at least 1")
+    valid = options.num_samples >= 1 and options.max_new_tokens >= 1
+    require(valid, "num_samples and max_new_tokens must be at least 1")
     try:
         text = read_prompt(options.prompt)
         text.encode("utf-8")

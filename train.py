@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 import prepare_data
-from console import (Log, UserError, catch_signals, check_folder, explained, first_line, keep_freed_memory, peak_memory_mb,
-                     read_options, replace_file, require, run_command, show)  # fmt: skip
+from console import (Log, UserError, catch_signals, check_folder, explained, first_line, keep_freed_memory,
+                     peak_memory_mb, read_options, replace_file, require, run_command, show)  # fmt: skip
 from model import GPT, GPTConfig
 from prepare_data import Data, TrainBatches
 
@@ -33,7 +33,7 @@ class TrainConfig(GPTConfig):
     """One training run. Raises ValueError for values that do not fit each other."""
 
     data: str = "data/python"  # prepared folder to train on
-    prepare: str | None = None  # options of prepare_data.py that make the data where it is missing; None: do not
+    prepare: str | None = None  # options of prepare_data.py, --name among them, that make missing data; None: do not
     out: str | None = None  # folder of the run; None: out/<name of the config file>
     resume: bool = False  # go on from the last checkpoint in the folder, if there is one
     overwrite: bool = False  # delete the run that is in the folder and begin anew
@@ -76,13 +76,14 @@ class TrainConfig(GPTConfig):
         super().__post_init__()
         for name in ("batch_tokens micro_batch_size max_steps max_tokens max_seconds log_interval eval_interval "
                      "save_interval sample_tokens").split():  # fmt: skip
-            require(getattr(self, name) is None or getattr(self, name) > 0, f"{name}={getattr(self, name)} must be above 0")
+            value = getattr(self, name)
+            require(value is None or value > 0, f"{name}={value} must be above 0")
         tokens, micro_tokens = self.batch_tokens, (self.micro_batch_size or 1) * self.block_size
         require(tokens % micro_tokens == 0, f"batch_tokens={tokens} is not divisible by the {micro_tokens} tokens of a "
                 f"micro-step (micro_batch_size={self.micro_batch_size} × block_size={self.block_size})")  # fmt: skip
         ends = (self.max_steps, self.max_tokens, self.max_seconds) != (None, None, None) or self.eval_only
         require(ends, "the run has no end: give max_steps, max_tokens or max_seconds")
-        require(not (self.resume and self.overwrite), "resume=True keeps the run, overwrite=True deletes it: choose one")
+        require(not (self.resume and self.overwrite), "resume=True keeps a run, overwrite=True deletes it: choose one")
         require(self.seed >= 0, f"seed={self.seed} must be at least 0")
 
     def split_batch(self) -> tuple[int, int]:
@@ -136,12 +137,14 @@ class Muon(torch.optim.Optimizer):
             for (rows, columns), params in stacks.items():
                 grads = torch.stack([p.grad for p in params])  # (N, rows, columns)
                 state = self.state[params[0]]  # the stack's momentum is kept with its first matrix
-                mean = state.setdefault("momentum", torch.zeros_like(grads))
-                mean.lerp_(grads, 1 - group["momentum"])
+                if not state:
+                    state["momentum"] = torch.zeros_like(grads)
+                mean = state["momentum"].lerp_(grads, 1 - group["momentum"])
                 updates = orthogonalize(grads.lerp_(mean, group["momentum"]))  # Nesterov: look one step ahead
-                for p, update in zip(params, updates * max(1, rows / columns) ** 0.5):
-                    decay = group["weight_decay"] * (update * p > 0)
-                    p.sub_(group["lr"] * (update + decay * p))
+                updates *= max(1, rows / columns) ** 0.5
+                weights = torch.stack(params)
+                decay = group["weight_decay"] * (updates * weights > 0)
+                torch._foreach_copy_(params, list(weights - group["lr"] * (updates + decay * weights)))
 
 
 def make_optimizers(model: GPT, config: TrainConfig, device: torch.device) -> list[torch.optim.Optimizer]:
@@ -200,7 +203,7 @@ def evaluate(model, data: Data, split: str, block_size: int, batch_size: int, de
     model.eval()
     for tokens, targets in data.eval_batches(split, block_size, batch_size):
         tokens, targets = torch.from_numpy(tokens), torch.from_numpy(targets)
-        loss = model(tokens.to(device), targets.to(device), reduction="none").double().cpu()  # (B, T), 0 if target -1
+        loss = model(tokens.to(device), targets.to(device), reduction="none").cpu().double()  # (B, T), 0 if target -1
         n_bytes = token_bytes[targets.clamp(min=0)] * (targets >= 0)
         sums += torch.stack([loss.sum(), (targets >= 0).sum(), (loss * (n_bytes > 0)).sum(), n_bytes.sum()])
     model.train()
@@ -313,19 +316,18 @@ def try_compile(model: GPT, rows: int, device: torch.device):
 class Run:
     """All that changes in a run: what a checkpoint holds, and what a resumed run takes back from it."""
 
-    def __init__(self, config: TrainConfig, data: Data, device: torch.device, dtype: torch.dtype):
+    def __init__(self, config: TrainConfig, data: Data, device: torch.device, dtype: torch.dtype, weights: dict | None):
         self.config, self.data, self.device = config, data, device
         self.step, self.seconds, self.best = 0, 0.0, math.inf  # optimizer steps, training time, lowest validation loss
         torch.manual_seed(config.seed)
         self.model = GPT(config, dtype).to(device)
+        if weights:  # of learned positions, as many as block_size are taken
+            cut = {name: w[: config.block_size] if name == "wpe.weight" else w for name, w in weights.items()}
+            self.model.load_state_dict(cut)
         self.optimizers = make_optimizers(self.model, config, device)
         # float16 cannot hold small gradients: the loss is scaled up, and the gradients down again before a step.
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.rng = torch.cuda if device.type == "cuda" else torch  # where dropout takes its random numbers
-
-    def load_weights(self, weights: dict[str, Tensor]) -> None:
-        size = self.config.block_size  # of learned positions, as many are taken
-        self.model.load_state_dict({name: w[:size] if name == "wpe.weight" else w for name, w in weights.items()})
 
     def restore(self, checkpoint: dict) -> None:
         self.step, self.seconds, self.best = checkpoint["step"], checkpoint["seconds"], checkpoint["best"]
@@ -368,7 +370,7 @@ class Run:
 
 
 def to_device(array, device: torch.device) -> Tensor:
-    """A numpy array as a tensor on the device; to a GPU from pinned memory, so that the copy overlaps with computing."""
+    """A numpy array as a tensor on the device; to a GPU from pinned memory, so that copying overlaps with computing."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
@@ -378,8 +380,8 @@ def mean_loss(losses: list[Tensor], run: Run) -> float:
     values = torch.stack(losses).tolist()  # the one place where the program waits for the device
     rates = {group["lr"] for optimizer in run.optimizers for group in optimizer.param_groups}
     for step, value in enumerate(values, start=run.step - len(values)):
-        require(math.isfinite(value), f"the loss is {value} at step {step}, with learning rates {sorted(rates)}. The last "
-                "checkpoint is from before. Likely causes: a learning rate too high, or dtype=float16")  # fmt: skip
+        told = f"the loss is {value} at step {step}, with learning rates {sorted(rates)}; the last checkpoint is older"
+        require(math.isfinite(value), f"{told}. Likely causes: a learning rate too high, or dtype=float16")
     return sum(values) / len(values)
 
 
@@ -391,7 +393,8 @@ def train(config: TrainConfig, stop: list | None = None) -> dict:
     # What the run needs, checked before anything is written.
     started, out, stop = time.perf_counter(), Path(config.out or "out/default"), [] if stop is None else stop
     device, dtype = pick_device(config)
-    if config.prepare and not Path(config.data).exists():
+    makes_it = f"--name={Path(config.data).name}" in (config.prepare or "").split()
+    if makes_it and not Path(config.data).exists():
         print(f"'{config.data}' is not there, making it: python prepare_data.py {config.prepare}")
         prepare_data.main(config.prepare.split())
     data = Data(config.data)
@@ -401,9 +404,7 @@ def train(config: TrainConfig, stop: list | None = None) -> dict:
     config = adopt(config, begin, data, resuming=checkpoint is not None)
     rows, grad_accum = config.split_batch()
     batches = TrainBatches(data, config.block_size, config.seed, rows, grad_accum)
-    run = Run(config, data, device, dtype)
-    if begin:
-        run.load_weights(begin["model"])
+    run = Run(config, data, device, dtype, begin["model"] if begin else None)
     if config.eval_only:
         require(begin, "eval_only=True needs weights: give --init_from=RUN, or --resume=True for the run's own")
         val = evaluate(run.model, data, "val", config.block_size, rows, device)
@@ -417,7 +418,7 @@ def train(config: TrainConfig, stop: list | None = None) -> dict:
     on_gpu, n_params = device.type == "cuda", sum(p.numel() for p in run.model.parameters())
     card = torch.cuda.get_device_name(device) if on_gpu else device.type
     print(f"{n_params:,} parameters on {card}, activations {dtype}, {'not ' * (network is run.model)}compiled")
-    print(f"{config.batch_tokens:,} tokens a step = {grad_accum} micro-steps × {rows} sequences × {config.block_size} tokens")
+    print(f"{config.batch_tokens:,} tokens a step: {grad_accum} micro-steps × {rows} sequences × {config.block_size}")
     log = Log(out, run.step, run.seconds, asdict(config), n_params, run.model.flops_per_token(), card)
 
     finished, losses, val = config.progress(run.step, run.seconds) >= 1, [], {}

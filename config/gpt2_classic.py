@@ -1,4 +1,4 @@
-"""GPT-2 itself, 124M parameters: learned positions, LayerNorm, GELU, biases, tied embeddings, AdamW. nanoGPT's settings.
+"""GPT-2 itself, 124M parameters: learned positions, LayerNorm, GELU, biases, tied tables, AdamW. nanoGPT's settings.
 
     python train.py config/gpt2_classic.py --data=data/NAME
     python train.py config/gpt2_classic.py --data=data/NAME --init_from=gpt2   # begin with the published weights

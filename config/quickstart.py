@@ -8,7 +8,7 @@ Expected: QUICKSTART_EXPECTED
 """
 
 data = "data/python"
-prepare = "--source=python"  # the standard library of the interpreter that runs this, a tokenizer of 4,096 byte pairs
+prepare = "--source=python --name=python"  # the standard library of the interpreter that runs this, a tokenizer of 4,096 byte pairs
 
 # In a minute two cores see a million tokens: a small model and small batches learn most from them.
 n_layer = 4

@@ -8,7 +8,7 @@ Expected: SHAKESPEARE_EXPECTED (nanoGPT's CPU recipe ends at 1.8857 after 2,000 
 """
 
 data = "data/shakespeare_char"
-prepare = "--source=shakespeare"
+prepare = "--source=shakespeare --name=shakespeare_char"
 
 block_size = 64
 n_layer = 4

@@ -40,7 +40,7 @@ def text_files(sources: tuple[str, ...]) -> list[Path]:
                 files += sorted(f for f in inside if not any(p.startswith(".") for p in f.relative_to(path).parts))
             else:
                 told = f"--source={source}: no such file or folder, and nothing matches it as a glob"
-                require(path.is_file(), f"{told}. Give python, shakespeare, or paths to text: files, folders, globs in quotes")
+                require(path.is_file(), f"{told}. Give python, shakespeare, or paths: files, folders, globs in quotes")
                 files.append(path)
     require(files, f"--source={' '.join(sources)}: the folder holds no files")
     return list(dict.fromkeys(files))  # a file named twice is read once

@@ -21,8 +21,10 @@ torch.set_num_threads(2)
 
 GPT2_RECIPE = runpy.run_path(str(ROOT / "config" / "gpt2_classic.py"))
 # What makes a model GPT-2, apart from its size.
-GPT2_SWITCHES = {name: GPT2_RECIPE[name] for name in model.GPTConfig.__dataclass_fields__ if name in GPT2_RECIPE}
-GPT2_SWITCHES = {name: value for name, value in GPT2_SWITCHES.items() if name not in ("n_layer", "n_head", "n_embd", "block_size")}
+SIZES = {"n_layer", "n_head", "n_embd", "block_size"}
+GPT2_SWITCHES = {
+    name: GPT2_RECIPE[name] for name in set(model.GPTConfig.__dataclass_fields__) - SIZES if name in GPT2_RECIPE
+}
 
 WORDS = "the a model learns to predict each next token from all that came before it and nothing else".split()
 

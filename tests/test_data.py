@@ -15,7 +15,17 @@ from console import UserError
 from prepare_data import Data, PrepareConfig, Tokenizer, TrainBatches, make_tokenizer, prepare
 from tests.conftest import ROOT, make_documents
 
-UNICODE = ["", "plain", "naïve café", "日本語のテキスト", "🙂👩‍👩‍👧‍👦", "a\r\n\tb\x0b\x7f", "<|endoftext|>", "‮ right to left", "\U0010ffff"]
+UNICODE = [
+    "",
+    "plain",
+    "naïve café",
+    "日本語のテキスト",
+    "🙂👩‍👩‍👧‍👦",
+    "a\r\n\tb\x0b\x7f",
+    "<|endoftext|>",
+    "‮ right to left",
+    "\U0010ffff",
+]
 
 
 def write_texts(folder, texts) -> str:
@@ -26,7 +36,9 @@ def write_texts(folder, texts) -> str:
 
 
 def options(source, **more) -> PrepareConfig:
-    return PrepareConfig(source=(source,), **(dict(name="d", tokenizer="byte", val_fraction=0.2, test_fraction=0.2) | more))
+    return PrepareConfig(
+        source=(source,), **(dict(name="d", tokenizer="byte", val_fraction=0.2, test_fraction=0.2) | more)
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -84,7 +96,9 @@ def test_a_tiktoken_encoding_is_taken_over_whole(monkeypatch, tokenizers):
     import tiktoken
 
     ranks = {bytes([i]): i for i in range(256)} | {b"ab": 256}
-    stand_in = tiktoken.Encoding("gpt2", pat_str=r"\S+|\s+", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 260})
+    stand_in = tiktoken.Encoding(
+        "gpt2", pat_str=r"\S+|\s+", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 260}
+    )
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: stand_in)
     tokenizer = make_tokenizer("gpt2", [])
     assert tokenizer.vocab_size == 261 and tokenizer.end_of_text == 260 and tokenizer.tokens[258] is None
@@ -135,7 +149,9 @@ def test_a_large_vocabulary_takes_four_bytes_per_token(tmp_path):
 
 def test_the_stream_is_the_same_however_it_is_cut_into_shards(tmp_path):
     source = write_texts(tmp_path / "s", make_documents(30))
-    whole, cut = (Data(prepare(options(source, name=n, shard_tokens=size), tmp_path)) for n, size in (("a", 10**6), ("b", 97)))
+    whole, cut = (
+        Data(prepare(options(source, name=n, shard_tokens=size), tmp_path)) for n, size in (("a", 10**6), ("b", 97))
+    )
     assert len(cut.splits["train"].shards) > 10
     count = len(whole.splits["train"])
     assert np.array_equal(whole.splits["train"].read(0, count), cut.splits["train"].read(0, count))
@@ -240,7 +256,11 @@ def test_what_is_left_out_is_counted_and_named(tmp_path, capsys):
     (tmp_path / "s" / "latin.txt").write_bytes("café ".encode("latin-1") * 10)
     data = Data(prepare(options(source), tmp_path))
     notes = data.meta["notes"]
-    assert {note: row["documents"] for note, row in notes.items()} == {"empty": 1, "binary": 1, "invalid UTF-8 replaced": 1}
+    assert {note: row["documents"] for note, row in notes.items()} == {
+        "empty": 1,
+        "binary": 1,
+        "invalid UTF-8 replaced": 1,
+    }
     assert notes["binary"]["examples"][0].endswith("picture.png")
     assert "picture.png" in capsys.readouterr().out
     assert sum(split["documents"] for split in data.meta["splits"].values()) == 21
@@ -369,7 +389,9 @@ DAMAGE = {
     "not a token shard.": lambda f: (f / "train_000000.bin").write_bytes(b""),
     "cannot be read": lambda f: (f / "meta.json").write_text("{"),
     "tokenizer.json": lambda f: (f / "tokenizer.json").write_text("[]"),
-    "not the tokenizer": lambda f: (f / "tokenizer.json").write_text(json.dumps(make_tokenizer("bpe:300", ["x"]).to_json())),
+    "not the tokenizer": lambda f: (f / "tokenizer.json").write_text(
+        json.dumps(make_tokenizer("bpe:300", ["x"]).to_json())
+    ),
     "no meta.json": lambda f: (f / "meta.json").unlink(),
 }
 
@@ -417,7 +439,9 @@ def test_a_tokenizer_can_be_shared_between_data_sets(tmp_path, data_dir):
     """Fine-tuning needs the tokens that the weights know."""
     (tmp_path / "text.txt").write_text("other words entirely")
     for name, source in (("folder", data_dir), ("file", data_dir / "tokenizer.json")):
-        shared = Data(prepare(PrepareConfig(source=(str(tmp_path / "text.txt"),), name=name, tokenizer=str(source)), tmp_path))
+        shared = Data(
+            prepare(PrepareConfig(source=(str(tmp_path / "text.txt"),), name=name, tokenizer=str(source)), tmp_path)
+        )
         assert shared.tokenizer.fingerprint == Data(data_dir).tokenizer.fingerprint
     with pytest.raises(UserError, match="text.txt cannot be read"):
         make_tokenizer(str(tmp_path / "text.txt"), [])

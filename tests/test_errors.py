@@ -59,12 +59,16 @@ def test_a_wrong_flag(place, command, mistake):
     assert os.listdir() == []
 
 
-@pytest.mark.parametrize("mistake", ["unknown key", "wrong type", "bad choice", "n_embd not divisible", "batch not divisible"])
+@pytest.mark.parametrize(
+    "mistake", ["unknown key", "wrong type", "bad choice", "n_embd not divisible", "batch not divisible"]
+)
 def test_the_same_mistake_in_a_config_file(place, command, mistake):
     flags, words = TRAIN_FLAGS[mistake]
     key, value = flags[0][2:].split("=")
     with open("recipe.py", "w") as file:
-        file.write("".join(f"{k} = {v!r}\n" for k, v in (flag[2:].split("=") for flag in place)) + f"{key} = {value!r}\n")
+        file.write(
+            "".join(f"{k} = {v!r}\n" for k, v in (flag[2:].split("=") for flag in place)) + f"{key} = {value!r}\n"
+        )
     assert_told(command(train.main, "recipe.py"), *words, "recipe.py")
     assert os.listdir() == ["recipe.py"]
 
@@ -90,7 +94,9 @@ def test_a_config_file_that_cannot_be_run(place, command, content, words):
 
 def test_scratch_names_in_a_config_file_are_no_options(place, command):
     with open("recipe.py", "w") as file:
-        file.write("import math\nfrom pathlib import Path\n_width = 32\ndef double(x): return 2 * x\nn_embd = double(_width) // 2\n")
+        file.write(
+            "import math\nfrom pathlib import Path\n_width = 32\ndef double(x): return 2 * x\nn_embd = double(_width) // 2\n"
+        )
     assert command(train.main, "recipe.py", *place).code == 0
     assert os.path.exists("out/recipe/last.pt")
 
@@ -113,7 +119,13 @@ def test_a_run_is_never_overwritten_by_accident(place, command):
 
 def test_a_mistake_together_with_overwrite_destroys_nothing(place, command):
     assert command(train.main, *place).code == 0
-    for wrong in ("--block_size=65536 --batch_tokens=65536", "--init_from=nothing.pt", "--vocab_size=3", "--data=nothing", "--device=toaster"):
+    for wrong in (
+        "--block_size=65536 --batch_tokens=65536",
+        "--init_from=nothing.pt",
+        "--vocab_size=3",
+        "--data=nothing",
+        "--device=toaster",
+    ):
         assert command(train.main, *place, *wrong.split(), "--overwrite=True").code == 2
         assert os.path.exists("out/default/last.pt"), wrong
 
@@ -172,7 +184,10 @@ PREPARE_FLAGS = {
     "an unknown tokenizer": (["--source=text.txt", "--tokenizer=wordpiece"], ["wordpiece", "bpe:4096", "gpt2"]),
     "a vocabulary too small": (["--source=text.txt", "--tokenizer=bpe:100"], ["bpe:100", "257"]),
     "a vocabulary that is no number": (["--source=text.txt", "--tokenizer=bpe:big"], ["bpe:big", "257"]),
-    "nothing left to train on": (["--source=text.txt", "--val_fraction=0.6", "--test_fraction=0.5"], ["0.6", "0.5", "below 1"]),
+    "nothing left to train on": (
+        ["--source=text.txt", "--val_fraction=0.6", "--test_fraction=0.5"],
+        ["0.6", "0.5", "below 1"],
+    ),
     "a negative share": (["--source=text.txt", "--val_fraction=-0.1"], ["-0.1"]),
     "a name that is a path": (["--source=text.txt", "--name=../x"], ["../x", "--name=mine"]),
     "shards of nothing": (["--source=text.txt", "--shard_tokens=0"], ["shard_tokens=0"]),
@@ -206,5 +221,7 @@ def test_a_full_disk(place, command, monkeypatch):
 
 def test_a_program_ends_with_exit_code_2(tmp_path):
     """The same as a real program, once: the shell sees 2, standard error the message, and no traceback."""
-    run = subprocess.run([sys.executable, str(ROOT / "train.py"), "--n_layer=x"], cwd=tmp_path, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--n_layer=x"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert run.returncode == 2 and "--n_layer" in run.stderr and "Traceback" not in run.stderr

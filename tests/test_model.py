@@ -199,14 +199,16 @@ def test_flops_count_every_matrix_product():
     config = GPTConfig(block_size=8, vocab_size=64, n_layer=2, n_head=2, n_embd=16, value_embeds=0)
     matrices = 2 * (4 * 16 * 16 + 2 * 4 * 16 * 16) + 64 * 16
     assert GPT(config).flops_per_token() == 6 * matrices + 12 * 16 * (8 + 8)
-    assert GPT(replace(config, window_pattern="SL", window_size=4)).flops_per_token() == 6 * matrices + 12 * 16 * (4 + 8)
+    assert GPT(replace(config, window_pattern="SL", window_size=4)).flops_per_token() == 6 * matrices + 12 * 16 * (
+        4 + 8
+    )
 
 
 @pytest.mark.parametrize("wrong, message", [
     (dict(n_embd=30), "n_embd=30 is not divisible by n_head=4"),
     (dict(n_kv_head=3), "n_head=4 is not divisible by n_kv_head=3"),
     (dict(n_embd=36), "even head size"),
-    (dict(value_embeds=3), "value_embeds=3"),
+    (dict(value_embeds=3), "value_embeds=3 is not 0 to 2"),
     (dict(window_pattern="SXL"), "SXL"),
     (dict(n_layer=0), "n_layer=0"),
     (dict(dropout=1.0), "dropout=1.0"),
@@ -262,7 +264,9 @@ def test_generation_ends_at_the_stop_token_and_streams_what_it_draws():
     model, columns = random_model(SMALL), []
     free = model.generate([[3]], 12, temperature=0)[0]
     stop = free[4]
-    cut = model.generate([[3]], 12, temperature=0, stop_token=stop, on_token=lambda column: columns.append(column.item()))
+    cut = model.generate(
+        [[3]], 12, temperature=0, stop_token=stop, on_token=lambda column: columns.append(column.item())
+    )
     assert cut == [free[: free.index(stop)]]
     assert columns == free[: free.index(stop) + 1]
 
@@ -275,7 +279,9 @@ def test_a_seed_fixes_the_text_and_another_changes_it():
 
 def test_generation_leaves_the_model_in_the_mode_it_was_in():
     model = random_model(replace(SMALL, dropout=0.5)).train()
-    assert model.generate([[3]], 9, temperature=0) == model.generate([[3]], 9, temperature=0)  # no dropout while writing
+    assert model.generate([[3]], 9, temperature=0) == model.generate(
+        [[3]], 9, temperature=0
+    )  # no dropout while writing
     assert model.training
 
 
@@ -296,7 +302,9 @@ def test_sampling_follows_temperature_top_k_and_top_p():
     assert shares(top_k=99) == pytest.approx([0.5, 0.25, 0.15, 0.1], abs=0.03)
 
 
-@pytest.mark.parametrize("wrong", [dict(prompts=[]), dict(prompts=[[]]), dict(temperature=-1), dict(top_k=0), dict(top_p=0)])
+@pytest.mark.parametrize(
+    "wrong", [dict(prompts=[]), dict(prompts=[[]]), dict(temperature=-1), dict(top_k=0), dict(top_p=0)]
+)
 def test_generation_refuses_what_it_cannot_do(wrong):
     with pytest.raises(ValueError):
         GPT(SMALL).generate(**(dict(prompts=[[1]], max_new_tokens=2) | wrong))

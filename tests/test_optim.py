@@ -10,7 +10,9 @@ from tests.conftest import GPT2_SWITCHES
 from train import Muon, TrainConfig, lr_scale, make_optimizers, orthogonalize, set_schedule
 
 CPU = torch.device("cpu")
-SMALL = TrainConfig(block_size=16, vocab_size=50, n_layer=2, n_head=2, n_embd=32, value_embeds=1, batch_tokens=32, max_steps=1)
+SMALL = TrainConfig(
+    block_size=16, vocab_size=50, n_layer=2, n_head=2, n_embd=32, value_embeds=1, batch_tokens=32, max_steps=1
+)
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (8, 32), (64, 16)])
@@ -65,11 +67,15 @@ def test_muon_agrees_with_torchs_own_where_both_do_the_same(monkeypatch):
     Muon([ours], lr=0.1, momentum=0.95, weight_decay=0.0).step()
     torch.optim.Muon([theirs], lr=0.1, momentum=0.95, weight_decay=0.0, nesterov=True).step()
     ours_step, theirs_step = (p.detach() - start for p in (ours, theirs))
-    assert torch.nn.functional.cosine_similarity(ours_step.flatten(), theirs_step.flatten(), dim=0) > 0.99  # theirs is bf16
+    assert (
+        torch.nn.functional.cosine_similarity(ours_step.flatten(), theirs_step.flatten(), dim=0) > 0.99
+    )  # theirs is bf16
     assert ours_step.norm().item() == pytest.approx(theirs_step.norm().item(), rel=0.05)
 
 
-@pytest.mark.parametrize("switches", [{}, GPT2_SWITCHES, dict(activation="swiglu", n_kv_head=1), dict(tie_embeddings=True)])
+@pytest.mark.parametrize(
+    "switches", [{}, GPT2_SWITCHES, dict(activation="swiglu", n_kv_head=1), dict(tie_embeddings=True)]
+)
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_every_parameter_is_in_exactly_one_group(optimizer, switches):
     config = replace(SMALL, optimizer=optimizer, **switches)

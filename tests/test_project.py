@@ -36,7 +36,12 @@ def code_lines(source: str) -> int:
 
 
 def test_counting_lines_counts_code_alone():
-    assert code_lines('"""Doc\nstring."""\n\n# comment\ndef f():  # comment\n    """Doc."""\n    return (1,\n            2)\n') == 3
+    assert (
+        code_lines(
+            '"""Doc\nstring."""\n\n# comment\ndef f():  # comment\n    """Doc."""\n    return (1,\n            2)\n'
+        )
+        == 3
+    )
 
 
 def count(*patterns: str) -> int:
@@ -159,7 +164,11 @@ def test_a_command_of_the_readme_is_understood(words, monkeypatch):
     monkeypatch.chdir(ROOT)
     program, *flags = words
     flags = [flag for flag in flags if flag not in (">", "2>&1")]
-    options = {"train.py": train.TrainConfig, "sample.py": sample.SampleConfig, "prepare_data.py": prepare_data.PrepareConfig}
+    options = {
+        "train.py": train.TrainConfig,
+        "sample.py": sample.SampleConfig,
+        "prepare_data.py": prepare_data.PrepareConfig,
+    }
     if "--help" not in flags:
         read_options(options[program], flags, program, config_files=program == "train.py")
 

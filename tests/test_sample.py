@@ -23,7 +23,9 @@ def run(data_dir, tmp_path_factory):
 
 
 def test_the_text_begins_with_the_prompt_and_a_seed_repeats_it(run, command):
-    texts = [command(sample.main, run, "--prompt=the model", "--max_new_tokens=40", f"--seed={s}").out for s in (1, 1, 2)]
+    texts = [
+        command(sample.main, run, "--prompt=the model", "--max_new_tokens=40", f"--seed={s}").out for s in (1, 1, 2)
+    ]
     assert all(text.startswith("the model") and len(text) > 20 for text in texts)
     assert texts[0] == texts[1] != texts[2]
 
@@ -36,7 +38,9 @@ def test_several_samples_differ(run, command):
 
 def test_a_prompt_comes_from_a_file_or_standard_input_too(run, command, tmp_path, monkeypatch):
     (tmp_path / "prompt.txt").write_text("naïve 🙂", encoding="utf-8")
-    assert command(sample.main, run, f"--prompt=FILE:{tmp_path / 'prompt.txt'}", "--max_new_tokens=3").out.startswith("naïve 🙂")
+    assert command(sample.main, run, f"--prompt=FILE:{tmp_path / 'prompt.txt'}", "--max_new_tokens=3").out.startswith(
+        "naïve 🙂"
+    )
     monkeypatch.setattr(sys, "stdin", io.StringIO("from a pipe"))
     assert command(sample.main, run, "--prompt=-", "--max_new_tokens=3").out.startswith("from a pipe")
 

@@ -59,17 +59,21 @@ def assert_identical(a: dict, b: dict) -> None:
 def test_a_run_learns_and_leaves_all_that_the_readme_says(config, tmp_path, capsys):
     summary = train.train(config(max_steps=40, eval_interval=20, log_interval=10, save_interval=20))
     out = tmp_path / "run"
-    assert {"last.pt", "best.pt", "previous.pt", "log.jsonl", "config.json", "summary.json", "loss.png"} == set(os.listdir(out))
+    assert {"last.pt", "best.pt", "previous.pt", "log.jsonl", "config.json", "summary.json", "loss.png"} == set(
+        os.listdir(out)
+    )
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [10, 20, 30, 40]
     assert rows[-1]["loss"] < rows[0]["loss"] < math.log(257)
     assert ["val_loss" in row for row in rows] == [False, True, False, True]
     assert json.loads((out / "summary.json").read_text()) == summary
-    keys = "val_loss val_bpb train_seconds total_seconds tokens steps tokens_per_second mfu peak_memory_mb params".split()
+    keys = (
+        "val_loss val_bpb train_seconds total_seconds tokens steps tokens_per_second mfu peak_memory_mb params".split()
+    )
     assert list(summary) == keys and summary["steps"] == 40 and summary["tokens"] == 40 * 256
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
-    assert "256 tokens a step = 1 micro-steps × 8 sequences × 32 tokens" in printed
+    assert "256 tokens a step: 1 micro-steps × 8 sequences × 32" in printed
     assert "seconds_left" in printed and f"val_loss: {summary['val_loss']:.4f}" in printed
 
 
@@ -114,7 +118,9 @@ def test_two_runs_with_one_seed_are_identical_and_another_seed_is_not(config, tm
     assert not torch.equal(runs["a"]["wte.weight"], runs["c"]["wte.weight"])
 
 
-@pytest.mark.parametrize("budget, steps", [(dict(max_tokens=256 * 3), 3), (dict(max_tokens=256 * 3 - 1), 3), (dict(max_steps=2), 2)])
+@pytest.mark.parametrize(
+    "budget, steps", [(dict(max_tokens=256 * 3), 3), (dict(max_tokens=256 * 3 - 1), 3), (dict(max_steps=2), 2)]
+)
 def test_a_run_ends_with_its_budget(config, budget, steps):
     assert train.train(config(**(dict(max_steps=None) | budget)))["steps"] == steps
 
@@ -129,13 +135,28 @@ def test_a_run_ends_after_max_seconds_of_training(config, monkeypatch):
     assert summary["total_seconds"] > 1000 * summary["steps"]
 
 
+def test_a_recipe_makes_its_own_data_if_it_is_missing_and_no_other(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("some words to learn from. " * 200)
+    options = config(data="data/mine", prepare="--source=text.txt --name=mine --tokenizer=byte")
+    with pytest.raises(UserError, match="data/other.*does not exist"):  # not what the recipe would make
+        train.train(replace(options, data="data/other"))
+    assert not (tmp_path / "data").exists()
+    assert train.train(options)["steps"] == 4
+    assert "'data/mine' is not there, making it" in capsys.readouterr().out
+    train.train(replace(options, overwrite=True))
+    assert "making it" not in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Resume
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @pytest.mark.parametrize("stop_at", [1, 30])
-def test_a_run_that_was_stopped_and_resumed_is_the_run_that_was_not(config, tmp_path, stop_after, optimizer, stop_at, capsys):
+def test_a_run_that_was_stopped_and_resumed_is_the_run_that_was_not(
+    config, tmp_path, stop_after, optimizer, stop_at, capsys
+):
     """50 steps see the data more than once (an epoch is 34 steps); dropout draws random numbers on the way; the
     stopped run evaluates at other steps. Still every weight ends bit for bit the same."""
     options = config(max_steps=50, batch_tokens=512, dropout=0.1, optimizer=optimizer, out=str(tmp_path / "whole"))
@@ -188,7 +209,9 @@ def test_a_finished_run_can_be_given_a_larger_budget(config, tmp_path):
     assert train.train(config(max_steps=6, resume=True))["steps"] == 6
 
 
-@pytest.mark.parametrize("changed", [dict(seed=7), dict(batch_tokens=512), dict(n_layer=3), dict(optimizer="adamw"), dict(block_size=16)])
+@pytest.mark.parametrize(
+    "changed", [dict(seed=7), dict(batch_tokens=512), dict(n_layer=3), dict(optimizer="adamw"), dict(block_size=16)]
+)
 def test_what_shapes_a_run_cannot_change_on_the_way(config, changed, tmp_path):
     train.train(config(seed=3))
     before = (tmp_path / "run" / "last.pt").read_bytes()
@@ -220,7 +243,11 @@ def test_evaluation_does_not_depend_on_the_batch_size_and_touches_no_random_numb
     model = GPT(options)
     state = torch.get_rng_state()
     results = [evaluate(model, data, "val", 32, rows, CPU) for rows in (1, 7, 64)]
-    assert results[0]["val_loss"] == pytest.approx(results[1]["val_loss"], rel=1e-6) == pytest.approx(results[2]["val_loss"], rel=1e-6)
+    assert (
+        results[0]["val_loss"]
+        == pytest.approx(results[1]["val_loss"], rel=1e-6)
+        == pytest.approx(results[2]["val_loss"], rel=1e-6)
+    )
     assert torch.equal(state, torch.get_rng_state()) and model.training
 
 
@@ -242,7 +269,9 @@ def test_bits_per_byte_leave_out_what_is_no_text(config, tmp_path):
     (tmp_path / "s").mkdir()
     for i, text in enumerate(make_documents(30)):
         (tmp_path / "s" / f"{i}.txt").write_text(text)
-    folder = prepare(PrepareConfig(source=(str(tmp_path / "s"),), name="b", tokenizer="bpe:300", val_fraction=0.3), tmp_path)
+    folder = prepare(
+        PrepareConfig(source=(str(tmp_path / "s"),), name="b", tokenizer="bpe:300", val_fraction=0.3), tmp_path
+    )
     data = Data(folder)
     model = GPT(config(vocab_size=data.tokenizer.vocab_size))
     nats = bytes_ = 0.0
@@ -259,7 +288,9 @@ def test_training_works_without_validation_data(config, tmp_path):
     from prepare_data import PrepareConfig, prepare
 
     (tmp_path / "text.txt").write_text("so many words " * 500)
-    options = PrepareConfig(source=(str(tmp_path / "text.txt"),), name="n", tokenizer="byte", val_fraction=0, test_fraction=0)
+    options = PrepareConfig(
+        source=(str(tmp_path / "text.txt"),), name="n", tokenizer="byte", val_fraction=0, test_fraction=0
+    )
     summary = train.train(config(data=str(prepare(options, tmp_path)), eval_interval=2))
     assert "val_loss" not in summary and summary["steps"] == 4
 
@@ -309,7 +340,9 @@ def test_gpt2s_weights_can_be_fine_tuned(config, tmp_path):
     )
     published.save_pretrained(tmp_path / "gpt2_folder")
     defaults = {name: getattr(train.TrainConfig, name) for name in ("n_layer", "n_head", "n_embd", "value_embeds")}
-    options = config(init_from=str(tmp_path / "gpt2_folder"), optimizer="adamw", learning_rate=0.0, max_steps=1, **defaults)
+    options = config(
+        init_from=str(tmp_path / "gpt2_folder"), optimizer="adamw", learning_rate=0.0, max_steps=1, **defaults
+    )
     train.train(replace(options, block_size=16, batch_tokens=64))
     ours = final_weights(tmp_path / "run")
     theirs = published.state_dict()
@@ -450,7 +483,9 @@ def test_the_end_of_a_run_writes_text_if_asked(config, capsys):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_trains_compiled_in_bfloat16_and_resumes(config, tmp_path, stop_after):
-    options = config(device="cuda", dtype="auto", max_steps=20, block_size=64, batch_tokens=1024, window_pattern="SL", window_size=32)
+    options = config(
+        device="cuda", dtype="auto", max_steps=20, block_size=64, batch_tokens=1024, window_pattern="SL", window_size=32
+    )
     summary = train.train(replace(options, out=str(tmp_path / "whole")))
     train.train(options, stop_after(7))
     resumed = train.train(replace(options, resume=True))
