@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
+
 
 from model import GPT, GPTConfig, KVCache, attend, flex_attend, rotate, sample_token
 from tests.conftest import GPT2_RECIPE, GPT2_SWITCHES
