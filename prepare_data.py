@@ -298,7 +298,7 @@ class TrainBatches:
             epoch, place = divmod(index, self.windows)
             rows.append(self.stream.read(int(self.order(epoch)[place]) * self.block_size, self.block_size + 1))
         windows = np.stack(rows)
-        return windows[:, :-1], windows[:, 1:]
+        return windows[:, :-1].copy(), windows[:, 1:].copy()  # whole arrays: compiled models care about strides
 
 
 # ---------------------------------------------------------------------------------------------------------------------

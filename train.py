@@ -452,7 +452,7 @@ def train(config: TrainConfig, stop: list | None = None) -> dict:
     summary = log.finish(run.step, run.seconds, time.perf_counter() - started, memory, **val)
     if config.sample_prompt is not None:
         prompt = [data.tokenizer.end_of_text, *data.tokenizer.encode(config.sample_prompt).tolist()]
-        new = run.model.generate([prompt], config.sample_tokens, temperature=0.8, top_k=200, seed=config.seed)[0]
+        new = run.model.generate([prompt], config.sample_tokens, temperature=0.7, top_k=50, seed=config.seed)[0]
         print("---", config.sample_prompt + data.tokenizer.decode(new), sep="\n")
     return summary
 

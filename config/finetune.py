@@ -4,8 +4,8 @@
     python train.py config/finetune.py --data=data/notes
 
 Hardware: 2 CPU cores (a GPU is used if there is one).
-Time:     FINETUNE_TIME
-Expected: FINETUNE_EXPECTED
+Time:     27 seconds of training.
+Expected: on tiny Shakespeare, after the quickstart: val_loss from 6.46 to 4.43, val_bpb from 4.05 to 2.78.
 
 The shape of the model comes with the weights. For GPT-2's: --init_from=gpt2 and data prepared with --tokenizer=gpt2.
 """

@@ -3,8 +3,8 @@
     python train.py config/quickstart.py
 
 Hardware: 2 CPU cores (a GPU is used if there is one).
-Time:     60 seconds of training, QUICKSTART_TOTAL in all with preparing the data.
-Expected: QUICKSTART_EXPECTED
+Time:     60 seconds of training, 68 in all, with preparing the data and writing text.
+Expected: val_bpb 1.53 to 1.55 (bits per byte of source), val_loss about 3.6; less on a slower machine.
 """
 
 data = "data/python"
@@ -24,4 +24,4 @@ max_seconds = 60
 max_tokens = 10_000_000  # a GPU reaches these first: further passes would only be learnt by heart
 
 log_interval = 50
-sample_prompt = "def "
+sample_prompt = "class Node:\n    def"

