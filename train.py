@@ -301,7 +301,7 @@ def try_compile(model: GPT, rows: int, device: torch.device):
     compiled, tokens = torch.compile(model, dynamic=False), torch.zeros(rows, model.config.block_size).long().to(device)
     print("compiling the model", flush=True)
     try:
-        compiled(tokens, tokens).backward()
+        compiled(tokens, tokens.clone()).backward()  # one tensor in both places would be compiled as a case of its own
     except Exception as error:  # of many kinds: no C++ compiler, no Triton, a card too old for it
         print(f"torch.compile does not work here, going on without it ({first_line(error)})")
         compiled = model

@@ -446,6 +446,19 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_the_way_to_go_on(config, tm
     assert load_checkpoint(tmp_path / "out" / "recipe" / "last.pt")["step"] > 0
 
 
+def test_compiling_happens_before_the_clock_starts_and_once_for_each_use(config, monkeypatch):
+    """One graph for training, made by the warm-up, and one for evaluation; a batch must never ask for another."""
+    graphs, compile = [], torch.compile
+
+    def counted(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda model, **options: compile(model, backend=counted, **options))
+    train.train(config(compile=True, max_steps=3, eval_interval=1, dropout=0.1))
+    assert len(graphs) == 2
+
+
 def test_without_a_compiler_training_goes_on_without_compiling(config, monkeypatch, capsys):
     def no_compiler(model, **options):
         def fail(*args, **kwargs):
