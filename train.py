@@ -327,22 +327,23 @@ class Run:
         self.optimizers = make_optimizers(self.model, config, device)
         # float16 cannot hold small gradients: the loss is scaled up, and the gradients down again before a step.
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        self.rng = torch.cuda if device.type == "cuda" else torch  # where dropout takes its random numbers
+        self.rng = {"cuda": torch.cuda, "mps": torch.mps}.get(device.type, torch)  # whose random numbers dropout takes
 
     def restore(self, checkpoint: dict) -> None:
         self.step, self.seconds, self.best = checkpoint["step"], checkpoint["seconds"], checkpoint["best"]
-        for optimizer, state in zip(self.optimizers, checkpoint["optimizers"]):
-            optimizer.load_state_dict(state)
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizers"]):  # rates and the like are the config's
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         self.scaler.load_state_dict(checkpoint["scaler"])
-        self.rng.set_rng_state(checkpoint["rng"])
+        if checkpoint["device"] == self.device.type:  # another device has another random number generator
+            self.rng.set_rng_state(checkpoint["rng"])
 
     def save(self, path: Path, keep_old: Path | None = None) -> None:
         finite = all(p.isfinite().all() for p in self.model.parameters())
         require(finite, f"the weights are no longer finite after step {self.step}: they were not saved")
         checkpoint = {
             "format": CHECKPOINT_FORMAT, "config": asdict(self.config), "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers], "scaler": self.scaler.state_dict(),
-            "rng": self.rng.get_rng_state(), "step": self.step, "tokens": self.step * self.config.batch_tokens,
+            "optimizers": [o.state_dict()["state"] for o in self.optimizers], "scaler": self.scaler.state_dict(),
+            "rng": self.rng.get_rng_state(), "device": self.device.type, "step": self.step, "tokens": self.step * self.config.batch_tokens,
             "seconds": self.seconds, "best": self.best, "data": self.data.fingerprint,
             "tokenizer": self.data.tokenizer.to_json(), "versions": {"torch": str(torch.__version__)},
         }  # fmt: skip

@@ -221,6 +221,15 @@ def test_what_shapes_a_run_cannot_change_on_the_way(config, changed, tmp_path):
     assert (tmp_path / "run" / "last.pt").read_bytes() == before
 
 
+def test_a_resumed_run_takes_the_rates_it_is_given_now(config, tmp_path):
+    """The optimizers' memory comes from the checkpoint, their settings from the options."""
+    train.train(config(max_steps=4))
+    before = final_weights(tmp_path / "run")
+    still = dict(muon_lr=0.0, embed_lr=0.0, head_lr=0.0, scalar_lr=0.0)
+    train.train(config(max_steps=6, resume=True, **still))
+    assert_identical(before, final_weights(tmp_path / "run"))
+
+
 def test_a_damaged_checkpoint_is_passed_over_for_the_previous_one(config, tmp_path, capsys):
     options = config(max_steps=10, save_interval=4)
     train.train(options)
