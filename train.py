@@ -68,14 +68,13 @@ class TrainConfig(GPTConfig):
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest there is
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of activations; weights stay float32
     compile: bool | None = None  # torch.compile; None: on CUDA
-    sample_prompt: str | None = None  # text to continue when training is done; None: write nothing
-    sample_tokens: int = 200  # how far
+    sample_prompt: str | None = None  # text to continue by 200 tokens when training is done; None: write nothing
     wandb: bool = False  # log to Weights & Biases too (its own WANDB_… environment variables apply)
 
     def __post_init__(self):
         super().__post_init__()
         for name in ("batch_tokens micro_batch_size max_steps max_tokens max_seconds log_interval eval_interval "
-                     "save_interval sample_tokens").split():  # fmt: skip
+                     "save_interval").split():  # fmt: skip
             value = getattr(self, name)
             require(value is None or value > 0, f"{name}={value} must be above 0")
         tokens, micro_tokens = self.batch_tokens, (self.micro_batch_size or 1) * self.block_size
@@ -149,23 +148,24 @@ class Muon(torch.optim.Optimizer):
 
 def make_optimizers(model: GPT, config: TrainConfig, device: torch.device) -> list[torch.optim.Optimizer]:
     """AdamW, and Muon for the hidden matrices unless optimizer=adamw. Every parameter is in exactly one group."""
-    groups: dict[tuple, dict] = {}
+    groups: dict[str, dict] = {}
     for name, p in model.named_parameters():
-        table = name.startswith(("wte", "wpe", "value_embeds"))
         if config.optimizer == "adamw":  # nanoGPT's rule: decay what is a matrix or a table, not what is a vector
-            kind = "adamw", config.learning_rate, config.weight_decay if p.ndim >= 2 else 0.0
+            decay = config.weight_decay if p.ndim >= 2 else 0.0
+            kind, rate = "vectors" if p.ndim < 2 else "matrices", config.learning_rate
         elif name.startswith("h.") and p.ndim == 2 and "value_gate" not in name:
-            kind = "muon", config.muon_lr, config.weight_decay
+            kind, rate, decay = "hidden", config.muon_lr, config.weight_decay
+        elif name.startswith(("wte", "wpe", "value_embeds")):
+            kind, rate, decay = "tables", config.embed_lr, 0.0
         else:
-            rate = config.embed_lr if table else config.head_lr if name == "lm_head.weight" else config.scalar_lr
-            kind = "adamw", rate, 0.0
-        group = groups.setdefault(kind, {"params": [], "lr": kind[1], "peak_lr": kind[1], "weight_decay": kind[2]})
+            head = name == "lm_head.weight"
+            kind, rate, decay = "head" if head else "scalars", config.head_lr if head else config.scalar_lr, 0.0
+        group = groups.setdefault(kind, {"params": [], "lr": rate, "peak_lr": rate, "weight_decay": decay})
         group["params"].append(p)
     assert sum(len(group["params"]) for group in groups.values()) == len(list(model.parameters()))
-    muon, adamw = ([group for kind, group in groups.items() if kind[0] == which] for which in ("muon", "adamw"))
-    fused = device.type in ("cpu", "cuda")
-    optimizer = torch.optim.AdamW(adamw, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused)
-    return [optimizer, Muon(muon)] if muon else [optimizer]
+    muon = [Muon([groups.pop("hidden")])] if "hidden" in groups else []
+    betas, fused = (config.beta1, config.beta2), device.type in ("cpu", "cuda")
+    return [torch.optim.AdamW(groups.values(), betas=betas, eps=config.eps, fused=fused), *muon]
 
 
 def lr_scale(progress: float, config: TrainConfig) -> float:
@@ -239,7 +239,6 @@ def load_latest(out: Path) -> dict | None:
             print(f"passed over: {error}")
     require(not paths, f"no checkpoint in '{out}' can be read: type --overwrite=True to begin anew")
     print(f"'{out}' has no checkpoint to go on from: beginning at step 0")
-    return None
 
 
 def load_weights(source: str) -> dict:
@@ -343,9 +342,9 @@ class Run:
         checkpoint = {
             "format": CHECKPOINT_FORMAT, "config": asdict(self.config), "model": self.model.state_dict(),
             "optimizers": [o.state_dict()["state"] for o in self.optimizers], "scaler": self.scaler.state_dict(),
-            "rng": self.rng.get_rng_state(), "device": self.device.type, "step": self.step, "tokens": self.step * self.config.batch_tokens,
-            "seconds": self.seconds, "best": self.best, "data": self.data.fingerprint,
-            "tokenizer": self.data.tokenizer.to_json(), "versions": {"torch": str(torch.__version__)},
+            "rng": self.rng.get_rng_state(), "device": self.device.type, "step": self.step,
+            "tokens": self.step * self.config.batch_tokens, "seconds": self.seconds, "best": self.best,
+            "data": self.data.fingerprint, "tokenizer": self.data.tokenizer.to_json(), "torch": str(torch.__version__),
         }  # fmt: skip
         replace_file(path, lambda file: torch.save(checkpoint, file), keep_old)
 
@@ -453,7 +452,7 @@ def train(config: TrainConfig, stop: list | None = None) -> dict:
     summary = log.finish(run.step, run.seconds, time.perf_counter() - started, memory, **val)
     if config.sample_prompt is not None:
         prompt = [data.tokenizer.end_of_text, *data.tokenizer.encode(config.sample_prompt).tolist()]
-        new = run.model.generate([prompt], config.sample_tokens, temperature=0.7, top_k=50, seed=config.seed)[0]
+        new = run.model.generate([prompt], 200, temperature=0.7, top_k=50, seed=config.seed)[0]
         print("---", config.sample_prompt + data.tokenizer.decode(new), sep="\n")
     return summary
 

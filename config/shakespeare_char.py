@@ -22,4 +22,3 @@ max_steps = 200
 
 log_interval = 20
 sample_prompt = "ROMEO:"
-sample_tokens = 300

@@ -94,6 +94,16 @@ def test_muon_gets_the_hidden_matrices_and_nothing_else():
     assert rates == {SMALL.embed_lr, SMALL.head_lr, SMALL.scalar_lr}
 
 
+def test_groups_do_not_depend_on_the_rates():
+    """A checkpoint's optimizer state is matched to parameters by their order: equal rates must not merge two groups."""
+
+    def sizes(**rates) -> list[list[int]]:
+        config = replace(SMALL, **rates)
+        return [[len(g["params"]) for g in o.param_groups] for o in make_optimizers(GPT(config), config, CPU)]
+
+    assert sizes(embed_lr=0.0, head_lr=0.0, scalar_lr=0.0) == sizes()
+
+
 def test_adamw_alone_is_torchs_adamw_with_nanogpts_decay_rule():
     """Three steps of our groups against torch.optim.AdamW set up by hand."""
     config = replace(SMALL, optimizer="adamw", learning_rate=0.01, weight_decay=0.1, eps=1e-6, **GPT2_SWITCHES)

@@ -131,7 +131,7 @@ def test_a_recipe_loads_and_takes_steps(path, data_dir, tmp_path):
     """The recipe as it stands, but for its size, its data and its length."""
     small = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=32", "--batch_tokens=128", "--micro_batch_size=2",
              f"--data={data_dir}", "--prepare=None", "--init_from=None", "--max_tokens=None", "--max_seconds=None", "--max_steps=3",
-             "--device=cpu", "--compile=False", "--sample_prompt=a", "--sample_tokens=3", f"--out={tmp_path / 'run'}",
+             "--device=cpu", "--compile=False", "--sample_prompt=a", f"--out={tmp_path / 'run'}",
              "--eval_interval=2"]  # fmt: skip
     config = read_options(train.TrainConfig, [str(path)] + small + ["--value_embeds=0"], "train.py")
     summary = train.train(config)

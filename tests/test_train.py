@@ -499,7 +499,7 @@ def test_wandb_offline_gets_the_rows(config, tmp_path, monkeypatch):
 
 
 def test_the_end_of_a_run_writes_text_if_asked(config, capsys):
-    train.train(config(sample_prompt="the model", sample_tokens=5))
+    train.train(config(sample_prompt="the model"))
     assert "---\nthe model" in capsys.readouterr().out
 
 
