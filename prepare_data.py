@@ -293,11 +293,10 @@ class TrainBatches:
     def __call__(self, step: int, micro_step: int = 0, rank: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, targets), each (batch_size, block_size) int64; targets are the tokens one further on."""
         part = (step * self.grad_accum + micro_step) * self.world_size + rank
-        rows = []
-        for index in range(part * self.batch_size, (part + 1) * self.batch_size):
-            epoch, place = divmod(index, self.windows)
-            rows.append(self.stream.read(int(self.order(epoch)[place]) * self.block_size, self.block_size + 1))
-        windows = np.stack(rows)
+        windows = np.empty((self.batch_size, self.block_size + 1), dtype=np.int64)
+        for row in range(self.batch_size):
+            epoch, place = divmod(part * self.batch_size + row, self.windows)
+            windows[row] = self.stream.read(int(self.order(epoch)[place]) * self.block_size, self.block_size + 1)
         return windows[:, :-1].copy(), windows[:, 1:].copy()  # whole arrays: compiled models care about strides
 
 
