@@ -130,10 +130,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, dropout: 
     q: (B, H, T, D); k, v: (B, G, S, D); returns (B, H, T, D).
     """
     T, S, options = q.size(2), k.size(2), {"scale": scale, "enable_gqa": q.size(1) != k.size(1)}
-    if T == 1:  # decoding one token: what lies before the window is cut off, then nothing is left to mask
-        return F.scaled_dot_product_attention(q, k[:, :, -window:], v[:, :, -window:], **options)
-    if T == S and window >= S:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, **options)
+    if window >= S and T in (1, S):  # one new token sees all before it: nothing to mask
+        return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, dropout_p=dropout, **options)
     if T == S and q.is_cuda and torch.compiler.is_compiling() and not dropout:
         return flex_attend(q, k, v, window, **options)
     # Any device, any T. It is exact but saves no time: the scores outside the mask are computed all the same.
