@@ -43,11 +43,16 @@ def explained(told: str, remedy: str):
     try:
         yield
     except Exception as error:
+        if isinstance(error, UserError) or "out of memory" in (explain(error) or ""):
+            raise  # they explain themselves
         raise UserError(f"{told} ({first_line(error)}): {remedy}") from None
 
 
 def run_command(main) -> None:
     """Run `main(argv)` as a program and exit: 0 or main's own return value, 2 for a user's mistake, 130 for Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character shows a question mark
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
@@ -71,6 +76,10 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or names[0] == "OutOfMemoryError" or "can't allocate memory" in names[1]:
         return ("error: out of memory. Set a smaller --micro_batch_size (sequences at once; a training step keeps its "
                 "tokens, in more micro-steps), a smaller --block_size or a smaller model")  # fmt: skip
+    # Closing a half-written checkpoint on a full disk makes torch raise an error of its own on top of the disk's.
+    below = error.__context__
+    if isinstance(below, OSError) and below.errno in (errno.ENOSPC, errno.EDQUOT):
+        error = below
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "make room on the disk" if full else "check that path and its permissions"
@@ -194,15 +203,16 @@ class Log:
         for name in RUN_FILES if step == 0 else ():  # of the run that is overwritten, and nothing else in the folder
             (out / name).unlink(missing_ok=True)
         write_json(out / "config.json", config)
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        whole = (json.loads(line) for line in lines if line.startswith("{") and line.endswith("}"))  # a kill cuts lines
-        self.rows = [row for row in whole if row["step"] <= step]  # what came after the checkpoint will come again
+        lines = self.path.read_bytes().splitlines() if self.path.is_file() else []
+        # What came after the checkpoint will come again; a line that a kill has cut off is no row.
+        self.rows = [row for row in map(whole_row, lines) if row and row["step"] <= step]
         content = "".join(json.dumps(row) + "\n" for row in self.rows)
         replace_file(self.path, lambda file: file.write(content.encode("utf-8")))
         if config["wandb"]:
             import wandb
 
-            self.wandb = wandb.init(project="nanoloop", name=out.name, dir=out, config=config)
+            with explained("Weights & Biases did not start", "type `wandb login`, or set WANDB_MODE=offline"):
+                self.wandb = wandb.init(project="nanoloop", name=out.name, dir=out, config=config)
 
     def speed(self, steps: int, seconds: float) -> dict:
         per_second = steps * self.config["batch_tokens"] / seconds if seconds else 0.0
@@ -248,6 +258,14 @@ class Log:
             self.wandb.summary.update(summary)
             self.wandb.finish()
         return summary
+
+
+def whole_row(line: bytes) -> dict | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) and "tokens" in row else None
 
 
 def show(value) -> str:

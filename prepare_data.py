@@ -75,7 +75,8 @@ class Tokenizer:
         return self.encoding.encode_to_numpy(text, disallowed_special=())
 
     def decode_bytes(self, ids) -> bytes:
-        return b"".join(self.tokens[i] or b"" for i in ids)
+        """Bytes of the ids; an id beyond the vocabulary, which a padded model could draw, becomes U+FFFD."""
+        return b"".join((self.tokens[i] or b"") if i < self.vocab_size else b"\xef\xbf\xbd" for i in ids)
 
     def decode(self, ids) -> str:
         """Text of the ids; bytes that are not valid UTF-8 (a cut character, say) become U+FFFD."""
@@ -127,8 +128,8 @@ def make_tokenizer(name: str, texts) -> Tokenizer:
 
 def bpe_size(name: str) -> int:
     """N of "bpe:N"."""
-    valid = name[4:].isdigit() and int(name[4:]) >= 257
-    require(valid, f"--tokenizer={name}: N must be a whole number of at least 257 (256 bytes and end-of-text)")
+    valid = name[4:].isascii() and name[4:].isdigit() and 257 <= int(name[4:]) < 2**24
+    require(valid, f"--tokenizer={name}: N must be a whole number from 257 (256 bytes and end-of-text) to 16 million")
     return int(name[4:])
 
 
@@ -229,22 +230,21 @@ class Data:
         try:
             self.meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
             self.tokenizer = Tokenizer.from_json(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")))
-            shards, tokenizer = self.meta["shards"], self.meta["tokenizer"]["fingerprint"]
-            self.fingerprint = self.meta["fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            shards = [(row["split"], row["file"], row["sha256"]) for row in self.meta["shards"]]
+            tokenizer, self.fingerprint = self.meta["tokenizer"]["fingerprint"], self.meta["fingerprint"]
+            self.entropy = int(self.fingerprint, 16)  # part of the seed of the data's order
+        except Exception as error:  # of many kinds: JSON of any other shape
             raise UserError(f"meta.json or tokenizer.json in '{folder}' cannot be read: {error!r}. {remedy}") from None
         same = tokenizer == self.tokenizer.fingerprint
         require(same, f"{folder}/tokenizer.json is not the tokenizer that meta.json names. {remedy}")
         with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock: all cores check at disk speed
-            tokens = list(pool.map(lambda row: self._check(row, remedy), shards))
-        self.splits = {
-            split: Split([t for row, t in zip(shards, tokens) if row["split"] == split]) for split in SPLITS
-        }
+            tokens = list(pool.map(lambda row: self._check(*row[1:], remedy), shards))
+        self.splits = {split: Split([t for row, t in zip(shards, tokens) if row[0] == split]) for split in SPLITS}
 
-    def _check(self, row: dict, remedy: str) -> np.ndarray:
-        path = self.folder / row["file"]
+    def _check(self, file: str, sha256: str, remedy: str) -> np.ndarray:
+        path = self.folder / file
         tokens = open_shard(path, remedy)
-        same, largest = sha256_of_file(path) == row["sha256"], int(tokens.max(initial=0))
+        same, largest = sha256_of_file(path) == sha256, int(tokens.max(initial=0))
         require(same, f"{path} was changed after it was prepared (its checksum differs). {remedy}")
         known = largest < self.tokenizer.vocab_size
         require(known, f"{path} holds token {largest}, the vocabulary has {self.tokenizer.vocab_size}. {remedy}")
@@ -284,10 +284,9 @@ class TrainBatches:
         self.windows = (len(self.stream) - 1) // block_size  # per epoch
         told = f"the train split of '{data.folder}' has {len(self.stream)} tokens, less than a window of block_size + 1"
         require(self.windows >= 1, f"{told} = {block_size + 1}: give it more text, or set a smaller --block_size")
-        entropy = int(data.fingerprint, 16)
         # The two latest permutations are kept: a batch may take the end of one epoch and the beginning of the next.
         self.order = lru_cache(maxsize=2)(
-            lambda epoch: np.random.default_rng([seed, epoch, entropy]).permutation(self.windows)
+            lambda epoch: np.random.default_rng([seed, epoch, data.entropy]).permutation(self.windows)
         )
 
     def __call__(self, step: int, micro_step: int = 0, rank: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -499,6 +498,7 @@ def finish(partial: Path, final: Path, tokenizer: Tokenizer, progress: dict) -> 
             os.fsync(file.fileno())
     if final.exists():
         old = final.with_name(final.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)  # of a preparation that was killed right here
         os.replace(final, old)
         os.replace(partial, final)
         shutil.rmtree(old)

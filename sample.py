@@ -13,12 +13,12 @@ import codecs
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import tyro
 
-from console import UserError, read_options, require, run_command
+from console import UserError, explained, read_options, require, run_command
 from model import GPT, GPTConfig
 from prepare_data import Tokenizer, make_tokenizer
 from train import TrainConfig, load_weights, pick_device
@@ -36,44 +36,37 @@ class SampleConfig:
     temperature: float = 0.8  # 0: always the most probable token; 1: the model's own distribution; above: wilder
     top_k: int | None = 200  # sample among the k most probable tokens; None: all
     top_p: float | None = None  # sample among the fewest tokens that hold this probability; None: all
-    seed: int | None = 1337  # the same seed gives the same text; None: different every time
+    seed: int | None = 1337  # the same seed gives the same text; None: another text every time
     device: str = "auto"  # cpu, cuda, mps; auto: the fastest there is
-    dtype: str = "auto"  # of activations: float32, bfloat16, float16
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of activations
 
 
 def read_prompt(prompt: str) -> str:
-    if prompt == "-":
-        return sys.stdin.read()
-    if not prompt.startswith("FILE:"):
-        return prompt
+    """The text that --prompt stands for. Raises UserError."""
     path = Path(prompt.removeprefix("FILE:"))
-    require(path.is_file(), f"--prompt={prompt}: there is no file '{path}'")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        require(False, f"--prompt={prompt}: the file is not UTF-8 text")
+    require(path.is_file() or not prompt.startswith("FILE:"), f"--prompt={prompt}: there is no file '{path}'")
+    with explained("the prompt cannot be encoded", "give text in UTF-8"):
+        text = sys.stdin.read() if prompt == "-" else path.read_text("utf-8") if prompt.startswith("FILE:") else prompt
+        text.encode("utf-8")
+    return text
 
 
 def load_model(source: str, device: torch.device, dtype: torch.dtype) -> tuple[GPT, Tokenizer]:
     """The model of a run, a checkpoint or GPT-2, ready to generate, and its tokenizer. Raises UserError."""
     weights = load_weights(source)
-    names = GPTConfig.__dataclass_fields__
-    model = GPT(GPTConfig(**{name: weights["config"][name] for name in names}), dtype)
-    model.load_state_dict(weights["model"])
-    if weights["tokenizer"] is None:
-        return model.to(device).eval(), make_tokenizer("gpt2", [])
-    return model.to(device).eval(), Tokenizer.from_json(weights["tokenizer"])
+    with explained(f"'{source}' cannot be used", "name another run or checkpoint"):
+        shape = {name: weights["config"][name] for name in GPTConfig.__dataclass_fields__}
+        model = GPT(GPTConfig(**shape), dtype)
+        model.load_state_dict(weights["model"])
+        tokenizer = Tokenizer.from_json(weights["tokenizer"]) if weights["tokenizer"] else make_tokenizer("gpt2", [])
+    return model.to(device).eval(), tokenizer
 
 
 def main(argv: list[str]) -> None:
     options = read_options(SampleConfig, argv, "sample.py", config_files=False)
     valid = options.num_samples >= 1 and options.max_new_tokens >= 1
     require(valid, "num_samples and max_new_tokens must be at least 1")
-    try:
-        text = read_prompt(options.prompt)
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        require(False, "the prompt cannot be encoded: it is not valid UTF-8")
+    text = read_prompt(options.prompt)
     device, dtype = pick_device(TrainConfig(device=options.device, dtype=options.dtype, max_steps=1))
     model, tokenizer = load_model(options.init_from or options.run, device, dtype)
     tokens = [tokenizer.end_of_text, *tokenizer.encode(text).tolist()]

@@ -77,16 +77,16 @@ class TrainConfig(GPTConfig):
                      "save_interval").split():  # fmt: skip
             value = getattr(self, name)
             require(value is None or value > 0, f"{name}={value} must be above 0")
-        tokens, micro_tokens = self.batch_tokens, (self.micro_batch_size or 1) * self.block_size
-        require(tokens % micro_tokens == 0, f"batch_tokens={tokens} is not divisible by the {micro_tokens} tokens of a "
-                f"micro-step (micro_batch_size={self.micro_batch_size} × block_size={self.block_size})")  # fmt: skip
         ends = (self.max_steps, self.max_tokens, self.max_seconds) != (None, None, None) or self.eval_only
         require(ends, "the run has no end: give max_steps, max_tokens or max_seconds")
         require(not (self.resume and self.overwrite), "resume=True keeps a run, overwrite=True deletes it: choose one")
-        require(self.seed >= 0, f"seed={self.seed} must be at least 0")
+        require(0 <= self.seed < 2**63, f"seed={self.seed} must be at least 0 and below 2**63")
 
     def split_batch(self) -> tuple[int, int]:
-        """(sequences per forward pass, forward passes per optimizer step)."""
+        """(sequences per forward pass, forward passes per optimizer step). Raises UserError."""
+        tokens, micro_tokens = self.batch_tokens, (self.micro_batch_size or 1) * self.block_size
+        require(tokens % micro_tokens == 0, f"batch_tokens={tokens} is not divisible by the {micro_tokens} tokens of a "
+                f"micro-step (micro_batch_size={self.micro_batch_size} × block_size={self.block_size})")  # fmt: skip
         rows = self.micro_batch_size or self.batch_tokens // self.block_size
         return rows, self.batch_tokens // (rows * self.block_size)
 
@@ -223,7 +223,7 @@ def load_checkpoint(path: Path) -> dict:
     require(path.is_file(), f"checkpoint '{path}' does not exist: train first, or name a run that is there")
     with explained(f"'{path}' is damaged or no checkpoint of this program", "it was not used, take another"):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        version = checkpoint["format"]
+        version, *_ = (checkpoint[key] for key in ("format", "config", "model", "tokenizer", "step", "optimizers"))
     told = f"'{path}' has checkpoint format {version}, this program reads {CHECKPOINT_FORMAT}"
     require(version == CHECKPOINT_FORMAT, f"{told}: use the version of the program that wrote it")
     return checkpoint
@@ -300,7 +300,8 @@ def try_compile(model: GPT, rows: int, device: torch.device):
     compiled, tokens = torch.compile(model, dynamic=False), torch.zeros(rows, model.config.block_size).long().to(device)
     print("compiling the model", flush=True)
     try:
-        compiled(tokens, tokens.clone()).backward()  # one tensor in both places would be compiled as a case of its own
+        with torch.random.fork_rng():  # dropout in here takes no random number from the run
+            compiled(tokens, tokens.clone()).backward()  # one tensor in both is compiled as a special case
     except Exception as error:  # of many kinds: no C++ compiler, no Triton, a card too old for it
         print(f"torch.compile does not work here, going on without it ({first_line(error)})")
         compiled = model
@@ -401,10 +402,13 @@ def train(config: TrainConfig, stop: list | None = None) -> dict:
     check_folder(out, config.resume or config.eval_only, config.overwrite)
     checkpoint = load_latest(out) if config.resume else None
     begin = checkpoint or (load_weights(config.init_from) if config.init_from else None)
-    config = adopt(config, begin, data, resuming=checkpoint is not None)
-    rows, grad_accum = config.split_batch()
-    batches = TrainBatches(data, config.block_size, config.seed, rows, grad_accum)
-    run = Run(config, data, device, dtype, begin["model"] if begin else None)
+    with explained("the checkpoint to begin from cannot be used", "name another, or begin from random weights"):
+        config = adopt(config, begin, data, resuming=checkpoint is not None)
+        rows, grad_accum = config.split_batch()
+        batches = TrainBatches(data, config.block_size, config.seed, rows, grad_accum)
+        run = Run(config, data, device, dtype, begin["model"] if begin else None)
+        if checkpoint:
+            run.restore(checkpoint)
     if config.eval_only:
         require(begin, "eval_only=True needs weights: give --init_from=RUN, or --resume=True for the run's own")
         val = evaluate(run.model, data, "val", config.block_size, rows, device)
@@ -412,9 +416,6 @@ def train(config: TrainConfig, stop: list | None = None) -> dict:
         return val
     compiled = config.compile or (config.compile is None and device.type == "cuda")
     network = try_compile(run.model, rows, device) if compiled else run.model
-    torch.manual_seed(config.seed)
-    if checkpoint:
-        run.restore(checkpoint)
     on_gpu, n_params = device.type == "cuda", sum(p.numel() for p in run.model.parameters())
     card = torch.cuda.get_device_name(device) if on_gpu else device.type
     print(f"{n_params:,} parameters on {card}, activations {dtype}, {'not ' * (network is run.model)}compiled")

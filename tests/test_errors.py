@@ -60,7 +60,7 @@ def test_a_wrong_flag(place, command, mistake):
 
 
 @pytest.mark.parametrize(
-    "mistake", ["unknown key", "wrong type", "bad choice", "n_embd not divisible", "batch not divisible"]
+    "mistake", ["unknown key", "wrong type", "bad choice", "n_embd not divisible"]
 )
 def test_the_same_mistake_in_a_config_file(place, command, mistake):
     flags, words = TRAIN_FLAGS[mistake]
