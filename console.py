@@ -83,8 +83,8 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "make room on the disk" if full else "check that path and its permissions"
-        where = f" {error.filename!r}" if error.filename else ""
-        return f"error: {error.strerror or error}:{where} — {remedy}, then run the same command again"
+        where = f" ({error.filename})" if error.filename else ""
+        return f"error: {error.strerror or error}{where}: {remedy}, then run the same command again"
     return None
 
 
