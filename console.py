@@ -57,6 +57,9 @@ def run_command(main) -> None:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
         message, code = "interrupted", 130
+    except BrokenPipeError:  # whoever read the output has gone, as `| head` does; Python must not flush into the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except Exception as error:
         message, code = explain(error), 2
         if message is None:
@@ -91,8 +94,14 @@ def explain(error: Exception) -> str | None:
 def catch_signals() -> list[int]:
     """A list that receives the signal's number at the first Ctrl-C or SIGTERM; the second one ends the program."""
     caught: list[int] = []
+
+    def handle(number, frame) -> None:
+        print("finishing this step and saving; a second time ends the program at once", file=sys.stderr, flush=True)
+        caught.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: (caught.append(number), signal.signal(number, signal.SIG_DFL)))
+        signal.signal(number, handle)
     return caught
 
 
@@ -177,7 +186,7 @@ RUN_FILES = ("config.json", "log.jsonl", "loss.png", "summary.json", "last.pt", 
 
 def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
     """Never destroy a run unasked: raises UserError where `out` holds one and neither way to treat it was chosen."""
-    there = any((out / name).exists() for name in RUN_FILES)
+    there = bool(list(out.glob("*.pt"))) or (out / "summary.json").exists()  # a run that died at once left no more
     told = f"'{out}' holds a run: type --resume=True to go on with it, --overwrite=True to delete it, or --out=FOLDER"
     require(not there or resume or overwrite, told)
 
@@ -200,7 +209,7 @@ class Log:
         self.flops_per_token, self.written = flops_per_token, (step, seconds)
         self.peak_flops = next((peak for name, peak in PEAK_FLOPS.items() if name in card), None)
         out.mkdir(parents=True, exist_ok=True)
-        for name in RUN_FILES if step == 0 else ():  # of the run that is overwritten, and nothing else in the folder
+        for name in RUN_FILES if config["overwrite"] else ():  # and nothing else that may be in the folder
             (out / name).unlink(missing_ok=True)
         write_json(out / "config.json", config)
         lines = self.path.read_bytes().splitlines() if self.path.is_file() else []

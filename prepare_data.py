@@ -383,7 +383,7 @@ def resolve(config: PrepareConfig, data_root: Path) -> tuple[list[Path], str, di
     require(config.shard_tokens >= 1, f"shard_tokens={config.shard_tokens} must be at least 1")
     alone = config.include_site_packages and special != "python"
     require(not alone, "--include_site_packages=True goes with --source=python")
-    require(config.source, "--source is empty: give python, shakespeare, or paths to text")
+    require(config.source and all(config.source), "--source is empty: give python, shakespeare, or paths to text")
     if special == "python":
         files, name = python_files(config.include_site_packages), "python"
     elif special == "shakespeare":
@@ -426,10 +426,10 @@ def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
         print(f"going on with {partial}: {progress['files_done']:,} of {len(files):,} files are done")
     except (OSError, ValueError, KeyError):
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         if options["tokenizer"].startswith("bpe:"):
             print(f"training the tokenizer {options['tokenizer']} on the training documents")
         tokenizer = make_tokenizer(options["tokenizer"], bpe_texts(files, options))
+        partial.mkdir(parents=True)
         write_json(partial / "tokenizer.json", tokenizer.to_json())
         counts = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in SPLITS}
         progress = {"plan": plan, "files_done": 0, "splits": counts, "notes": {}}

@@ -38,7 +38,7 @@ class TrainConfig(GPTConfig):
     resume: bool = False  # go on from the last checkpoint in the folder, if there is one
     overwrite: bool = False  # delete the run that is in the folder and begin anew
     init_from: str | None = None  # weights to start from: a run, a checkpoint, gpt2, gpt2-medium, …; None: random
-    eval_only: bool = False  # evaluate the weights of init_from, or else of the run, and stop
+    eval_only: bool = False  # evaluate the weights of init_from, or of the run with resume=True, and stop
     seed: int = 1337  # of the initial weights, the data order and dropout
     batch_tokens: int = 131_072  # tokens per optimizer step, over all micro-steps
     micro_batch_size: int | None = None  # sequences per forward pass, the knob for memory; None: a whole batch
@@ -80,6 +80,8 @@ class TrainConfig(GPTConfig):
         ends = (self.max_steps, self.max_tokens, self.max_seconds) != (None, None, None) or self.eval_only
         require(ends, "the run has no end: give max_steps, max_tokens or max_seconds")
         require(not (self.resume and self.overwrite), "resume=True keeps a run, overwrite=True deletes it: choose one")
+        for name in "momentum momentum_warmup beta1 beta2 warmup decay final_lr".split():
+            require(0 <= getattr(self, name) <= 1, f"{name}={getattr(self, name)} must be between 0 and 1")
         require(0 <= self.seed < 2**63, f"seed={self.seed} must be at least 0 and below 2**63")
 
     def split_batch(self) -> tuple[int, int]:
@@ -208,8 +210,8 @@ def evaluate(model, data: Data, split: str, block_size: int, batch_size: int, de
         sums += torch.stack([loss.sum(), (targets >= 0).sum(), (loss * (n_bytes > 0)).sum(), n_bytes.sum()])
     model.train()
     nats, count, text_nats, text_bytes = sums.tolist()
-    bpb = {f"{split}_bpb": text_nats / text_bytes / math.log(2)} if text_bytes else {}
-    return {f"{split}_loss": nats / count, **bpb} if count else {}
+    bpb = text_nats / max(1, text_bytes) / math.log(2)
+    return {f"{split}_loss": nats / count, f"{split}_bpb": bpb} if count else {}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -231,12 +233,13 @@ def load_checkpoint(path: Path) -> dict:
 
 def load_latest(out: Path) -> dict | None:
     """The run's newest checkpoint that can be read whole; None where there is none. Says aloud what it passes over."""
-    paths = [path for path in (out / "last.pt", out / "previous.pt") if path.is_file()]
+    paths = [out / name for name in ("last.pt", "previous.pt", "best.pt") if (out / name).is_file()]
     for path in paths:
         try:
             return load_checkpoint(path)
-        except UserError as error:
-            print(f"passed over: {error}")
+        except UserError as error:  # put aside, so that the next save does not keep it in place of a good one
+            print(f"passed over, and renamed to .damaged: {error}")
+            path.rename(path.with_suffix(".damaged"))
     require(not paths, f"no checkpoint in '{out}' can be read: type --overwrite=True to begin anew")
     print(f"'{out}' has no checkpoint to go on from: beginning at step 0")
 
@@ -282,16 +285,15 @@ def adopt(config: TrainConfig, begin: dict | None, data: Data, resuming: bool) -
         fixed = {name: begin["config"][name] for name in shape + ["seed", "batch_tokens", "optimizer"] * resuming}
         if not resuming:
             fixed["block_size"] = min(config.block_size, fixed["block_size"])
-        told = f"'{data.folder}' has another tokenizer than the checkpoint: use data prepared with that one"
-        require(begin["tokenizer"] in (None, data.tokenizer.to_json()), told)
+        theirs, ours = begin["tokenizer"], data.tokenizer  # GPT-2's weights come without one: then the size has to do
+        same = theirs == ours.to_json() if theirs else fixed["vocab_size"] == ours.vocab_size
+        told = f"'{data.folder}' has another tokenizer than the weights: prepare data with theirs"
+        require(same, f"{told} (--tokenizer=gpt2 for GPT-2, else the path of the data they were trained on)")
         told = f"'{data.folder}' is not the data that the run was begun with: its fingerprint differs"
         require(not resuming or begin["data"] == data.fingerprint, told)
     for name, value in fixed.items():
-        mine, wanted = getattr(config, name), "the checkpoint was made with" if begin else "the data needs"
-        told = f"{name}={mine}, but {wanted} {value}: leave the option out"
-        require(mine in (getattr(TrainConfig, name), value), told)
-    least = data.tokenizer.vocab_size
-    require(fixed["vocab_size"] >= least, f"'{data.folder}' has {least} tokens, the weights know {fixed['vocab_size']}")
+        told = f"{name}={getattr(config, name)}, but {'the checkpoint' if begin else 'the data'} needs {value}"
+        require(getattr(config, name) in (getattr(TrainConfig, name), value), f"{told}: leave the option out")
     return replace(config, **fixed)
 
 
@@ -386,23 +388,24 @@ def mean_loss(losses: list[Tensor], run: Run) -> float:
     return sum(values) / len(values)
 
 
-def train(config: TrainConfig, stop: list | None = None) -> dict:
+def train(config: TrainConfig, watch=list) -> dict:
     """Do the run that `config` describes; returns its summary. Raises UserError.
 
-    stop: a list; as soon as it holds anything, the run ends after the step under way, saved to be resumed.
+    watch: called as the loop begins; returns a list. As soon as that holds anything, the run ends after the step under
+    way, saved to be resumed, and what it holds is the summary's "stopped_by".
     """
     # What the run needs, checked before anything is written.
-    started, out, stop = time.perf_counter(), Path(config.out or "out/default"), [] if stop is None else stop
+    started, out = time.perf_counter(), Path(config.out or "out/default")
     device, dtype = pick_device(config)
-    makes_it = f"--name={Path(config.data).name}" in (config.prepare or "").split()
-    if makes_it and not Path(config.data).exists():
+    makes_it = [f"data/{word[7:]}" for word in (config.prepare or "").split() if word.startswith("--name=")]
+    if config.data in makes_it and not Path(config.data).exists():
         print(f"'{config.data}' is not there, making it: python prepare_data.py {config.prepare}")
         prepare_data.main(config.prepare.split())
     data = Data(config.data)
     check_folder(out, config.resume or config.eval_only, config.overwrite)
     checkpoint = load_latest(out) if config.resume else None
     begin = checkpoint or (load_weights(config.init_from) if config.init_from else None)
-    with explained("the checkpoint to begin from cannot be used", "name another, or begin from random weights"):
+    with explained("the run cannot begin", "check its options, and the checkpoint if it begins from one"):
         config = adopt(config, begin, data, resuming=checkpoint is not None)
         rows, grad_accum = config.split_batch()
         batches = TrainBatches(data, config.block_size, config.seed, rows, grad_accum)
@@ -412,17 +415,17 @@ def train(config: TrainConfig, stop: list | None = None) -> dict:
     if config.eval_only:
         require(begin, "eval_only=True needs weights: give --init_from=RUN, or --resume=True for the run's own")
         val = evaluate(run.model, data, "val", config.block_size, rows, device)
-        print(*(f"{key}: {show(value)}" for key, value in val.items()) or ["no validation data"], sep="\n")
+        print(*([f"{key}: {show(value)}" for key, value in val.items()] or ["no validation data"]), sep="\n")
         return val
-    compiled = config.compile or (config.compile is None and device.type == "cuda")
-    network = try_compile(run.model, rows, device) if compiled else run.model
-    on_gpu, n_params = device.type == "cuda", sum(p.numel() for p in run.model.parameters())
+    wanted = device.type == "cuda" if config.compile is None else config.compile
+    network = try_compile(run.model, rows, device) if wanted else run.model
+    n_params, on_gpu = sum(p.numel() for p in run.model.parameters()), device.type == "cuda"
     card = torch.cuda.get_device_name(device) if on_gpu else device.type
     print(f"{n_params:,} parameters on {card}, activations {dtype}, {'not ' * (network is run.model)}compiled")
     print(f"{config.batch_tokens:,} tokens a step: {grad_accum} micro-steps × {rows} sequences × {config.block_size}")
     log = Log(out, run.step, run.seconds, asdict(config), n_params, run.model.flops_per_token(), card)
 
-    finished, losses, val = config.progress(run.step, run.seconds) >= 1, [], {}
+    finished, losses, val, stop = config.progress(run.step, run.seconds) >= 1, [], {}, watch()
     origin = time.perf_counter() - run.seconds  # training time is the time since `origin`
     while not finished:
         losses.append(run.take_step(network, batches))
@@ -447,13 +450,13 @@ def train(config: TrainConfig, stop: list | None = None) -> dict:
     if stop:
         log.draw()
         print(f"stopped and saved at step {run.step}: the same command with --resume=True goes on")
-        return {"steps": run.step}
+        return {"steps": run.step, "stopped_by": stop}
     val = val or evaluate(network, data, "val", config.block_size, rows, device)  # resumed with nothing left to do
     memory = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_memory_mb()
     summary = log.finish(run.step, run.seconds, time.perf_counter() - started, memory, **val)
     if config.sample_prompt is not None:
         prompt = [data.tokenizer.end_of_text, *data.tokenizer.encode(config.sample_prompt).tolist()]
-        new = run.model.generate([prompt], 200, temperature=0.7, top_k=50, seed=config.seed)[0]
+        new = run.model.generate([prompt], 200, 0.7, top_k=50, seed=config.seed, stop_token=prompt[0])[0]
         print("---", config.sample_prompt + data.tokenizer.decode(new), sep="\n")
     return summary
 
@@ -462,9 +465,8 @@ def main(argv: list[str]) -> int:
     config = read_options(TrainConfig, argv, "train.py config/NAME.py")
     name = Path(argv[0]).stem if argv and not argv[0].startswith("-") else "default"
     keep_freed_memory()
-    stop = catch_signals()
-    train(replace(config, out=config.out or f"out/{name}"), stop)
-    return 128 + stop[0] if stop else 0
+    summary = train(replace(config, out=config.out or f"out/{name}"), catch_signals)
+    return 128 + summary["stopped_by"][0] if "stopped_by" in summary else 0
 
 
 if __name__ == "__main__":

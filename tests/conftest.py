@@ -64,7 +64,7 @@ def command(capsys, monkeypatch):
 
     def run(main, *args: str) -> SimpleNamespace:
         monkeypatch.setattr(sys, "argv", ["program", *map(str, args)])
-        monkeypatch.setattr(train, "catch_signals", lambda: [])  # pytest keeps its own Ctrl-C
+        monkeypatch.setattr(train, "catch_signals", list)  # pytest keeps its own Ctrl-C
         with pytest.raises(SystemExit) as caught:
             console.run_command(main)
         printed = capsys.readouterr()

@@ -24,10 +24,10 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def stop_after(monkeypatch):
-    """stop_after(k) is a `stop` list that fills in step k: Ctrl-C at a chosen moment."""
+    """stop_after(k) watches for a stop that comes in step k: Ctrl-C at a chosen moment."""
     schedule = train.set_schedule
 
-    def make(steps: int) -> list:
+    def make(steps: int):
         stop, calls = [], []
 
         def counted(*args):
@@ -37,7 +37,7 @@ def stop_after(monkeypatch):
             return schedule(*args)
 
         monkeypatch.setattr(train, "set_schedule", counted)
-        return stop
+        return lambda: stop
 
     return make
 
@@ -238,8 +238,41 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_previous_one(config, tmp_pa
     (tmp_path / "run" / "last.pt").write_bytes(content[: len(content) // 2])
     train.train(replace(options, resume=True))
     printed = capsys.readouterr().out
-    assert "passed over" in printed and "last.pt" in printed
+    assert "passed over" in printed and "last.pt" in printed and (tmp_path / "run" / "last.damaged").exists()
     assert_identical(want, final_weights(tmp_path / "run"))
+
+
+def test_resuming_never_deletes_the_only_checkpoint_left(config, tmp_path):
+    train.train(config())
+    for name in ("last.pt", "previous.pt"):
+        (tmp_path / "run" / name).unlink(missing_ok=True)
+    assert train.train(config(resume=True, max_steps=6))["steps"] == 6  # from best.pt, which is a checkpoint like any
+    for path in (tmp_path / "run").glob("*.pt"):
+        path.write_bytes(b"damaged")
+    with pytest.raises(UserError, match="no checkpoint.*can be read"):
+        train.train(config(resume=True))
+
+
+def test_a_run_that_died_before_its_first_checkpoint_can_be_started_again(config, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(train, "set_schedule", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        train.train(config())
+    assert train.train(config())["steps"] == 4
+
+
+@pytest.mark.parametrize("line", ["{garbage}", '{"a": 1}', '{"step": "x"}', "\xff\xfe", '{"step": 2, "loss": NaN}'])
+def test_a_damaged_log_does_not_stop_a_resume(config, tmp_path, line):
+    train.train(config())
+    with open(tmp_path / "run" / "log.jsonl", "a", encoding="latin-1") as file:
+        file.write(line + "\n")
+    assert train.train(config(resume=True, max_steps=6))["steps"] == 6
+
+
+def test_gpt2s_weights_are_not_given_other_tokens(config, tmp_path, data_dir):
+    """They come without a tokenizer; a vocabulary of another size cannot be GPT-2's."""
+    begin = {"config": asdict(config(vocab_size=300)), "model": {}, "tokenizer": None}
+    with pytest.raises(UserError, match="another tokenizer.*--tokenizer=gpt2"):
+        train.adopt(config(), begin, Data(data_dir), resuming=False)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
