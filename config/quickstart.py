@@ -3,7 +3,7 @@
     python train.py config/quickstart.py
 
 Hardware: 2 CPU cores (a GPU is used if there is one).
-Time:     60 seconds of training, 68 in all, with preparing the data and writing text.
+Time:     60 seconds of training, 65 to 68 in all, with preparing the data and writing text.
 Expected: val_bpb 1.53 to 1.55 (bits per byte of source), val_loss about 3.6; less on a slower machine.
 """
 
