@@ -54,6 +54,8 @@ def run_command(main) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
+        alone = os.environ.get("WORLD_SIZE", "1") == "1"
+        require(alone, "one process only, for now: type python instead of torchrun (each would write the same files)")
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
         message, code = "interrupted", 130

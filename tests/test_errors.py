@@ -166,6 +166,11 @@ def test_running_out_of_memory_names_the_knob(place, command, monkeypatch, error
     assert_told(command(train.main, *place), "out of memory", "--micro_batch_size")
 
 
+def test_several_processes_are_refused(place, command, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert_told(command(train.main, *place), "one process", "torchrun")
+
+
 def test_a_defect_of_the_program_keeps_its_traceback(place, monkeypatch):
     """Only a user's mistake is told in one line; hiding our own would make them impossible to report."""
     import console
