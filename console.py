@@ -1,4 +1,4 @@
-"""What every command of the project shares: options, errors, files, logs. It imports nothing of the project.
+"""What every command shares: options, errors, files, checkpoints, logs. It imports nothing of the project.
 
 It is a file of its own because a program run as `python prepare_data.py` is the module __main__: an error class defined
 there would not be the one that other files import.
@@ -16,6 +16,7 @@ import os
 import runpy
 import signal
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -177,6 +178,73 @@ def write_json(path: Path, value) -> None:
 def sha256_of_file(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The machine, and checkpoint files: one dictionary of tensors and plain values. Reading one never executes anything in
+# it. torch is imported where it is used, because preparing data does without.
+
+CHECKPOINT_FORMAT = 2
+
+
+def pick_device(device: str, dtype: str):
+    """The torch.device, and the torch.dtype of activations; "auto" is the fastest that the machine has.
+
+    Raises UserError where the device cannot be used.
+    """
+    import torch
+
+    fastest = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    with explained(f"device={device} cannot be used here", "try --device=cpu"):
+        found = torch.empty(0, device=fastest if device == "auto" else device).device
+    bf16 = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)  # multiplied natively
+    if found.type == "cuda":
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    fastest = "bfloat16" if bf16 else "float16" if found.type == "cuda" else "float32"
+    return found, getattr(torch, fastest if dtype == "auto" else dtype)
+
+
+def load_checkpoint(path: Path) -> dict:
+    """Read a checkpoint onto the CPU. Raises UserError where it is missing, damaged or of another version."""
+    import torch
+
+    require(path.is_file(), f"checkpoint '{path}' does not exist: train first, or name a run that is there")
+    with explained(f"'{path}' is damaged or no checkpoint of this program", "it was not used, take another"):
+        with zipfile.ZipFile(path) as archive:  # torch writes a checksum of every tensor but does not look at it
+            damaged = archive.testzip()
+        require(damaged is None, f"'{path}' is damaged (the checksum of {damaged} differs): it was not used")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        version, *_ = (checkpoint[key] for key in ("format", "config", "model", "tokenizer", "step", "optimizers"))
+    told = f"'{path}' has checkpoint format {version}, this program reads {CHECKPOINT_FORMAT}"
+    require(version == CHECKPOINT_FORMAT, f"{told}: use the version of the program that wrote it")
+    return checkpoint
+
+
+def load_latest(out: Path) -> dict | None:
+    """The run's newest checkpoint that can be read whole; None where there is none. Says aloud what it passes over."""
+    paths = [out / name for name in ("last.pt", "previous.pt", "best.pt") if (out / name).is_file()]
+    for path in paths:
+        try:
+            return load_checkpoint(path)
+        except UserError as error:  # put aside, so that the next save does not keep it in place of a good one
+            print(f"passed over, and renamed to .damaged: {error}")
+            path.rename(path.with_suffix(".damaged"))
+    require(not paths, f"no checkpoint in '{out}' can be read: type --overwrite=True to begin anew")
+    print(f"'{out}' has no checkpoint to go on from: beginning at step 0")
+
+
+def load_weights(source: str) -> dict:
+    """A checkpoint from a run's folder or a file, or GPT-2's weights in the same form. Raises UserError."""
+    path = Path(source)
+    if path.is_dir() and list(path.glob("*.pt")):
+        path = path / ("best.pt" if (path / "best.pt").is_file() else "last.pt")
+    if path.suffix == ".pt":
+        return load_checkpoint(path)
+    known = source.startswith("gpt2") or (path / "config.json").is_file()
+    require(known, f"'{source}' is no run, checkpoint or folder of GPT-2, nor gpt2, gpt2-medium, gpt2-large, gpt2-xl")
+    remedy = "it takes `pip install transformers` and a network, or the path of a local folder of GPT-2's files"
+    with explained(f"'{source}' could not be loaded", remedy):
+        return runpy.run_path(str(Path(__file__).with_name("config") / "gpt2_classic.py"))["published_weights"](source)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

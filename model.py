@@ -47,6 +47,8 @@ class GPTConfig:
     residual_scalars: bool = True  # x = a·x + b·x0 before each block, with a, b learned and x0 the embedding
     window_pattern: str | None = None  # per layer S (window_size) or L (all), repeated, as SSSL; the last is L; None: L
     window_size: int = 256  # tokens that a layer of kind S sees, itself included
+    document_mask: bool = False  # attention stays within a document; generation takes its prompt for one document
+    document_token: int | None = None  # the token that begins a document; None: the tokenizer's end-of-text
     dropout: float = 0.0  # share of activations zeroed in training
     weight_init: Literal["modern", "gpt2"] = "modern"  # see GPT.init_weights
 
@@ -124,32 +126,39 @@ class KVCache:
 # Attention
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, dropout: float = 0.0) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, dropout: float = 0.0, documents=None) -> Tensor:
     """Causal attention of the last T of S positions to the `window` latest before each, by the best kernel at hand.
 
-    q: (B, H, T, D); k, v: (B, G, S, D); returns (B, H, T, D).
+    q: (B, H, T, D); k, v: (B, G, S, D); returns (B, H, T, D). documents: None, or (B, T) with T = S, the number of the
+    document at each position: there is no attention between documents.
     """
     T, S, options = q.size(2), k.size(2), {"scale": scale, "enable_gqa": q.size(1) != k.size(1)}
-    if window >= S and T in (1, S):  # one new token sees all before it: nothing to mask
+    if documents is None and window >= S and T in (1, S):  # one new token sees all before it: nothing to mask
         return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, dropout_p=dropout, **options)
     if T == S and q.is_cuda and torch.compiler.is_compiling() and not dropout:
-        return flex_attend(q, k, v, window, **options)
+        return flex_attend(q, k, v, window, documents=documents, **options)
     # Any device, any T. It is exact but saves no time: the scores outside the mask are computed all the same.
     query = torch.arange(S - T, S, device=q.device)[:, None]  # (T, 1)
     key = torch.arange(S, device=q.device)  # (S,)
     mask = (key <= query) & (query - key < window)  # (T, S)
+    if documents is not None:
+        mask = mask & (documents[:, None, :, None] == documents[:, None, None, :])  # (B, 1, T, T)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, **options)
 
 
-def flex_attend(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, enable_gqa: bool) -> Tensor:
-    """Sliding-window attention that skips what lies outside the window (FlexAttention, arXiv:2412.05496).
+def flex_attend(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, enable_gqa: bool, documents) -> Tensor:
+    """Attention that skips what lies outside the window and the document (FlexAttention, arXiv:2412.05496).
 
     Shapes as in `attend`, with T = S. Fast only inside torch.compile on CUDA; elsewhere a slow reference.
     """
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    mask = create_block_mask(lambda batch, head, query, key: (key <= query) & (query - key < window),
-                             None, None, q.size(2), k.size(2), device=q.device)  # fmt: skip
+    def visible(batch, head, query, key):
+        near = (key <= query) & (query - key < window)
+        return near if documents is None else near & (documents[batch, query] == documents[batch, key])
+
+    rows = None if documents is None else q.size(0)
+    mask = create_block_mask(visible, rows, None, q.size(2), k.size(2), device=q.device)
     return flex_attention(q, k, v, block_mask=mask, scale=scale, enable_gqa=enable_gqa)
 
 
@@ -168,7 +177,7 @@ class Attention(nn.Module):
         self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.value_gate = Linear(min(12, config.n_embd), kv_head, bias=False) if has_value_embed else None
 
-    def forward(self, x: Tensor, value_embed: Tensor | None, rotary: tuple | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, value_embed: Tensor | None, rotary: tuple | None, cache, documents) -> Tensor:
         split_heads = (*x.shape[:2], -1, self.head_size)  # (B, T, H or G, D)
         q, k, v = self.c_q(x).view(split_heads), self.c_k(x).view(split_heads), self.c_v(x).view(split_heads)
         if value_embed is not None:
@@ -184,7 +193,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, G, S, D)
         dropout = self.config.dropout if self.training else 0.0
-        y = attend(q, k, v, self.config.window(self.layer), self.scale, dropout)  # (B, H, T, D)
+        y = attend(q, k, v, self.config.window(self.layer), self.scale, dropout, documents)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(x.shape)  # (B, T, C)
         return F.dropout(self.c_proj(y), dropout)
 
@@ -222,8 +231,8 @@ class Block(nn.Module):
         self.ln_1, self.attn = make_norm(config), Attention(config, layer, has_value_embed)
         self.ln_2, self.mlp = make_norm(config), MLP(config)
 
-    def forward(self, x: Tensor, value_embed: Tensor | None, rotary: tuple | None, cache: KVCache | None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), value_embed, rotary, cache)
+    def forward(self, x: Tensor, *context) -> Tensor:
+        x = x + self.attn(self.ln_1(x), *context)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -298,12 +307,16 @@ class GPT(nn.Module):
         x = F.dropout(x, self.config.dropout, self.training)
         if self.config.residual_scalars:
             x = x0 = F.rms_norm(x, (x.size(-1),))
+        documents = None
+        if self.config.document_mask and cache is None:
+            documents = (tokens == self.config.document_token).cumsum(dim=1)  # (B, T)
         for layer, block in enumerate(self.h):
             if self.config.residual_scalars:
                 # Each block sees the embedding again and may damp what was added before it (nanochat, modded-nanogpt).
                 x = self.residual_scale[layer].to(x.dtype) * x + self.shortcut_scale[layer].to(x.dtype) * x0
             table = self.value_embeds[str(layer)] if str(layer) in self.value_embeds else None
-            x = block(x, table(tokens).to(x.dtype) if table else None, rotary, cache)  # value embeddings: (B, T, G·D)
+            value_embed = table(tokens).to(x.dtype) if table else None  # (B, T, G·D)
+            x = block(x, value_embed, rotary, cache, documents)
         if cache is not None:
             cache.length, x = end, x[:, -1:]  # (B, 1, C)
         logits = self.lm_head(self.ln_f(x))[..., : self.config.vocab_size].float()  # (B, T, V), padding cut off
