@@ -118,21 +118,35 @@ def read_options(options: type, argv: list[str], program: str, config_files: boo
     argv: flags, `--key=value`, after an optional first argument that names a config file: plain Python assignments,
     run in a namespace of their own and treated exactly as flags placed before the others, so that both share one
     parser, one type check and one error text. Names that begin with _, modules, functions and classes are scratch.
+
+    A config file may have a dial of its own, an option from which it derives others: `_depth = dial("depth", 12)` is
+    the number in --depth=N, 12 without it.
     """
     import tyro
 
-    file_flags, flags = [], list(argv)
+    file_flags, flags, dials = [], list(argv), []
+
+    def dial(name: str, default: int) -> int:
+        mine = [flag for flag in flags if flag.startswith(f"--{name}=")]
+        flags[:] = [flag for flag in flags if flag not in mine]
+        dials.append(name)
+        value = mine[-1].partition("=")[2] if mine else str(default)
+        require(value.isdecimal() and int(value) > 0, f"--{name}={value}: expected a whole number above 0, as {default}")
+        return int(value)
+
     path = Path(flags.pop(0)) if config_files and flags and not flags[0].startswith("-") else None
     if path:
         known = ", ".join(sorted(map(str, path.parent.glob("*.py")))) or "none"
         require(path.is_file(), f"config file '{path}' does not exist. Python files in '{path.parent}': {known}")
         try:
-            values = runpy.run_path(str(path))
+            values = runpy.run_path(str(path), init_globals={"dial": dial})
+        except UserError:
+            raise
         except (Exception, SystemExit) as error:
             raise UserError(f"config file '{path}' stopped with {first_line(error)}") from None
         settings = {key: value for key, value in values.items() if not key.startswith("_") and not callable(value)}
         file_flags = [f"--{key}={value}" for key, value in settings.items() if not isinstance(value, ModuleType)]
-    names = [field.name for field in dataclasses.fields(options)] + ["help"]
+    names = [field.name for field in dataclasses.fields(options)] + ["help", *dials]
     for flag in file_flags + flags:
         key = flag.removeprefix("--").split("=")[0].replace("-", "_")
         if flag.startswith("--") and key not in names and not key.startswith("tyro"):
