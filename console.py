@@ -131,7 +131,8 @@ def read_options(options: type, argv: list[str], program: str, config_files: boo
         flags[:] = [flag for flag in flags if flag not in mine]
         dials.append(name)
         value = mine[-1].partition("=")[2] if mine else str(default)
-        require(value.isdecimal() and int(value) > 0, f"--{name}={value}: expected a whole number above 0, as {default}")
+        told = f"--{name}={value}: expected a whole number above 0, as {default}"
+        require(value.isdecimal() and int(value) > 0, told)
         return int(value)
 
     path = Path(flags.pop(0)) if config_files and flags and not flags[0].startswith("-") else None
@@ -216,6 +217,22 @@ def pick_device(device: str, dtype: str):
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     fastest = "bfloat16" if bf16 else "float16" if found.type == "cuda" else "float32"
     return found, getattr(torch, fastest if dtype == "auto" else dtype)
+
+
+def try_compile(model, rows: int, device):
+    """The compiled model, warmed up for training, or the model itself where no compiler works."""
+    import torch
+
+    compiled, tokens = torch.compile(model, dynamic=False), torch.zeros(rows, model.config.block_size).long().to(device)
+    print("compiling the model", flush=True)
+    try:
+        with torch.random.fork_rng():  # dropout in here takes no random number from the run
+            compiled(tokens, tokens.clone()).backward()  # one tensor in both is compiled as a special case
+    except Exception as error:  # of many kinds: no C++ compiler, no Triton, a card too old for it
+        print(f"torch.compile does not work here, going on without it ({first_line(error)})")
+        compiled = model
+    model.zero_grad(set_to_none=True)
+    return compiled
 
 
 def load_checkpoint(path: Path) -> dict:

@@ -44,6 +44,7 @@ class GPTConfig:
     tie_embeddings: bool = False  # one table for the input embedding and the output head
     logit_softcap: float | None = 15.0  # logits are squashed into ±this by tanh; None: off
     value_embeds: int = 3  # tables of per-token values, added in every other layer counted from the last; 0: none
+    bigram_rows: int = 0  # rows of a table of vectors for pairs of tokens: V² for all, fewer are shared; 0: none
     residual_scalars: bool = True  # x = a·x + b·x0 before each block, with a, b learned and x0 the embedding
     window_pattern: str | None = None  # per layer S (window_size) or L (all), repeated, as SSSL; the last is L; None: L
     window_size: int = 256  # tokens that a layer of kind S sees, itself included
@@ -62,6 +63,7 @@ class GPTConfig:
         require(even, f"position=rope needs an even head size: n_embd={self.n_embd} / n_head={self.n_head} is odd")
         require(0 <= self.value_embeds <= tables, f"{self.value_embeds=} is not 0 to {tables}, half of n_layer")
         require(not set(pattern or "L") - set("SL"), f"window_pattern={pattern!r} may hold only S and L, as in SSSL")
+        require(self.bigram_rows >= 0, f"bigram_rows={self.bigram_rows} must be at least 0")
         require(0 <= self.dropout < 1, f"dropout={self.dropout} must be at least 0 and below 1")
 
     def padded_vocab(self) -> int:
@@ -113,7 +115,7 @@ class KVCache:
     def __init__(self, config: GPTConfig, batch_size: int, dtype: torch.dtype, device: torch.device):
         heads, size = config.n_kv_head or config.n_head, config.n_embd // config.n_head
         shape = (2, config.n_layer, batch_size, heads, config.block_size, size)
-        self.both, self.length = torch.empty(shape, dtype=dtype, device=device), 0
+        self.both, self.length, self.last = torch.empty(shape, dtype=dtype, device=device), 0, None  # (B,) latest token
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append one layer's (B, G, T, D) keys and values; returns all S of that layer, (B, G, S, D)."""
@@ -259,6 +261,8 @@ class GPT(nn.Module):
         with_value = range(L - 1, -1, -2)[: config.value_embeds]
         kv_size = (config.n_kv_head or config.n_head) * D
         self.value_embeds = nn.ModuleDict({str(i): nn.Embedding(config.padded_vocab(), kv_size) for i in with_value})
+        if config.bigram_rows:
+            self.bigrams = nn.Embedding(config.bigram_rows, C)
         if config.residual_scalars:
             self.residual_scale = nn.Parameter(torch.ones(L))
             self.shortcut_scale = nn.Parameter(torch.full((L,), 0.1))
@@ -277,6 +281,7 @@ class GPT(nn.Module):
             "wte": (0.02 if self.config.tie_embeddings else 0.8, 0.02),  # a tied table has to make calm logits too
             "wpe": (0.02, 0.02),
             "value_embeds": (0.01, 0.02),
+            "bigrams": (0.0, 0.0),
             "c_proj": (0.0, 0.02 / math.sqrt(2 * self.config.n_layer)),  # 0: a new block changes nothing at first
             "value_gate": (0.0, 0.0),  # every gate is 1 at first
             "lm_head": (0.001, 0.02),  # every token is about equally probable at first
@@ -300,6 +305,8 @@ class GPT(nn.Module):
         start, end = (cache.length, cache.length + tokens.size(1)) if cache else (0, tokens.size(1))
         assert end <= self.config.block_size, f"{end} positions exceed block_size={self.config.block_size}"
         x, rotary = self.wte(tokens).to(self.compute_dtype), None  # (B, T, C)
+        if self.config.bigram_rows:
+            x = x + self.bigrams(self.pair(tokens, cache)).to(x.dtype)
         if self.config.position == "rope":
             rotary = self.cos[start:end].to(x.dtype), self.sin[start:end].to(x.dtype)  # (T, D/2) each
         else:
@@ -318,7 +325,7 @@ class GPT(nn.Module):
             value_embed = table(tokens).to(x.dtype) if table else None  # (B, T, G·D)
             x = block(x, value_embed, rotary, cache, documents)
         if cache is not None:
-            cache.length, x = end, x[:, -1:]  # (B, 1, C)
+            cache.length, cache.last, x = end, tokens[:, -1], x[:, -1:]  # (B, 1, C)
         logits = self.lm_head(self.ln_f(x))[..., : self.config.vocab_size].float()  # (B, T, V), padding cut off
         if self.config.logit_softcap is not None:  # Gemma 2, arXiv:2408.00118 §2
             logits = self.config.logit_softcap * torch.tanh(logits / self.config.logit_softcap)
@@ -326,6 +333,17 @@ class GPT(nn.Module):
             return logits
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction)
         return loss.view(targets.shape) if reduction == "none" else loss
+
+    def pair(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
+        """(B, T) rows of the bigram table: each token with the one before it, for which 0 stands at the very beginning.
+
+        What two tokens mean together is known before any attention. Pairs share rows by a hash where they are too many
+        (modded-nanogpt's bigram hash embedding).
+        """
+        V, rows, before = self.config.vocab_size, self.config.bigram_rows, F.pad(tokens, (1, 0))[:, :-1]
+        if cache is not None and cache.last is not None:
+            before[:, 0] = cache.last
+        return before * V + tokens if rows >= V * V else (36313 * tokens ^ 27191 * before) % rows
 
     def flops_per_token(self) -> float:
         """Training FLOPs per token, forward and backward: 6 per matrix weight and 12·C per position attended to.

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 import prepare_data
-from console import (CHECKPOINT_FORMAT, Log, catch_signals, check_folder, explained, first_line, keep_freed_memory,
+from console import (CHECKPOINT_FORMAT, Log, catch_signals, check_folder, explained, keep_freed_memory,
                      load_latest, load_weights, peak_memory_mb, pick_device, read_options, replace_file, require,
-                     run_command, show)  # fmt: skip
+                     run_command, show, try_compile)  # fmt: skip
 from model import GPT, GPTConfig
 from prepare_data import Data, TrainBatches, open_data
 
@@ -48,7 +48,7 @@ class TrainConfig(GPTConfig):
     max_seconds: float | None = None  # … or seconds of training; compilation and evaluation do not count
     optimizer: Literal["muon", "adamw"] = "muon"  # Muon for hidden matrices and AdamW for the rest | AdamW alone
     muon_lr: float = 0.02  # peak learning rate of the hidden matrices under Muon
-    embed_lr: float = 0.3  # … of the token, position and value tables under AdamW (with optimizer=muon)
+    embed_lr: float = 0.3  # … of the token, position, value and bigram tables under AdamW (with optimizer=muon)
     head_lr: float = 0.006  # … of the output head
     scalar_lr: float = 0.02  # … of gains, biases, gates and residual scalars
     learning_rate: float = 6e-4  # … of everything (with optimizer=adamw)
@@ -159,7 +159,7 @@ def make_optimizers(model: GPT, config: TrainConfig, device: torch.device) -> li
             kind, rate = "vectors" if p.ndim < 2 else "matrices", config.learning_rate
         elif name.startswith("h.") and p.ndim == 2 and "value_gate" not in name:
             kind, rate, decay = "hidden", config.muon_lr, config.weight_decay
-        elif name.startswith(("wte", "wpe", "value_embeds")):
+        elif name.startswith(("wte", "wpe", "value_embeds", "bigrams")):
             kind, rate, decay = "tables", config.embed_lr, 0.0
         else:
             head = name == "lm_head.weight"
@@ -255,20 +255,6 @@ def adopt(config: TrainConfig, begin: dict | None, data, resuming: bool) -> Trai
     return replace(config, **fixed)
 
 
-def try_compile(model: GPT, rows: int, device: torch.device):
-    """The compiled model, warmed up for training, or the model itself where no compiler works."""
-    compiled, tokens = torch.compile(model, dynamic=False), torch.zeros(rows, model.config.block_size).long().to(device)
-    print("compiling the model", flush=True)
-    try:
-        with torch.random.fork_rng():  # dropout in here takes no random number from the run
-            compiled(tokens, tokens.clone()).backward()  # one tensor in both is compiled as a special case
-    except Exception as error:  # of many kinds: no C++ compiler, no Triton, a card too old for it
-        print(f"torch.compile does not work here, going on without it ({first_line(error)})")
-        compiled = model
-    model.zero_grad(set_to_none=True)
-    return compiled
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The run
 
@@ -334,9 +320,9 @@ class Run:
         config = self.config
         figures = evaluate(network, self.data, "val", config.block_size, config.split_batch()[0], self.device)
         if config.eval_tasks:
-            from corpus.synthetic import accuracy
+            from corpus.synthetic import task_accuracy
 
-            figures |= accuracy(self.model, self.data.tokenizer, config.eval_tasks)
+            figures |= task_accuracy(self.model, self.data.tokenizer, config.eval_tasks)
         return figures
 
 

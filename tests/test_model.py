@@ -19,6 +19,8 @@ VARIANTS = {
     "grouped_query": replace(SMALL, n_kv_head=2, value_embeds=1),
     "swiglu_tied": replace(SMALL, activation="swiglu", tie_embeddings=True, logit_softcap=None),
     "layer_norm_gelu": replace(SMALL, norm="layer", bias=True, activation="gelu", qk_norm=False),
+    "bigrams": replace(SMALL, bigram_rows=50 * 50),
+    "hashed_bigrams": replace(SMALL, bigram_rows=37, position="learned", residual_scalars=False),
     "documents": replace(SMALL, document_mask=True, document_token=0, window_pattern="SL", window_size=5),
     "learned_windows": replace(SMALL, position="learned", residual_scalars=False, window_pattern="S", window_size=3),
 }
