@@ -57,8 +57,19 @@ def load_model(source: str, device: torch.device, dtype: torch.dtype) -> tuple[G
         shape = {name: weights["config"][name] for name in GPTConfig.__dataclass_fields__}
         model = GPT(GPTConfig(**shape), dtype)
         model.load_state_dict(weights["model"])
+        cast_weights(model, dtype)
         tokenizer = Tokenizer.from_json(weights["tokenizer"]) if weights["tokenizer"] else make_tokenizer("gpt2", [])
     return model.to(device).eval(), tokenizer
+
+
+def cast_weights(model: GPT, dtype: torch.dtype) -> None:
+    """Store matrices and tables in the dtype they are used in: one token at a time, reading weights is all the work.
+
+    No prediction changes: training keeps float32 weights and casts them to the same numbers at each use.
+    """
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
+            module.to(dtype)
 
 
 def main(argv: list[str]) -> None:
