@@ -61,12 +61,13 @@ class View:
     """One document; what several rules need is computed once, when it is first asked for."""
 
     def __init__(self, text: str):
-        self.whole, self.text = text, text[:VIEW_CHARS]
+        self.raw = text.encode("utf-8", "replace")  # all of it: copies are told apart by their last byte too
+        self.text = text[:VIEW_CHARS]
 
-    raw = cached_property(lambda self: self.text.encode("utf-8", "replace"))  # bytes
     words = cached_property(lambda self: self.text.split())  # what stands between white space
     lines = cached_property(lambda self: [line.strip() for line in self.text.splitlines() if line.strip()])
-    shingles = cached_property(lambda self: self.ngrams(5))
+    digest = cached_property(lambda self: np.frombuffer(hashlib.sha256(self.raw).digest()[:8], dtype="<u8"))
+    shingles = cached_property(lambda self: self.ngrams(5) if len(self.tokens[0]) else self.digest)
 
     @cached_property
     def tokens(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -76,7 +77,7 @@ class View:
         as a word. A hash is made of a run's first eight bytes, its last eight and its length, which numpy reads from
         every position at once: no loop over characters, about 5 ms per megabyte.
         """
-        folded = np.frombuffer(bytes(8) + self.raw.translate(FOLD) + bytes(8), dtype=np.uint8)
+        folded = np.frombuffer(bytes(8) + self.raw[:VIEW_CHARS].translate(FOLD) + bytes(8), dtype=np.uint8)
         cuts = np.flatnonzero(((folded[1:] > 0) != (folded[:-1] > 0)) | (folded[1:] >= 0xE0)) + 1
         inside = folded[cuts[:-1]] > 0
         starts, ends = cuts[:-1][inside], cuts[1:][inside]
@@ -147,7 +148,7 @@ MEASURES = {
     # … and its table A1. The limits of n-grams fall as n grows, 0.20, 0.18, 0.16 for the most frequent 2-, 3-, 4-gram
     # and 0.15 … 0.10 for repeated 5- to 10-grams: what they fall by is added here, so that the first limit is for all.
     "repeated_lines": lambda v: share(len(v.lines) - len(set(v.lines)), len(v.lines)),
-    "repeated_line_chars": lambda v: share(sum(map(len, v.lines)) - sum(map(len, set(v.lines))), sum(map(len, v.lines))),
+    "repeated_line_chars": lambda v: 1 - share(sum(map(len, set(v.lines))), sum(map(len, v.lines))) if v.lines else 0.0,
     "top_ngrams": lambda v: max(repeated(v, n, top=True) + 0.02 * (n - 2) for n in (2, 3, 4)),
     "repeated_ngrams": lambda v: max(repeated(v, n, top=False) + 0.01 * (n - 5) for n in range(5, 11)),
     # C4: Raffel et al. 2020, arXiv:1910.10683, section 2.2. It deletes lines that speak of JavaScript or policies;
@@ -235,8 +236,7 @@ class Curator:
         """By which Seen knows a document: (1,) uint64, its hash, and behind it with duplicates=near its BANDS."""
         if not self.config.duplicates:
             return None
-        exact = np.frombuffer(hashlib.sha256(view.whole.encode("utf-8", "replace")).digest()[:8], dtype="<u8")
-        return np.concatenate([exact, view.bands]) if self.config.duplicates == "near" else exact
+        return np.concatenate([view.digest, view.bands]) if self.config.duplicates == "near" else view.digest
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ class Seen:
         known = (self.filters[index] & bit > 0).all(axis=1)
         if known.any():
             return "exact duplicate" if known[0] else "near duplicate"
-        self.replay(signature[None])
+        np.bitwise_or.at(self.filters, index, bit)
 
     def false_positives(self) -> float:
         """The chance that the next document is dropped although nothing like it came before."""
