@@ -2,8 +2,8 @@
 
 An item is a prompt and its answer in plain text, as `addition: 27 + 35 =` and `62`; a document is a list of them. It
 is made from a seed, and which split it belongs to is decided by a hash of its prompt alone. So no prompt of val or
-test can stand in train, whatever the seed, the number of documents or the mixture of tasks: a right answer on a held-
-out item was worked out, not remembered.
+test can stand in train, whatever the seed, the number of documents or the mixture of tasks: a right answer on a
+held-out item was worked out, not remembered.
 
 They serve two ends. As an exam: exact-match accuracy on held-out items, during training and from a checkpoint. That
 small tasks, each isolating one skill, tell architectures apart where the loss on natural text drowns in noise is the
@@ -18,6 +18,7 @@ import difflib
 import hashlib
 import random
 from collections.abc import Iterator
+from itertools import islice
 
 from console import require
 
@@ -129,37 +130,38 @@ def documents(tasks: str, seed: int, count: int = 10_000, first: int = 0) -> Ite
 
 
 def held_out(task: str, count: int, seed: int, split: str = "val") -> dict[str, str]:
-    """Up to `count` different items of a held-out split, prompt to answer: fewer where the task has no more, for after
-    100 draws per item wanted nothing new is looked for."""
-    rng, items = random.Random(f"{seed} {task} {split}"), {}
-    for _ in range(100 * count):
-        prompt, answer = TASKS[task](rng)
-        if item_split(prompt) == split:
-            items[prompt] = answer
-        if len(items) == count:
-            break
-    return items
+    """Different items of a held-out split, prompt to answer: `count` draws that fell into it, so fewer items where a
+    task is so small that they repeat. Where nearly nothing falls into it, 100 · count draws in all are enough."""
+    rng = random.Random(f"{seed} {task} {split}")
+    drawn = (TASKS[task](rng) for _ in range(100 * count))
+    return dict(islice((item for item in drawn if item_split(item[0]) == split), count))
 
 
-def task_accuracy(model, tokenizer, tasks: str, count: int = 200, seed: int = 0, split: str = "val") -> dict:
-    """Share of held-out items that the model answers exactly, greedily decoded: {"acc_addition": 0.93, …}.
+def exam(tokenizer, tasks: str, block_size: int, count: int = 200, seed: int = 0, split: str = "val") -> dict:
+    """Task to (prompts as lists of tokens, answers as text, tokens to write): held-out items, the same at every call.
 
-    tasks: as "addition,sorting". count: items per task, the same at every call. model: a model.GPT; its generate and
-    config.block_size are used. An item is right if the text that follows the prompt is the answer and a line end, to
-    the letter. Raises UserError for an unknown task and for items that do not fit into block_size.
+    tasks: as "addition,sorting". Raises UserError for an unknown task and for items longer than block_size tokens.
     """
-    result = {}
+    papers = {}
     for task in task_names(tasks):
         items = held_out(task, count, seed, split)
         # As in training: end-of-text, then the item. The answer's space is the boundary between two pieces of text for
         # every tokenizer here, so a prompt has the same tokens alone as in front of its answer.
         prompts = [[tokenizer.end_of_text, *map(int, tokenizer.encode(prompt))] for prompt in items]
         longest = max(len(tokenizer.encode(f" {answer}\n")) for answer in items.values())
-        needed, size = max(map(len, prompts)) + longest, model.config.block_size
-        remedy = f"leave {task} out, or train with --block_size={needed} or more"
-        require(needed <= size, f"task {task}: an item takes up to {needed} tokens, block_size is {size}: {remedy}")
+        size = max(map(len, prompts)) + longest
+        require(size <= block_size, f"task {task} needs --block_size={size} or more, not {block_size}; or leave it out")
+        papers[task] = prompts, list(items.values()), longest
+    return papers
+
+
+def task_accuracy(model, tokenizer, papers: dict) -> dict[str, float]:
+    """Share of the exam's items that a model.GPT answers exactly, greedily decoded: {"acc_addition": 0.93, …}. An item
+    is right if what follows its prompt is the answer and a line end, to the letter."""
+    result = {}
+    for task, (prompts, wanted, longest) in papers.items():
         batches = [prompts[start : start + 64] for start in range(0, len(prompts), 64)]
         answers = [answer for batch in batches for answer in model.generate(batch, longest, temperature=0)]
-        right = [tokenizer.decode(a).startswith(f" {wanted}\n") for a, wanted in zip(answers, items.values())]
+        right = [tokenizer.decode(answer).startswith(f" {text}\n") for answer, text in zip(answers, wanted)]
         result[f"acc_{task}"] = sum(right) / len(right)
     return result
