@@ -21,6 +21,7 @@ import prepare_data
 from console import (CHECKPOINT_FORMAT, Log, catch_signals, check_folder, explained, keep_freed_memory,
                      load_latest, load_weights, peak_memory_mb, pick_device, read_options, replace_file, require,
                      run_command, show, try_compile)  # fmt: skip
+from corpus.synthetic import exam, task_accuracy
 from model import GPT, GPTConfig
 from prepare_data import Data, TrainBatches, open_data
 
@@ -265,6 +266,7 @@ class Run:
     def __init__(self, config: TrainConfig, data, device: torch.device, dtype: torch.dtype, weights: dict | None):
         self.config, self.data, self.device = config, data, device
         self.step, self.seconds, self.best = 0, 0.0, math.inf  # optimizer steps, training time, lowest validation loss
+        self.exam = exam(data.tokenizer, config.eval_tasks, config.block_size) if config.eval_tasks else {}
         torch.manual_seed(config.seed)
         self.model = GPT(config, dtype).to(device)
         if weights:  # of learned positions, as many as block_size are taken
@@ -317,13 +319,9 @@ class Run:
 
     def validate(self, network) -> dict[str, float]:
         """The losses on the whole validation split, and the shares of the synthetic tasks that are solved."""
-        config = self.config
-        figures = evaluate(network, self.data, "val", config.block_size, config.split_batch()[0], self.device)
-        if config.eval_tasks:
-            from corpus.synthetic import task_accuracy
-
-            figures |= task_accuracy(self.model, self.data.tokenizer, config.eval_tasks)
-        return figures
+        rows, _ = self.config.split_batch()
+        losses = evaluate(network, self.data, "val", self.config.block_size, rows, self.device)
+        return losses | task_accuracy(self.model, self.data.tokenizer, self.exam)
 
 
 def to_device(array, device: torch.device) -> Tensor:

@@ -1,5 +1,7 @@
 """Mixtures, rows that begin where documents begin, and synthetic tasks: what training draws, and in which shares."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -189,3 +191,24 @@ def test_a_mask_between_documents_changes_no_checkpoint_but_its_own(folders, con
     assert (
         saved["document_mask"] and saved["document_token"] == prepare_data.Data(folders["lower"]).tokenizer.end_of_text
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tasks
+
+
+def test_tasks_are_graded_at_each_evaluation_and_from_a_checkpoint(folders, config, tmp_path, capsys):
+    options = dict(data=folders["lower"], block_size=64, eval_tasks="modular,copying")
+    summary = train.train(config(**options, max_steps=4, eval_interval=2))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert all({"acc_modular", "acc_copying"} <= row.keys() for row in rows if "val_loss" in row)
+    assert 0 <= summary["acc_modular"] <= 1
+    again = train.train(config(**options, init_from=str(tmp_path / "run"), eval_only=True))
+    assert again["acc_copying"] == summary["acc_copying"]
+
+
+@pytest.mark.parametrize("tasks, told", [("copyng", "did you mean copying"), ("python", "block_size")])
+def test_tasks_that_cannot_be_set_are_told_before_training(folders, config, tmp_path, tasks, told):
+    with pytest.raises(UserError, match=told):
+        train.train(config(data=folders["lower"], eval_tasks=tasks))
+    assert not (tmp_path / "run").exists()
