@@ -565,7 +565,7 @@ def main(argv: list[str]) -> None:
                 "nanoloop (train.py, prepare_data.py): give the path of one")  # fmt: skip
         require(not (options.scaling and is_nanogpt(other)), "--scaling is for nanoloops alone: leave nanoGPT out")
     repeats = options.repeats or (5 if options.against else 1)
-    require(min(options.steps - 4, options.warmup_steps, repeats) > 0, "give steps=5, warmup_steps=1, repeats=1 or more")
+    require(min(options.steps - 4, options.warmup_steps, repeats) > 0, "steps is 5 at least, warmup_steps and repeats 1")
     if options.scaling:
         tables = scaling(options, runs, lambda flags: alternate(race, repeats, sides, argv + flags))
     else:
