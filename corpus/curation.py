@@ -1,0 +1,255 @@
+"""What is left out of a corpus: documents that break a rule, that an evaluation asks about, and copies.
+
+Everything is off by default: rules made for prose would drop most source code. Each option is one field below.
+
+    View      one document, with what the rules ask about it: its lines, its words, the hashes of its words
+    MEASURES  numbers that a rule compares with a limit; the limits that were published are in rules.toml
+    Curator   in every worker: which rule drops a document, and the signature by which copies are recognised
+    Seen      in the main process: whether a document, or nearly the same one, came before
+"""
+
+import hashlib
+import importlib
+import json
+import re
+import tomllib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from console import require
+
+SETS = tomllib.loads(Path(__file__).with_name("rules.toml").read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurationConfig:
+    """What is left out. Raises UserError for a rule that does not exist, an OSError for a file that does not."""
+
+    duplicates: Literal["exact", "near"] | None = None  # drop copies; near: also texts with about 0.7 of it in common
+    duplicates_mb: int = 256  # memory for recognising them: enough for 5 million documents with near
+    quality: str | None = None  # sets of rules (gopher, c4, fineweb) or single ones, as gopher,max_digits=0.15
+    languages: str | None = None  # keep documents in these alone, as en,de; all: count the languages, drop none
+    decontaminate: str | None = None  # evaluation set, text or JSON: drop documents with 13 words in a row from it
+
+    def __post_init__(self):
+        require(self.duplicates_mb >= 1, f"duplicates_mb={self.duplicates_mb} must be at least 1")
+        Curator(self)  # whatever does not fit is told now
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A document as the rules see it
+
+VIEW_CHARS = 2**24  # of a longer document only the beginning is looked at, so that memory stays bounded
+# Letters in lower case, digits, and all bytes of non-ASCII characters; anything else parts words and becomes 0.
+FOLD = bytes(i if i >= 128 else ord(chr(i).lower()) if chr(i).isalnum() else 0 for i in range(256))
+BANDS, ROWS = 14, 8  # see Seen
+COLUMNS = {None: 0, "exact": 1, "near": 1 + BANDS}  # of a signature
+
+
+def mixed(x: np.ndarray) -> np.ndarray:
+    """uint64 to uint64, one to one, so that every bit depends on many: half of splitmix64 (Steele et al. 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    return x ^ (x >> np.uint64(27))
+
+
+class View:
+    """One document; what several rules need is computed once, when it is first asked for."""
+
+    def __init__(self, text: str):
+        self.text = text[:VIEW_CHARS]
+        self.raw = text.encode("utf-8", "replace")  # all of it: copies are told apart by their last byte too
+
+    words = cached_property(lambda self: self.text.split())  # what stands between white space
+    lines = cached_property(lambda self: [line.strip() for line in self.text.splitlines() if line.strip()])
+    digest = cached_property(lambda self: np.frombuffer(hashlib.sha256(self.raw).digest()[:8], dtype="<u8"))
+    shingles = cached_property(lambda self: self.ngrams(5) if len(self.tokens[0]) else self.digest)
+    # The most likely language of the beginning, as "en" (langid.py: Lui and Baldwin 2012).
+    language = cached_property(lambda self: importlib.import_module("py3langid").classify(self.text[:2000])[0])
+
+    @cached_property
+    def tokens(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(hash, position in bytes, length in bytes) of every run of letters and digits, upper case as lower case.
+
+        Characters of three bytes or more in UTF-8 begin a run: Chinese or Thai has no spaces, there a character counts
+        as a word. A hash is made of a run's first eight bytes, its last eight and its length, which numpy reads from
+        every position at once: no loop over characters, a few milliseconds per megabyte.
+        """
+        folded = np.frombuffer(bytes(8) + self.raw[:VIEW_CHARS].translate(FOLD) + bytes(8), dtype=np.uint8)
+        cuts = np.flatnonzero(((folded[1:] > 0) != (folded[:-1] > 0)) | (folded[1:] >= 0xE0)) + 1
+        inside = folded[cuts[:-1]] > 0
+        starts, ends = cuts[:-1][inside], cuts[1:][inside]
+        eight = np.ndarray(len(folded) - 7, "<u8", folded, strides=(1,))  # the eight bytes from every position on
+        spare = (64 - 8 * np.minimum(ends - starts, 8)).astype(np.uint64)  # bits of them that are not the run's
+        tails = (eight[ends - 8] >> spare) * np.uint64(0x94D049BB133111EB) + (ends - starts).astype(np.uint64)
+        return mixed((eight[starts] << spare) + tails), starts - 8, ends - starts
+
+    def ngrams(self, n: int) -> np.ndarray:
+        """Hashes of all n words in a row, (words - n + 1,) uint64; of all words at once where there are fewer."""
+        hashes = self.tokens[0]
+        n, total = max(1, min(n, len(hashes))), np.uint64(0)
+        for i in range(n):
+            total = total * np.uint64(0x9E3779B97F4A7C15) + hashes[i : len(hashes) - n + 1 + i]
+        return total
+
+    @cached_property
+    def bands(self) -> np.ndarray:
+        """(BANDS,) uint64: two documents that have one of them in common are taken for near copies."""
+        rensa, ends = importlib.import_module("rensa"), [0, len(self.shingles)]
+        rows = rensa.RMinHash.digest_matrix_from_flat_token_hashes(self.shingles, ends, BANDS * ROWS, 1).to_rows()
+        weights = mixed(np.arange(1, ROWS + 1, dtype=np.uint64)) | np.uint64(1)
+        return mixed((np.array(rows, dtype=np.uint64).reshape(BANDS, ROWS) * weights).sum(axis=1, dtype=np.uint64))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Quality. A rule is a measure with a limit, as max_digits=0.15; it drops the document that lies beyond.
+
+
+def share(part, whole) -> float:
+    return float(part / max(1, whole))
+
+
+def share_of_lines(view: View, test) -> float:
+    return share(sum(map(bool, map(test, view.lines))), len(view.lines))
+
+
+def repeated(view: View, n: int, top: bool) -> float:
+    """Share of the words' bytes inside the most frequent n words in a row, or inside n words that occurred before."""
+    lengths = view.tokens[2]
+    _, first, place, counts = np.unique(view.ngrams(n), return_index=True, return_inverse=True, return_counts=True)
+    most = np.append(counts, 1).argmax()  # where none occurs twice, one that is not there
+    inside = (place == most) & (counts[place] > 1) if top else np.arange(len(place)) != first[place]
+    return share(lengths[np.convolve(inside, np.ones(n))[: len(lengths)] > 0].sum(), lengths.sum())
+
+
+STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
+POLICY = re.compile("javascript|terms of use|privacy policy|cookie policy|uses? (of )?cookies", re.IGNORECASE)
+MEASURES = {
+    # Gopher's; words are what stands between white space.
+    "words": lambda v: len(v.words),
+    "word_length": lambda v: share(sum(map(len, v.words)), len(v.words)),
+    "symbols": lambda v: share(max(v.text.count("#"), v.text.count("...") + v.text.count("…")), len(v.words)),
+    "bullets": lambda v: share_of_lines(v, lambda line: line[0] in "•‣▪*-"),
+    "ellipses": lambda v: share_of_lines(v, lambda line: line.endswith(("...", "…"))),
+    "alphabetic": lambda v: share(sum(any(map(str.isalpha, word)) for word in v.words), len(v.words)),
+    "stop_words": lambda v: len(STOP_WORDS & set(v.text.lower().split())),
+    "repeated_lines": lambda v: share(len(v.lines) - len(set(v.lines)), len(v.lines)),
+    "repeated_line_chars": lambda v: 1 - share(len("".join(set(v.lines))) or 1, len("".join(v.lines))),
+    # Its limits for n-grams fall as n grows: 0.20, 0.18, 0.16 for the most frequent 2-, 3-, 4-gram, 0.15 to 0.10 for
+    # repeated 5- to 10-grams. What they fall by is added here, so that the first limit is the limit for all.
+    "top_ngrams": lambda v: max(repeated(v, n, top=True) + 0.02 * (n - 2) for n in (2, 3, 4)),
+    "repeated_ngrams": lambda v: max(repeated(v, n, top=False) + 0.01 * (n - 5) for n in range(5, 11)),
+    # C4's and FineWeb's.
+    "sentences": lambda v: len(re.findall(r"[.!?][\"'”’)]*(?:\s|$)", v.text)),
+    "policy_lines": lambda v: share_of_lines(v, POLICY.search),
+    "punctuated_lines": lambda v: share_of_lines(v, lambda line: line.endswith((".", "!", "?", '"', "”", "…"))),
+    "short_lines": lambda v: share_of_lines(v, lambda line: len(line) < 30),
+    # In none of the sets; NeMo Curator's limit is 0.15.
+    "digits": lambda v: share(sum(map(v.text.count, "0123456789")), len(v.text)),
+}
+
+
+def read_rules(quality: str | None) -> dict[str, float]:
+    """Rule to limit from "gopher,max_words=200000,max_bullets=off": the later one counts. Raises UserError."""
+    rules: dict[str, float] = {}
+    for part in quality.split(",") if quality else ():
+        match = re.fullmatch(r"((?:min|max)_(\w+))=(off|\d*\.?\d+)", part)
+        told = f"--quality: {part!r} is none of {', '.join(SETS)}, nor min_NAME= or max_NAME= and a number or off, of"
+        require(part in SETS or (match and match[2] in MEASURES), f"{told} {', '.join(MEASURES)}")
+        rules |= SETS[part] if part in SETS else {match[1]: float(match[3].replace("off", "nan"))}
+    return rules  # nothing is below or above nan
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The judge, in every worker
+
+
+def evaluation_ngrams(path: Path) -> np.ndarray:
+    """Hashes of all 13 words in a row in a file or folder, sorted; from .json and .jsonl every string that is in them.
+
+    GPT-3's appendix C (Brown et al. 2020, arXiv:2005.14165) cuts 200 characters around the overlap out of a document;
+    here all of it goes. Eight bytes a word are held in every worker.
+    """
+    texts: list[str] = []
+    for file in sorted(file for file in path.rglob("*") if file.is_file()) or [path]:
+        text = file.read_text(encoding="utf-8", errors="replace")
+        strings = re.findall(r'"(?:[^"\\]|\\.)*"', text) if ".json" in file.suffix else []
+        texts += [json.loads(string, strict=False) for string in strings] or [text]
+    return np.unique(np.concatenate([View(text).ngrams(13) for text in texts]))
+
+
+class Curator:
+    """What the options ask of a single document."""
+
+    def __init__(self, config: CurationConfig):
+        self.config, self.rules = config, read_rules(config.quality)
+        self.questions = evaluation_ngrams(Path(config.decontaminate)) if config.decontaminate else None
+        self.language(View(""))  # loads what it needs, or says what is missing
+
+    def language(self, view: View) -> str | None:
+        return view.language if self.config.languages else None
+
+    def judge(self, view: View) -> str | None:
+        """The rule that drops the document; None for one that stays."""
+        for rule, limit in self.rules.items():
+            value = MEASURES[rule[4:]](view)
+            if value < limit if rule.startswith("min") else value > limit:
+                return f"{rule}={limit:g}"
+        if self.config.languages not in (None, "all") and view.language not in self.config.languages.split(","):
+            return "language"
+        asked = view.ngrams(13) if self.questions is not None else ()
+        nearest = np.searchsorted(self.questions, asked).clip(max=len(self.questions) - 1) if len(asked) else ()
+        return "decontaminate" if len(asked) and (self.questions[nearest] == asked).any() else None
+
+    def signature(self, view: View) -> np.ndarray:
+        """By which Seen knows a document, uint64: its hash, with duplicates=near its bands too, otherwise nothing."""
+        return np.concatenate([view.digest, view.bands])[: COLUMNS[self.config.duplicates]]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Copies
+
+
+class Seen:
+    """Which documents came before: one Bloom filter for the hash and one for each band, in memory that does not grow
+    (LSHBloom: Khan et al. 2024, arXiv:2411.04257). Asked in the order of the documents it is deterministic.
+
+    Near copies are found by MinHash and locality-sensitive hashing. A document is its set of shingles, five words in a
+    row. Of BANDS × ROWS random orders of all shingles, each keeps the document's first: where the shingles of two
+    documents overlap by the Jaccard index J, they agree in each with chance J. They are near copies if all ROWS of some
+    band agree: with chance 1 - (1 - J^ROWS)^BANDS, which is 5 % at J = 0.5, 56 % at 0.7, 77 % at 0.75, 92 % at 0.8 and
+    99.96 % at 0.9; a threshold of about (1/14)^(1/8) = 0.72. FineWeb's numbers (arXiv:2406.17557, section 3.4).
+
+    A filter is M bits, of which every document sets PROBES = k. After n documents it takes a new one for known with
+    chance (1 - e^(-kn/M))^k, and the 15 filters of duplicates=near up to 15 times as often. With 256 MB (M = 143
+    million) 0.03 % of new documents are lost after 5 million and 2 % after 10 million: memory has to grow in
+    proportion, some 50 bytes a document. With duplicates=exact one filter has it all: 0.04 % after 100 million.
+    """
+
+    PROBES = 7
+
+    def __init__(self, config: CurationConfig):
+        columns = COLUMNS[config.duplicates]
+        self.bits = config.duplicates_mb * 2**23 // max(1, columns)
+        self.filters = np.zeros((columns, self.bits // 8 + 1), dtype=np.uint8)
+
+    def places(self, signatures: np.ndarray) -> tuple:
+        """((filter, byte), bit) of signatures (…, columns): each (…, columns, PROBES)."""
+        step = mixed(signatures) | np.uint64(1)  # double hashing: Kirsch and Mitzenmacher 2006
+        place = (signatures[..., None] + np.arange(self.PROBES, dtype=np.uint64) * step[..., None]) % self.bits
+        return (np.arange(len(self.filters))[:, None], place >> 3), np.uint8(1) << (place & 7).astype(np.uint8)
+
+    def replay(self, signatures: np.ndarray) -> None:
+        """Remember the documents that have these signatures, (n, columns) uint64, in any order."""
+        np.bitwise_or.at(self.filters, *self.places(signatures))
+
+    def verdict(self, signature: np.ndarray) -> str | None:
+        """Whether a document is a copy of one that came before; one that is not is remembered."""
+        where, bit = self.places(signature)
+        known = (self.filters[where] & bit > 0).all(axis=1)
+        if known.any():
+            return "exact duplicate" if known[0] else "near duplicate"
+        np.bitwise_or.at(self.filters, where, bit)
