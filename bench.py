@@ -5,7 +5,8 @@
     python bench.py config/shakespeare_char.py --against=../nanoGPT --target_loss=1.8857  # … and seconds to a loss
     python bench.py config/gpt2.py --sample=True --against=../nanoGPT  # decoding, with random weights
     python bench.py --prepare_text=texts/ --against=../nanoGPT         # preparing text, with datasets.map + tiktoken
-    python bench.py config/quickstart.py --scaling=True                # loss against compute, over several depths
+    python bench.py config/depth.py --scaling=True                     # loss against compute, over several depths
+    python bench.py --plan=True                                        # what the larger depths would take: an estimate
 
 Every option of train.py may be given too. How it is kept honest:
 
@@ -62,9 +63,10 @@ class BenchConfig(train.TrainConfig):
     sample: bool = False  # measure decoding instead
     new_tokens: str = "256,1024"  # … of these lengths, and of the first for 8 and 32 sequences at once
     prepare_text: str | None = None  # measure preparing this file or folder, with the tokenizer of --data
-    scaling: bool = False  # train several depths and fit a law of loss against compute
+    scaling: bool = False  # train a recipe that has the dial `depth` at several, and fit loss against compute
     depths: str = "1,2,3,4"  # … these
-    tokens_per_parameter: float = 10.0  # … for this many tokens per weight that is multiplied
+    share: float = 1.0  # … for this share of the tokens that the recipe gives each
+    plan: bool = False  # estimate what config/depth.py takes from depth 4 to 24, and measure nothing
     repeats: int | None = None  # measurements per side; None: 5 beside another, else 1
     steps: int = 50  # measured steps, in five stretches whose median counts
     warmup_steps: int = 10  # steps before them
@@ -108,9 +110,8 @@ def compare(runs: dict[str, list[dict]]) -> dict[str, dict]:
         columns = [[run.get(key) for run in side] for side in runs.values()]
         rows[key] = dict(zip(runs, map(middle, columns)))
         if "other" in runs:
-            pairs = [found for pair in zip(*columns) if (found := ratio(key, *pair))]
-            bounds = {"lowest": min(pairs, default=None), "highest": max(pairs, default=None)}
-            rows[key] |= {"ratio": ratio(key, **rows[key])} | bounds
+            pairs = [found for pair in zip(*columns) if (found := ratio(key, *pair))] or [None]
+            rows[key] |= {"ratio": ratio(key, **rows[key]), "lowest": min(pairs), "highest": max(pairs)}
     return rows
 
 
@@ -269,7 +270,7 @@ def is_nanogpt(path: str | Path) -> bool:
 
 def nanogpt_flags(options: BenchConfig, recipe: str) -> list[str]:
     """nanoGPT's flags: our sizes, unless `recipe` begins with a config file; `recipe`; the use of the machine."""
-    (device, dtype), (rows, grad_accum) = train.pick_device(options), options.split_batch()
+    (device, dtype), (rows, grad_accum) = train.pick_device(options.device, options.dtype), options.split_batch()
     sizes = {name: getattr(options, name) for name in ("n_layer", "n_head", "n_embd", "block_size", "dropout")}
     sizes |= {"batch_size": rows, "gradient_accumulation_steps": grad_accum}
     compiled = device.type == "cuda" if options.compile is None else options.compile
@@ -345,7 +346,7 @@ def nanogpt_loss(end: dict, data: prepare_data.Data, theirs: np.ndarray, block_s
 
 def decode(job: SimpleNamespace) -> dict:
     """Tokens per second of sampling from random weights, with nanoGPT's defaults."""
-    (device, dtype), theirs, figures = train.pick_device(job.options), is_nanogpt(job.checkout), {}
+    (device, dtype), theirs = train.pick_device(job.options.device, job.options.dtype), is_nanogpt(job.checkout)
     options = replace(job.options, vocab_size=job.options.vocab_size or 50304)  # GPT-2's, padded
     if theirs:
         enter_nanogpt(job.checkout)
@@ -356,7 +357,7 @@ def decode(job: SimpleNamespace) -> dict:
     else:
         network = GPT(options, dtype)
     network.to(device).eval()
-    first, *others = numbers(options.new_tokens)
+    (first, *others), figures = numbers(options.new_tokens), {}
     for length, batch in [(first, 1), *((n, 1) for n in others)] + ([] if theirs else [(first, 8), (first, 32)]):
         prompts = torch.zeros(batch, 1, dtype=torch.long, device=device) if theirs else [[0]] * batch
         with torch.autocast(device.type, dtype, enabled=theirs and device.type == "cuda"):
@@ -450,43 +451,41 @@ def run_job(what: Callable, side: str, checkout: Path, repeat: int, argv: list[s
 # Loss against compute
 
 
-def dial(depth: int, width: int) -> dict[str, int]:
-    """A model of `depth` layers and `width` channels per layer, in heads of about 128 channels."""
-    channels = depth * width
-    heads = max(n for n in range(1, max(1, channels // 128) + 1) if channels % (2 * n) == 0)
-    return {"n_layer": depth, "n_embd": channels, "n_head": heads, "value_embeds": (depth + 1) // 2}
-
-
-def model_size(options: BenchConfig, shape: dict[str, int], vocab_size: int) -> dict:
-    """Parameters, tokens to train on and training FLOPs of the recipe in another shape; the model is not built."""
+def model_size(options: BenchConfig, vocab_size: int) -> dict:
+    """Parameters, tokens to train on and training FLOPs of a recipe; its model is not built."""
     with torch.device("meta"):
-        model = GPT(replace(options, vocab_size=vocab_size, **shape))
-    multiplied = model.lm_head.weight.numel() + sum(p.numel() for p in model.h.parameters() if p.ndim == 2)
-    steps = math.ceil(options.tokens_per_parameter * multiplied / options.batch_tokens)
-    size = {"params": sum(p.numel() for p in model.parameters()), "tokens": steps * options.batch_tokens}
+        model = GPT(replace(options, vocab_size=vocab_size))
+    size = {"params": sum(p.numel() for p in model.parameters()), "tokens": int(options.share * options.max_tokens)}
     return size | {"flops": size["tokens"] * model.flops_per_token()}
 
 
-PLAN = {"width": 64, "vocabulary": 50257, "mfu": 0.4}  # what the estimate for larger depths assumes
+def plan() -> dict[str, dict]:
+    """For depths 4 to 24: size, tokens, FLOPs, and by card the hours if 40 % of its data sheet's rate are used."""
+    rows = {}
+    for depth in range(4, 25, 4):
+        options = read_options(BenchConfig, [str(ROOT / "config" / "depth.py"), f"--depth={depth}"], "bench.py")
+        rows[f"d{depth}"] = row = model_size(options, 4096)  # the vocabulary that the recipe counts with
+        row |= {f"{card} hours": row["flops"] / (0.4 * peak) / 3600 for card, peak in PEAK_FLOPS.items()}
+    return rows
 
 
-def scaling(options: BenchConfig, runs: dict, measure: Callable) -> dict:
-    """Train every depth on tokens in proportion to its size, fit loss against compute, draw it; plan d4 to d24.
+def scaling(options: BenchConfig, runs: dict, measure: Callable, argv: list[str]) -> dict[str, dict]:
+    """Train every depth, fit loss against compute and draw it.
 
-    measure(flags) gives the runs of all sides with these flags; they go into `runs`, by depth.
+    measure(argv) gives the runs of all sides; they go into `runs`, by depth.
     """
     from matplotlib.figure import Figure
 
-    depths, data, points, laws, plan = numbers(options.depths), prepare_data.Data(options.data), {}, {}, {}
+    depths, data, points, laws = numbers(options.depths), prepare_data.Data(options.data), {}, {}
     require(len(depths) >= 4, f"depths={options.depths}: a law of three constants needs at least 4 depths")
-    axes = Figure(figsize=(8, 5), layout="constrained").subplots()
     for depth in depths:
-        size = model_size(options, dial(depth, 32), data.tokenizer.vocab_size)
-        flags = dial(depth, 32) | {"max_steps": None, "max_seconds": None, "max_tokens": size["tokens"]}
-        runs[f"d{depth}"] = measure([f"--{key}={value}" for key, value in flags.items()])
+        words = [*argv, f"--depth={depth}"]
+        size = model_size(read_options(BenchConfig, words, "bench.py"), data.tokenizer.vocab_size)
+        runs[f"d{depth}"] = measure([*words, f"--max_tokens={size['tokens']}"])
         for name, own in runs[f"d{depth}"].items():
             epochs, loss = size["tokens"] / len(data.splits["train"]), median(run["val_loss"] for run in own)
             points.setdefault(name, {})[f"{name} d{depth}"] = size | {"epochs": epochs, "val_loss": loss}
+    axes = Figure(figsize=(8, 5), layout="constrained").subplots()
     for name, rows in points.items():
         flops, losses = zip(*((row["flops"], row["val_loss"]) for row in rows.values()))
         laws[name] = law = fit_power_law(flops, losses)
@@ -497,11 +496,7 @@ def scaling(options: BenchConfig, runs: dict, measure: Callable) -> dict:
     axes.legend()
     Path("out").mkdir(exist_ok=True)
     axes.figure.savefig("out/scaling.png", dpi=120)
-    for depth in range(4, 25, 4):
-        plan[f"d{depth}"] = row = model_size(options, dial(depth, PLAN["width"]), PLAN["vocabulary"])
-        row |= {f"{gpu} h": row["flops"] / (PLAN["mfu"] * peak) / 3600 for gpu, peak in PEAK_FLOPS.items()}
-    tables = {f"scaling of {name}": rows for name, rows in points.items()}
-    return tables | {"law, in out/scaling.png": laws, f"plan, an estimate for {PLAN}": plan}
+    return {f"scaling of {name}": rows for name, rows in points.items()} | {"law, in out/scaling.png": laws}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -553,10 +548,11 @@ def own_recipe(checkout: Path, argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     if argv[:1] == ["job"]:  # this is a side's process: its figures are the last line
         name, *values = json.loads(argv[1])
-        print("", json.dumps(globals()[name](make_job(*values))), sep="\n")
-        return
-    argv = [f"{flag}=True" if flag in ("--sample", "--scaling") else flag for flag in argv]
+        return print("", json.dumps(globals()[name](make_job(*values))), sep="\n")
+    argv = [f"{flag}=True" if flag in ("--sample", "--scaling", "--plan") else flag for flag in argv]
     options, sides, runs = read_options(BenchConfig, argv, "bench.py config/NAME.py"), {"this": ROOT}, {}
+    if options.plan:
+        return print(table("plan", plan()))
     require(all("=" in flag for flag in argv[1:]), "write options with =, as --repeats=3")
     if options.against:
         sides["other"] = other = Path(options.against).resolve()
@@ -565,9 +561,9 @@ def main(argv: list[str]) -> None:
                 "nanoloop (train.py, prepare_data.py): give the path of one")  # fmt: skip
         require(not (options.scaling and is_nanogpt(other)), "--scaling is for nanoloops alone: leave nanoGPT out")
     repeats = options.repeats or (5 if options.against else 1)
-    require(min(options.steps - 4, options.warmup_steps, repeats) > 0, "steps is 5 at least, warmup_steps and repeats 1")
+    require(min(options.steps - 4, options.warmup_steps, repeats) > 0, "steps is 5 or more, warmup_steps and repeats 1")
     if options.scaling:
-        tables = scaling(options, runs, lambda flags: alternate(race, repeats, sides, argv + flags))
+        tables = scaling(options, runs, lambda words: alternate(race, repeats, sides, words), argv)
     else:
         what = prepare if options.prepare_text else decode if options.sample else speed
         runs[what.__name__] = alternate(what, repeats, sides, argv)
