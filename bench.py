@@ -347,6 +347,7 @@ def nanogpt_loss(end: dict, data: prepare_data.Data, theirs: np.ndarray, block_s
 def decode(job: SimpleNamespace) -> dict:
     """Tokens per second of sampling from random weights, with nanoGPT's defaults."""
     (device, dtype), theirs = train.pick_device(job.options.device, job.options.dtype), is_nanogpt(job.checkout)
+    (first, *others), figures = numbers(job.options.new_tokens), {}
     options = replace(job.options, vocab_size=job.options.vocab_size or 50304)  # GPT-2's, padded
     if theirs:
         enter_nanogpt(job.checkout)
@@ -357,7 +358,6 @@ def decode(job: SimpleNamespace) -> dict:
     else:
         network = GPT(options, dtype)
     network.to(device).eval()
-    (first, *others), figures = numbers(options.new_tokens), {}
     for length, batch in [(first, 1), *((n, 1) for n in others)] + ([] if theirs else [(first, 8), (first, 32)]):
         prompts = torch.zeros(batch, 1, dtype=torch.long, device=device) if theirs else [[0]] * batch
         with torch.autocast(device.type, dtype, enabled=theirs and device.type == "cuda"):
@@ -388,8 +388,7 @@ def prepare(job: SimpleNamespace) -> dict:
     """
     source, own = Path(job.options.prepare_text).resolve(), Path(job.options.data, "tokenizer.json").resolve()
     tokenizer = prepare_data.make_tokenizer(str(own) if own.is_file() else "gpt2", [])
-    fits = tokenizer.pattern and tokenizer.vocab_size <= 65536
-    require(fits, f"--data={job.options.data} has the tokenizer {tokenizer.name}: name data with byte pairs")
+    require(tokenizer.pattern and tokenizer.vocab_size <= 65536, f"name --data with byte pairs, not {tokenizer.name}")
     files, memory = [str(path) for path in prepare_data.text_files((str(source),))], [tree_memory_mb()]
 
     def watch() -> None:
@@ -399,10 +398,10 @@ def prepare(job: SimpleNamespace) -> dict:
 
     os.chdir(job.folder)
     write_json(Path("tokenizer.json"), tokenizer.to_json())
-    options = f"--source={source} --tokenizer=tokenizer.json --name=bench --val_fraction=0.0005 --test_fraction=0"
+    options = "--tokenizer=tokenizer.json --name=bench --val_fraction=0.0005 --test_fraction=0".split()
     theirs = nanogpt_prepare, job.checkout, files, tokenizer.encoding
     threading.Thread(target=watch, daemon=True).start()
-    work = theirs if is_nanogpt(job.checkout) else (prepare_data.main, options.split())
+    work = theirs if is_nanogpt(job.checkout) else (prepare_data.main, [f"--source={source}", *options])
     _, seconds = timed(torch.device("cpu"), *work)
     header = 0 if is_nanogpt(job.checkout) else prepare_data.HEADER_BYTES
     tokens = sum(os.path.getsize(shard) - header for shard in Path().rglob("*.bin")) // 2
@@ -455,8 +454,9 @@ def model_size(options: BenchConfig, vocab_size: int) -> dict:
     """Parameters, tokens to train on and training FLOPs of a recipe; its model is not built."""
     with torch.device("meta"):
         model = GPT(replace(options, vocab_size=vocab_size))
-    size = {"params": sum(p.numel() for p in model.parameters()), "tokens": int(options.share * options.max_tokens)}
-    return size | {"flops": size["tokens"] * model.flops_per_token()}
+    tokens = math.ceil(options.share * options.max_tokens / options.batch_tokens) * options.batch_tokens
+    params = sum(p.numel() for p in model.parameters())
+    return {"params": params, "tokens": tokens, "flops": tokens * model.flops_per_token()}
 
 
 def plan() -> dict[str, dict]:
