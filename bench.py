@@ -476,12 +476,13 @@ def scaling(options: BenchConfig, runs: dict, measure: Callable, argv: list[str]
     """
     from matplotlib.figure import Figure
 
-    depths, data, points, laws = numbers(options.depths), prepare_data.Data(options.data), {}, {}
+    depths, points, laws = numbers(options.depths), {}, {}
     require(len(depths) >= 4, f"depths={options.depths}: a law of three constants needs at least 4 depths")
     for depth in depths:
-        words = [*argv, f"--depth={depth}"]
-        size = model_size(read_options(BenchConfig, words, "bench.py"), data.tokenizer.vocab_size)
-        runs[f"d{depth}"] = measure([*words, f"--max_tokens={size['tokens']}"])
+        sized = read_options(BenchConfig, [*argv, f"--depth={depth}"], "bench.py")
+        runs[f"d{depth}"] = measure([*argv, f"--depth={depth}", f"--max_tokens={model_size(sized, 1)['tokens']}"])
+        data = prepare_data.Data(options.data)  # if it was not there, the first run has made it
+        size = model_size(sized, data.tokenizer.vocab_size)
         for name, own in runs[f"d{depth}"].items():
             epochs, loss = size["tokens"] / len(data.splits["train"]), median(run["val_loss"] for run in own)
             points.setdefault(name, {})[f"{name} d{depth}"] = size | {"epochs": epochs, "val_loss": loss}
@@ -516,8 +517,7 @@ def provenance(sides: dict[str, Path]) -> dict[str, str]:
 
 
 def cell(value) -> str:
-    tiny = isinstance(value, float) and 0 < value < 0.01
-    return "-" if value is None else f"{value:.2g}" if tiny else show(value)
+    return "-" if value is None else f"{value:.2g}" if isinstance(value, float) and 0 < value < 0.01 else show(value)
 
 
 def table(title: str, rows: dict[str, dict]) -> str:
@@ -575,8 +575,8 @@ def main(argv: list[str]) -> None:
     result |= {"tables": tables, "runs": runs}
     if options.json:
         write_json(Path(options.json), result)
-    print(*(table(title, rows) for title, rows in tables.items()), sep="\n\n")
-    print("", "ratio: of times other / this, of all else this / other", "", benchmarks_row(result), sep="\n")
+    last = "ratio: this / other, of times other / this", benchmarks_row(result)
+    print(*map(table, tables, tables.values()), *last, sep="\n\n")
 
 
 if __name__ == "__main__":
