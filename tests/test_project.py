@@ -11,6 +11,7 @@ from dataclasses import fields
 
 import pytest
 
+import bench
 import prepare_data
 import sample
 import train
@@ -68,7 +69,7 @@ def test_model_imports_torch_alone():
     assert {name.split(".")[0] for name in names} == {"math", "dataclasses", "typing", "torch"}
 
 
-@pytest.mark.parametrize("module", ["train", "sample", "prepare_data"])
+@pytest.mark.parametrize("module", ["train", "sample", "bench", "prepare_data"])
 def test_importing_loads_nothing_heavy(module):
     """What is used once is imported where it is used: --help is for looking, not for waiting."""
     heavy = {"datasets", "wandb", "matplotlib", "transformers", "tiktoken", "rustbpe", "scipy"}
@@ -79,12 +80,12 @@ def test_importing_loads_nothing_heavy(module):
 
 
 def test_importing_prints_and_writes_nothing(tmp_path):
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import train, sample, prepare_data"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import train, sample, bench, prepare_data"
     done = subprocess.run([sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.stdout, done.stderr, list(tmp_path.iterdir())) == ("", "", [])
 
 
-@pytest.mark.parametrize("program", ["model.py", "train.py", "sample.py", "prepare_data.py"])
+@pytest.mark.parametrize("program", ["model.py", "train.py", "sample.py", "bench.py", "prepare_data.py"])
 def test_every_option_explains_itself(program):
     """A field's comment is its text in --help."""
     tree = ast.parse((ROOT / program).read_text())
@@ -205,15 +206,16 @@ def test_a_command_of_the_readme_is_understood(words, monkeypatch):
     options = {
         "train.py": train.TrainConfig,
         "sample.py": sample.SampleConfig,
+        "bench.py": bench.BenchConfig,
         "prepare_data.py": prepare_data.PrepareConfig,
     }
     if "--help" not in flags:
-        read_options(options[program], flags, program, config_files=program == "train.py")
+        read_options(options[program], flags, program, config_files=program in ("train.py", "bench.py"))
 
 
 def test_the_readme_shows_every_program():
     programs = {words[0] for words in readme_commands()}
-    assert programs == {"train.py", "sample.py", "prepare_data.py"}
+    assert programs == {"train.py", "sample.py", "bench.py", "prepare_data.py"}
     assert len(readme_commands()) >= 10
 
 
@@ -224,7 +226,8 @@ def test_ci_runs_the_readmes_test_command():
 
 
 def test_the_readmes_map_is_the_house():
-    for name in ("model.py", "train.py", "sample.py", "prepare_data.py", "console.py", "corpus/", "config/", "tests/"):
+    programs = ("model.py", "train.py", "sample.py", "bench.py", "prepare_data.py", "console.py")
+    for name in (*programs, "corpus/", "config/", "tests/"):
         assert f"`{name}`" in README and (ROOT / name).exists(), name
 
 
