@@ -14,20 +14,32 @@ Reading order: tokenizers, shards, the reader (what train.py uses), the preparat
 """
 
 import base64
+import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
+import traceback
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
+from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 
 from console import UserError, explained, read_options, require, run_command, sha256_of_file, write_json
-from corpus.sources import SHAKESPEARE_OPTIONS, python_files, read_document, shakespeare_file, text_files
+from corpus.curation import CurationConfig, Curator, Seen, View
+from corpus.report import Tally, facts, write_report
+from corpus.sources import SHAKESPEARE_OPTIONS, Raw, Unit, documents, find_units, read, read_chunks, token_files
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Tokenizers. A token is a byte string, so any text can be encoded and the bytes of a prediction can be counted exactly.
@@ -300,78 +312,325 @@ class TrainBatches:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The preparation: files → documents → splits → shards.
+# The preparation: the main process reads in order, workers turn what it read into tokens, it writes them in order.
 
 
 @dataclass(frozen=True)
-class PrepareConfig:
-    """Text to data/<name>/: token shards, a tokenizer and meta.json."""
+class PrepareConfig(CurationConfig):
+    """Text to data/<name>/: token shards, a tokenizer, meta.json and a report."""
 
-    source: tuple[str, ...]  # python, shakespeare (with nanoGPT's options), or paths: files, folders, globs in quotes
+    source: tuple[str, ...]  # python, shakespeare, hf:NAME, synthetic:TASKS, - (standard input), files, folders, globs
     name: str | None = None  # the folder below data/; None: made from the source
     tokenizer: str | None = None  # byte, bpe:N, tiktoken's gpt2 …, or a folder to take it from; None: bpe:4096
+    text_key: str | None = None  # the field of JSON or the column of a table that holds the text; None: text
+    hf_config: str | None = None  # of a Hugging Face data set, as sample-10BT
+    hf_split: str = "train"  # of a Hugging Face data set
+    max_documents: int | None = None  # stop after so many documents were kept
+    max_bytes: int | None = None  # stop after so many bytes of text were kept
     val_fraction: float | None = None  # share of the text held out to steer by; None: 0.05
     test_fraction: float | None = None  # share held out to confirm with; None: 0.05
+    shuffle_buffer: int | None = None  # write so many documents at a time in random order; None: in the order read
+    seed: int = 0  # of that order, and of synthetic text
     include_site_packages: bool = False  # with --source=python: the installed packages' sources too, hundreds of MB
+    strict: bool = False  # stop at the first fault in the input, instead of counting it
+    workers: int | None = None  # processes; None: as many as cores, none for a small source. The result is the same
     shard_tokens: int = 100_000_000  # tokens per shard file
     overwrite: bool = False  # replace data/<name> if it is there
 
 
 BPE_TRAINING_BYTES = 100_000_000  # a tokenizer is trained on this much text at most; more changes it very little
-BATCH_CHARS = 4_000_000  # text encoded at a time, and between two notes of progress
+BATCH_BYTES = 1_000_000  # of the source, for a worker at a time
+SMALL_BYTES = 4_000_000  # a smaller source is not worth starting workers
+COMMIT_SECONDS = 2.0  # between two notes of progress
+HELD_TOKENS = 64_000_000  # that wait to be shuffled
+LONGEST_RUN = 8192  # bytes without white space, or of nothing else, that are encoded together
 
 
-def split_of(text: str, val_fraction: float, test_fraction: float) -> str:
+class Row(NamedTuple):
+    """What a worker tells of a document, or of a piece of one. Its tokens come beside it."""
+
+    source: str
+    where: str
+    note: str | None
+    split: str
+    continued: bool
+    size: int  # bytes of text
+    verdict: str | None  # the rule of curation that drops it
+    tokens: int = 0
+    signature: np.ndarray | None = None  # by which copies are found
+    facts: dict | None = None  # for the report
+
+
+def split_of(digest: bytes, val_fraction: float, test_fraction: float) -> str:
     """The split of a document, from a hash of its text: equal texts never land in different splits."""
-    place = int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") / 2**64
+    place = int.from_bytes(digest[:8], "big") / 2**64
     return "val" if place < val_fraction else "test" if place < val_fraction + test_fraction else "train"
 
 
-def documents(files: list[Path], options: dict, first: int = 0):
-    """Yields (file index, split, text, note) from file number `first` on; a note says why text is left out or changed.
-
-    A source that is one single file is split by position: train, then test, then the last val_fraction for validation.
-    """
-    val_fraction, test_fraction = options["val_fraction"], options["test_fraction"]
-    for index in range(first, len(files)):
-        text, note = read_document(files[index])
-        if len(files) > 1 or not text:
-            yield index, split_of(text, val_fraction, test_fraction), text, note
-            continue
-        test_start, val_start = (int(len(text) * (1 - part)) for part in (val_fraction + test_fraction, val_fraction))
-        yield index, "train", text[:test_start], note
-        yield index, "test", text[test_start:val_start], None
-        yield index, "val", text[val_start:], None
+def parts_of(text: str, raw: bytes) -> list[str]:
+    """A text, cut where a run without white space (or of nothing else) is longer than LONGEST_RUN bytes: merging the
+    byte pairs of what the tokenizer's pattern does not cut can take time in the square of its length."""
+    codes = np.frombuffer(raw, dtype=np.uint8)
+    edges = np.flatnonzero(np.diff(codes <= 32)) + 1 if len(raw) > LONGEST_RUN else codes[:0]
+    edges = np.concatenate([[0], edges, [len(raw)]]).astype(int)
+    long = np.flatnonzero(np.diff(edges) > LONGEST_RUN)
+    cuts = [cut for i in long for cut in range(edges[i] + LONGEST_RUN, edges[i + 1], LONGEST_RUN)]
+    cuts = [cut - next(back for back in range(4) if codes[cut - back] & 0xC0 != 0x80) for cut in cuts]  # characters
+    return [raw[a:b].decode("utf-8") for a, b in zip([0, *cuts], [*cuts, len(raw)])] if cuts else [text]
 
 
-def batches(files: list[Path], options: dict, first: int):
-    """Lists of documents with about BATCH_CHARS of text in all; a file's documents are never torn apart."""
-    batch, size = [], 0
-    for document in documents(files, options, first):
-        if size >= BATCH_CHARS and document[0] != batch[-1][0]:
-            yield batch
-            batch, size = [], 0
-        batch.append(document)
-        size += len(document[2])
+def understand(batch: list[Raw], config, curator: Curator, tokenizer: Tokenizer | None) -> tuple[list[Row], list]:
+    """A worker's task: blocks to rows, and for each row its tokens; without a tokenizer its text, to train one on."""
+    rows, contents = [], []
+    for raw in batch:
+        for (text, note, where), split in documents(raw, config):
+            view, made = View(text), raw.unit.kind == "synthetic"  # rules and copies are for text that was found
+            split = split or split_of(view.digest.tobytes(), config.val_fraction, config.test_fraction)
+            verdict = None if made or not text else curator.judge(view)
+            row = Row(raw.unit.source, where, note, split, raw.continued, len(view.raw), verdict)
+            content = parts_of(text, view.raw) if text and not verdict else []
+            if content and tokenizer:
+                content = [tokenizer.encode(part) for part in content]
+                head = [] if raw.continued else [np.array([tokenizer.end_of_text], dtype=np.uint32)]
+                content = np.concatenate(head + content).astype(np.uint16 if tokenizer.vocab_size <= 65536 else np.uint32)
+                # bits per byte is only as true as this sum: every byte of the text is in exactly one token.
+                same = tokenizer.token_bytes[content].sum() == len(view.raw)
+                assert same, f"{where}: the tokens' bytes are not the text's bytes"
+                row = row._replace(tokens=len(content), signature=None if made else curator.signature(view))
+            if text and tokenizer:
+                row = row._replace(facts=facts(view, curator.language(view)))
+            rows.append(row)
+            contents.append(content)
+    return rows, contents
+
+
+class Workers:
+    """Processes that understand batches. They are programs of their own, started clean: a fork would inherit the locks of
+    torch's and tiktoken's threads, and spawning one from train.py would load torch in it."""
+
+    def __init__(self, count: int, config: SimpleNamespace):
+        self.config, self.curator, self.tokenizer = config, Curator(config), None
+        self.processes: dict[Connection, subprocess.Popen] = {}
+        self.busy: dict[Connection, int] = {}  # with which batch
+        for _ in range(count):
+            ours, theirs = Pipe()
+            code = f"import sys; sys.path[0] = {str(Path(__file__).parent)!r}; import prepare_data as p; p.serve"
+            command = [sys.executable, "-c", f"{code}({theirs.fileno()})"]
+            self.processes[ours] = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+            theirs.close()
+            ours.send(config)
+
+    def use(self, tokenizer: Tokenizer) -> None:
+        """From now on make tokens with this tokenizer."""
+        self.tokenizer = tokenizer
+        for connection in self.busy:  # what was asked for and is not wanted any more
+            self.receive(connection)
+        self.busy = {}
+        for connection in self.processes:
+            connection.send(tokenizer.to_json())
+
+    def map(self, batches: Iterator) -> Iterator[tuple]:
+        """Yields (place, understand(batch)) for each (place, batch), in order; a few batches are under way at a time."""
+        if not self.processes:
+            yield from ((place, understand(b, self.config, self.curator, self.tokenizer)) for place, b in batches)
+            return
+        idle, places, results, wanted, asked = list(self.processes), {}, {}, 0, 0
+        while True:
+            while idle and asked - wanted < 2 * len(self.processes) and (task := next(batches, None)):
+                places[asked], batch = task
+                idle[-1].send(batch)
+                self.busy[idle.pop()] = asked
+                asked += 1
+            if wanted in results:
+                yield places.pop(wanted), results.pop(wanted)
+                wanted += 1
+            elif not self.busy:
+                return
+            for connection in wait(list(self.busy), timeout=0 if wanted in results else None) if self.busy else []:
+                results[self.busy.pop(connection)] = self.receive(connection)
+                idle.append(connection)
+
+    def receive(self, connection: Connection):
+        try:
+            result = connection.recv()
+        except (EOFError, ConnectionError):
+            code = self.processes[connection].wait()
+            told = f"a worker process ended with code {code}, as when memory runs out and the system ends it"
+            raise UserError(f"{told}. Run the same command again, perhaps with fewer --workers: it goes on") from None
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def close(self) -> None:
+        for connection, process in self.processes.items():
+            connection.close()
+            process.kill()
+            process.wait()
+
+
+def serve(descriptor: int) -> None:
+    """A worker's life: it ends when the main process does, however that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection, tokenizer = Connection(descriptor), None
+    with contextlib.suppress(EOFError, ConnectionError):
+        config = connection.recv()
+        curator = Curator(config)
+        while True:
+            task = connection.recv()
+            if isinstance(task, dict):
+                tokenizer = Tokenizer.from_json(task)
+                continue
+            try:
+                result = understand(task, config, curator, tokenizer)
+            except Exception as error:
+                error.add_note(traceback.format_exc())
+                result = error
+            connection.send(result)
+
+
+def batches(units: list[Unit], config, cuts: tuple[int, ...], at: list[int]) -> Iterator[tuple]:
+    """Yields ((place of the batch, place after it, bytes of its last unit), raw blocks), about BATCH_BYTES at a time.
+    A place is [unit, and where to go on in it]."""
+    batch, size, start = [], 0, at
+    for index in range(at[0], len(units)):
+        for raw in read(units[index], config, tuple(at[1:]) if index == at[0] else (0, 0), cuts):
+            batch.append(raw)
+            size += len(raw.payload) if isinstance(raw.payload, bytes) else BATCH_BYTES
+            after = [index, *raw.after] if raw.after else [index + 1, 0, 0]
+            if size >= BATCH_BYTES or len(batch) == 1000:
+                yield (start, after, raw.used), batch
+                batch, size, start = [], 0, after
     if batch:
-        yield batch
+        yield (start, after, raw.used), batch
 
 
-def bpe_texts(files: list[Path], options: dict):
+def bpe_texts(results: Iterator[tuple], config: PrepareConfig) -> Iterator[str]:
     """The training documents' text, up to BPE_TRAINING_BYTES: held-out text shapes nothing, not even the tokenizer."""
-    total = 0
-    for _, split, text, _ in documents(files, options):
-        if split == "train" and text:
-            yield text
-            total += len(text)
-            if total >= BPE_TRAINING_BYTES:
+    total, count, split = 0, 0, None
+    for _, (rows, contents) in results:
+        for row, content in zip(rows, contents):
+            split = split if row.continued else row.split
+            count += bool(content) and not row.continued
+            total += row.size if content else 0
+            if split == "train":
+                yield from content
+            if total >= min(BPE_TRAINING_BYTES, config.max_bytes or BPE_TRAINING_BYTES) or count == config.max_documents:
                 return
 
 
-def resolve(config: PrepareConfig, data_root: Path) -> tuple[list[Path], str, dict]:
-    """The files to read, the folder's name, and the options that decide the tokens, defaults filled in and checked."""
+class Writer:
+    """The main process's half: takes rows in the order of the documents, finds copies, keeps count, writes tokens.
+
+    progress: all that going on after a kill needs. It is noted only between documents that are wholly written.
+    """
+
+    def __init__(self, config: PrepareConfig, folder: Path, tokenizer: Tokenizer, progress: dict):
+        self.config, self.folder, self.tokenizer, self.progress = config, folder, tokenizer, progress
+        self.tally = Tally.from_json(progress["tally"]) if progress["tally"] else Tally(tokenizer.vocab_size)
+        self.seen, self.items, self.held, self.signatures, self.noted = Seen(config), [], 0, [], time.monotonic()
+        self.width = len(self.seen.filters)
+        if progress["signatures"]:
+            os.truncate(folder / "signatures.bin", progress["signatures"])  # what came after the last note comes again
+            with open(folder / "signatures.bin", "rb") as file:
+                while len(kept := np.fromfile(file, np.uint64, 10_000 * self.width)):
+                    self.seen.replay(kept.reshape(-1, self.width))
+
+    def full(self, row: Row) -> bool:
+        documents, size = (sum(counts[key] for counts in self.progress["splits"].values()) for key in ("documents", "bytes"))
+        enough = size >= (self.config.max_bytes or math.inf)
+        return enough or not row.continued and documents >= (self.config.max_documents or math.inf)
+
+    def count(self, kind: str, name: str, where: str) -> None:
+        row = self.progress[kind].setdefault(name, {"documents": 0, "examples": []})
+        row["documents"] += 1
+        row["examples"] = (row["examples"] + [where])[:10]
+
+    def add(self, row: Row, tokens: np.ndarray) -> None:
+        """Take the next document, or piece of one: what was decided for its first piece holds for all."""
+        progress, last = self.progress, self.progress["open"]
+        if not row.continued:
+            notes = last["notes"] if last and last["where"] == row.where else []
+            verdict = row.verdict or (None if row.signature is None else self.seen.verdict(row.signature))
+            last = progress["open"] = {"where": row.where, "split": row.split, "verdict": verdict, "notes": notes}
+            if verdict:
+                self.count("dropped", verdict, row.where)
+            elif row.signature is not None and self.width:
+                self.signatures.append(row.signature)
+        if row.note and row.note not in last["notes"]:
+            told = f"{row.where}: {row.note}. Mend it or leave it out, or type --strict=False, to count faults and go on"
+            require(not self.config.strict or row.note == "empty", told)
+            last["notes"].append(row.note)
+            self.count("notes", row.note, row.where)
+        if not row.facts:
+            return
+        split, verdict = last["split"], last["verdict"] or row.verdict
+        self.tally.add(row.facts, row.source, row.where, split, verdict, None if verdict else tokens)
+        if not verdict:
+            progress["splits"][split]["documents"] += not row.continued
+            progress["splits"][split]["bytes"] += row.size
+            if row.continued and self.items:
+                self.items[-1][1].append(tokens)
+            else:
+                self.items.append((split, [tokens], row.continued))
+            self.held += len(tokens)
+
+    def flush(self) -> None:
+        """Write the documents at hand, with shuffle_buffer in random order, but one whose end is still to come last."""
+        items, progress = self.items, self.progress
+        if self.config.shuffle_buffer and len(items) > 2:
+            first = int(items[0][2])
+            order = np.random.default_rng([self.config.seed, progress["flushes"]]).permutation(len(items) - first - 1)
+            items = items[:first] + [items[first + i] for i in order] + items[-1:]
+        for split in SPLITS:
+            parts = [part for item in items if item[0] == split for part in item[1]]
+            if parts:
+                tokens, counts = np.concatenate(parts), progress["splits"][split]
+                append_tokens(self.folder, split, counts["tokens"], tokens, tokens.dtype, self.config.shard_tokens)
+                counts["tokens"] += len(tokens)
+        progress["flushes"] += 1
+        self.items, self.held = [], 0
+
+    def commit(self, at: list[int], skip: int) -> None:
+        """Note in progress.json that all is written up to row `skip` of the batch that begins at the place `at`."""
+        if time.monotonic() - self.noted < COMMIT_SECONDS:
+            return
+        if self.signatures:
+            with open(self.folder / "signatures.bin", "ab") as file:
+                self.progress["signatures"] += file.write(np.stack(self.signatures).tobytes())
+            self.signatures = []
+        self.progress |= {"at": at, "skip": skip, "tally": self.tally.to_json()}
+        write_json(self.folder / "progress.json", self.progress)
+        self.noted = time.monotonic()
+
+    def take(self, results: Iterator[tuple], advance) -> None:
+        """Write all results, up to the limits of the options. advance: told how far reading is in the present unit."""
+        shuffle, skip = self.config.shuffle_buffer, self.progress["skip"]
+        for (start, after, used), (rows, contents) in results:
+            for number, (row, tokens) in enumerate(zip(rows, contents)):
+                if number < skip:
+                    continue
+                if self.full(row):
+                    return self.flush()
+                if shuffle and (len(self.items) >= shuffle and not row.continued or self.held >= HELD_TOKENS):
+                    self.flush()
+                    self.commit(start, number)
+                self.add(row, tokens)
+            skip = 0
+            if not shuffle:
+                self.flush()
+                self.commit(after, 0)
+            advance(start[0], used)
+        self.flush()
+
+
+def resolve(config: PrepareConfig) -> tuple[str, dict, list[Path]]:
+    """The folder's name, the options that decide the tokens, defaults filled in and checked, and files of ready tokens."""
     special = config.source[0] if len(config.source) == 1 else None
-    options = {"name": None, "tokenizer": "bpe:4096", "val_fraction": 0.05, "test_fraction": 0.05}
+    require(config.source and all(config.source), "--source is empty: give python, shakespeare, or paths to text")
+    ready = token_files(config.source)
+    characters = bool(ready) and ready[0].with_name("meta.pkl").exists()
+    options = {"name": None, "tokenizer": "byte" if characters else "gpt2" if ready else "bpe:4096"}
+    options |= {"val_fraction": 0.05, "test_fraction": 0.05}
     if special == "shakespeare":
         options = dict(SHAKESPEARE_OPTIONS)
     options |= {key: getattr(config, key) for key in options if getattr(config, key) is not None}
@@ -380,99 +639,123 @@ def resolve(config: PrepareConfig, data_root: Path) -> tuple[list[Path], str, di
     require(valid, f"{val_fraction=} and {test_fraction=}: each must be at least 0 and their sum below 1")
     if options["tokenizer"].startswith("bpe:"):
         bpe_size(options["tokenizer"])
-    require(config.shard_tokens >= 1, f"shard_tokens={config.shard_tokens} must be at least 1")
-    alone = config.include_site_packages and special != "python"
+    for key in ("shard_tokens", "max_documents", "max_bytes", "shuffle_buffer", "workers"):
+        value = getattr(config, key)
+        require(value is None or value >= 1, f"{key}={value} must be at least 1")
+    alone = config.include_site_packages and "python" not in config.source
     require(not alone, "--include_site_packages=True goes with --source=python")
-    require(config.source and all(config.source), "--source is empty: give python, shakespeare, or paths to text")
-    if special == "python":
-        files, name = python_files(config.include_site_packages), "python"
-    elif special == "shakespeare":
-        files, name = [shakespeare_file(data_root)], ""
-    else:
-        files, name = text_files(config.source), Path(config.source[0]).resolve().stem
-    name = options.pop("name") or name
+    name = options.pop("name") or {"python": "python", "-": "stdin"}.get(special, Path(config.source[0].split(":")[-1]).stem)
     plain = not name.startswith(".") and not set(name) & set("/\\*?[:,")
-    require(plain, f"{name!r} cannot name a folder below {data_root}: type a plain word, as --name=mine")
-    return files, name, options
+    require(name and plain, f"{name!r} cannot name a folder: type a plain word, as --name=mine")
+    return name, options, [] if characters else ready
 
 
 def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
     """Make data/<name>/ and return its path. Raises UserError.
 
-    All is written to data/<name>.partial and renamed at the end. progress.json in there notes how many files are done
-    and how long each split's stream is; the same command after a kill goes on from there, to the same bytes.
+    All is written to data/<name>.partial and renamed at the end. progress.json in there notes the place in the source and
+    all that was counted; the same command after a kill goes on from there, to the same bytes.
     """
     from tqdm import tqdm
 
-    files, name, options = resolve(config, data_root)
+    name, options, ready = resolve(config)
     final, partial = data_root / name, data_root / f"{name}.partial"
-    sizes = [file.stat().st_size for file in files]
-    top = os.path.commonpath([file.resolve().parent for file in files])
-    listing = "\n".join(f"{os.path.relpath(file, top)} {size}" for file, size in zip(files, sizes))
-    plan = {
-        "format": 1, "source": list(config.source), "include_site_packages": config.include_site_packages,
-        "python_version": sys.version.split()[0], "files": len(files),
-        "files_fingerprint": hashlib.sha256(listing.encode()).hexdigest()[:16],
-        **options, "shard_tokens": config.shard_tokens,
-    }  # fmt: skip
     told = f"'{final}' is there already: type --overwrite=True to make it anew, or choose another --name"
     require(config.overwrite or not final.exists(), told)
+    units = [Unit("tokens", str(path), str(path), path.stat().st_size) for path in ready] or find_units(config, data_root)
+    sizes = np.array([unit.size for unit in units])
+    top = os.path.commonpath([os.path.dirname(os.path.abspath(unit.path)) for unit in units])
+    listing = "\n".join(f"{os.path.relpath(os.path.abspath(unit.path), top)} {unit.size}" for unit in units)
+    plan = {key: value for key, value in asdict(config).items() if key not in ("name", "workers", "strict", "overwrite")}
+    plan |= {"format": 2, "python_version": sys.version.split()[0], "files": len(units), **options}
+    plan["files_fingerprint"] = hashlib.sha256(listing.encode()).hexdigest()[:16]
+    cuts: tuple[int, ...] = ()
+    if len(units) == 1 and units[0].kind == "text":
+        total = min(sum(len(chunk) for chunk, _, _ in read_chunks(units[0], 0)), config.max_bytes or math.inf)
+        held_out = (options["val_fraction"] + options["test_fraction"], options["val_fraction"])
+        cuts = tuple(int(total * (1 - part)) for part in held_out)
 
     try:
         progress = json.loads((partial / "progress.json").read_text(encoding="utf-8"))
         tokenizer = Tokenizer.from_json(json.loads((partial / "tokenizer.json").read_text(encoding="utf-8")))
-        if progress["plan"] != plan:
+        if progress["plan"] != json.loads(json.dumps(plan)):
             raise ValueError("another source or other options")
-        print(f"going on with {partial}: {progress['files_done']:,} of {len(files):,} files are done")
+        print(f"going on with {partial}: {progress['at'][0]:,} of {len(units):,} files are done")
     except (OSError, ValueError, KeyError):
         shutil.rmtree(partial, ignore_errors=True)
-        if options["tokenizer"].startswith("bpe:"):
-            print(f"training the tokenizer {options['tokenizer']} on the training documents")
-        tokenizer = make_tokenizer(options["tokenizer"], bpe_texts(files, options))
-        partial.mkdir(parents=True)
-        write_json(partial / "tokenizer.json", tokenizer.to_json())
         counts = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in SPLITS}
-        progress = {"plan": plan, "files_done": 0, "splits": counts, "notes": {}}
+        progress = {"plan": plan, "at": [0, 0, 0], "skip": 0, "splits": counts, "notes": {}, "dropped": {}, "open": None,
+                    "flushes": 0, "signatures": 0, "tally": None}  # fmt: skip
+        tokenizer = None
 
-    done = progress["files_done"]
-    with tqdm(total=sum(sizes), initial=sum(sizes[:done]), unit="B", unit_scale=True, desc=f"encoding {final}") as bar:
-        with ThreadPoolExecutor() as pool:  # tiktoken releases the interpreter lock while it encodes
-            for batch in batches(files, options, done):
-                write_batch(batch, files, partial, tokenizer, progress, pool)
-                progress["files_done"] = batch[-1][0] + 1
-                write_json(partial / "progress.json", progress)
-                bar.update(sum(sizes[: progress["files_done"]]) - bar.n)
-    return finish(partial, final, tokenizer, progress)
-
-
-def write_batch(batch: list, files: list[Path], folder: Path, tokenizer: Tokenizer, progress: dict, pool) -> None:
-    """Encode a list of documents, append them to their splits' shards, and count them in `progress`."""
-    encoded = pool.map(tokenizer.encode, [text for _, _, text, _ in batch])
-    streams: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-    text_bytes = dict.fromkeys(SPLITS, 0)
-    for (index, split, text, note), tokens in zip(batch, encoded):
-        if note:
-            row = progress["notes"].setdefault(note, {"documents": 0, "examples": []})
-            row["documents"] += 1
-            row["examples"] = (row["examples"] + [str(files[index])])[:10]
-        if text:
-            streams[split] += [np.array([tokenizer.end_of_text], dtype=np.uint32), tokens]
-            text_bytes[split] += len(text.encode("utf-8"))
-            progress["splits"][split]["documents"] += 1
-    for split, parts in streams.items():
-        tokens, counts = np.concatenate(parts or [np.zeros(0, dtype=np.uint32)]), progress["splits"][split]
-        # bits per byte is only as true as this sum: every byte of the text is in exactly one token.
-        assert tokenizer.token_bytes[tokens].sum() == text_bytes[split], "the tokens' bytes are not the text's bytes"
-        dtype = np.uint16 if tokenizer.vocab_size <= 65536 else np.uint32
-        append_tokens(folder, split, counts["tokens"], tokens, dtype, progress["plan"]["shard_tokens"])
-        counts["tokens"] += len(tokens)
-        counts["bytes"] += text_bytes[split]
+    job = SimpleNamespace(**asdict(config) | options)
+    if ready:
+        partial.mkdir(parents=True)
+        tokenizer = make_tokenizer(options["tokenizer"], [])
+        write_json(partial / "tokenizer.json", tokenizer.to_json())
+        import_tokens(ready, partial, tokenizer, progress)
+        return finish(partial, final, tokenizer, progress, None)
+    small = sizes.sum() < SMALL_BYTES and all(Path(unit.path).exists() for unit in units)
+    workers = Workers(config.workers or (0 if small else os.cpu_count()), job)
+    try:
+        if not tokenizer:
+            if options["tokenizer"].startswith("bpe:"):
+                print(f"training the tokenizer {options['tokenizer']} on the training documents")
+            results = workers.map(batches(units, job, cuts, [0, 0, 0]))
+            tokenizer = make_tokenizer(options["tokenizer"], bpe_texts(results, config))
+            partial.mkdir(parents=True)
+            write_json(partial / "tokenizer.json", tokenizer.to_json())
+        workers.use(tokenizer)
+        writer = Writer(config, partial, tokenizer, progress)
+        before, at = np.cumsum([0, *sizes]), progress["at"]
+        with tqdm(total=int(sizes.sum()) or None, initial=int(before[at[0]]), unit="B", unit_scale=True,
+                  desc=f"encoding {final}") as bar:  # fmt: skip
+            results = workers.map(batches(units, job, cuts, at))
+            writer.take(results, lambda index, used: bar.update(int(before[index]) + used - bar.n))
+    finally:
+        workers.close()
+    return finish(partial, final, tokenizer, progress, writer)
 
 
-def finish(partial: Path, final: Path, tokenizer: Tokenizer, progress: dict) -> Path:
-    """Write meta.json, make all durable, and give the folder its final name."""
+def import_tokens(ready: list[Path], folder: Path, tokenizer: Tokenizer, progress: dict) -> None:
+    """Take over ready tokens: llm.c's shards by a link, nanoGPT's bare uint16 as shards of our own. A name with val or
+    test in it decides the split; where none has, the last tokens are held out as the options say."""
+    plan, counts, start = progress["plan"], progress["splits"], 0
+    bare = [path for path in ready if int(np.fromfile(path, "<i4", 1)[0]) not in [magic for magic, _ in FORMATS.values()]]
+    require(bare in ([], ready), f"{bare[:1]} has no header, others have one: import them one after the other")
+    streams = [np.memmap(path, "<u2", "r") if bare else open_shard(path, "Fetch it again") for path in ready]
+    total, shards, named = sum(map(len, streams)), dict.fromkeys(SPLITS, 0), any("val" in path.name for path in ready)
+    val_start, test_start = (int(total * (1 - plan["val_fraction"] - part)) for part in (0, plan["test_fraction"]))
+    for path, tokens in zip(ready, streams):
+        split = "val" if "val" in path.name else "test" if "test" in path.name else "train"
+        windows = {"train": (0, test_start), "test": (test_start, val_start), "val": (val_start, total)}
+        for split, (first, end) in ({split: (start, total)} if named else windows).items():
+            part = tokens[max(0, first - start) : max(0, end - start)]
+            for block in (part[i : i + 2**24] for i in range(0, len(part), 2**24)):
+                told = f"{path} holds token {block.max()}, the tokenizer {tokenizer.name} has {tokenizer.vocab_size}: name"
+                require(block.max() < tokenizer.vocab_size, f"{told} the one that it was made with by --tokenizer")
+                if bare or not named:
+                    append_tokens(folder, split, counts[split]["tokens"], block, block.dtype, plan["shard_tokens"])
+                counts[split]["tokens"] += len(block)
+                counts[split]["bytes"] += int(tokenizer.token_bytes[block].sum())
+                counts[split]["documents"] += int((block == tokenizer.end_of_text).sum())
+            if named and not bare:
+                link_or_copy(path, folder / f"{split}_{shards[split]:06d}.bin")
+                shards[split] += 1
+        start += len(tokens)
+
+
+def link_or_copy(path: Path, to: Path) -> None:
+    try:
+        os.link(path, to)
+    except OSError:  # another disk, or a file system without links
+        shutil.copyfile(path, to)
+
+
+def finish(partial: Path, final: Path, tokenizer: Tokenizer, progress: dict, writer: Writer | None) -> Path:
+    """Write meta.json and the report, make all durable, and give the folder its final name."""
     splits, plan = progress["splits"], progress["plan"]
-    rows = progress["notes"].items()
+    rows = [*progress["notes"].items(), *progress["dropped"].items()]
     notes = "; ".join(f"{row['documents']:,} {note} (as {row['examples'][0]})" for note, row in rows)
     if not splits["train"]["tokens"]:
         shutil.rmtree(partial)
@@ -487,12 +770,18 @@ def finish(partial: Path, final: Path, tokenizer: Tokenizer, progress: dict) -> 
             shards.append({"file": path.name, "split": split, "tokens": tokens, "bytes": path.stat().st_size,
                            "sha256": sha256_of_file(path)})  # fmt: skip
     contents = [tokenizer.fingerprint] + [f"{row['file']} {row['sha256']}" for row in shards]
-    write_json(partial / "meta.json", {
+    meta = {
         "fingerprint": hashlib.sha256("\n".join(contents).encode()).hexdigest()[:16],
         "prepared_from": plan, "splits": splits, "shards": shards, "notes": progress["notes"],
+        "dropped": progress["dropped"],
         "tokenizer": {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint},
-    })  # fmt: skip
-    (partial / "progress.json").unlink()
+    }  # fmt: skip
+    write_json(partial / "meta.json", meta)
+    warnings = []
+    if writer:
+        warnings = write_report(partial, writer.tally, plan | {"name": final.name}, tokenizer)
+    for name in ("progress.json", "signatures.bin"):
+        (partial / name).unlink(missing_ok=True)
     for path in partial.iterdir():
         with open(path, "rb") as file:
             os.fsync(file.fileno())
@@ -511,8 +800,11 @@ def finish(partial: Path, final: Path, tokenizer: Tokenizer, progress: dict) -> 
             print(f"warning: no document fell into {split}; with few documents raise --{split}_fraction")
     if notes:
         print(f"notes: {notes}")
+    print(*(f"warning: {warning}" for warning in warnings), sep="\n", end="\n" * bool(warnings))
     print(f"{final} is ready: vocabulary {tokenizer.vocab_size:,}, fingerprint of the data in its meta.json")
     return final
+
+
 
 
 # ---------------------------------------------------------------------------------------------------------------------
