@@ -16,12 +16,11 @@ import numpy as np
 from console import replace_file, write_json
 from corpus.curation import View, mixed, share
 
-# Kinds of characters, by the first byte of their UTF-8: each begins at a byte and ends where the next one begins.
-KINDS = {0x00: "control", 0x09: "white space", 0x0E: "control", 0x20: "white space", 0x21: "signs", 0x30: "digits",
-         0x3A: "signs", 0x41: "Latin", 0x5B: "signs", 0x61: "Latin", 0x7B: "signs", 0x7F: "control", 0x80: "inside",
-         0xC2: "signs", 0xC3: "Latin", 0xCA: "signs", 0xCD: "Greek", 0xD0: "Cyrillic", 0xD5: "Hebrew", 0xD8: "Arabic",
-         0xDC: "others", 0xE0: "Indian", 0xE1: "others", 0xE2: "signs", 0xE3: "Chinese", 0xEA: "Korean",
-         0xEE: "signs"}  # fmt: skip
+# Kinds of characters by the first byte of their UTF-8: each begins at a byte and ends where the next one begins.
+KINDS = {int(word[:2], 16): word[2:] for word in (
+    "00control 09space 0Econtrol 20space 21signs 30digits 3Asigns 41Latin 5Bsigns 61Latin 7Bsigns 7Fcontrol 80inside "
+    "C2signs C3Latin CAsigns CDGreek D0Cyrillic D5Hebrew D8Arabic DCothers E0Indian E1others E2signs E3Chinese "
+    "EAKorean EEsigns").split()}  # fmt: skip
 NAMES = list(dict.fromkeys(KINDS.values()))
 KIND_OF_BYTE = bytes(NAMES.index(KINDS[max(start for start in KINDS if start <= byte)]) for byte in range(256))
 SCRIPTS = ("Latin", "Greek", "Cyrillic", "Hebrew", "Arabic", "Indian", "Chinese", "Korean", "others")
@@ -172,17 +171,16 @@ def summarize(tally: Tally, meta: dict, tokenizer) -> dict:
     used, train = tally.tokens.sum(axis=0), tally.tokens[0]
     order = np.argsort(-used, kind="stable")[: np.count_nonzero(used)]
     names = [(repr(tokenizer.decode([i]))[1:-1], int(used[i])) for i in (*order[:20], *order[:-21:-1])]
-    scripts = {name: {"bytes": kept[name]} for name in SCRIPTS}
-    groups = rows | {"language": scripts if "None" in rows["language"] else rows["language"]}
-    largest = {kind: max(group, key=lambda name: group[name]["bytes"], default="") for kind, group in groups.items()}
-    letters = [row["bytes"] for row in groups["language"].values()]
+    tongues = {name: row["bytes"] for name, row in rows["language"].items()} if "None" not in rows["language"] else {}
+    tongues = tongues or {name: kept[name] for name in SCRIPTS}
     near, across = near_copies(tally.sample)
     configs, trained = Path(__file__).parents[1] / "config", max(1, tally.totals[0] + tally.totals[3])
     budgets = {name: runpy.run_path(str(configs / f"{name}.py"))["max_tokens"] for name in ("quickstart", "gpt2")}
     return rows | {
-        "meta": meta, "kept": kept, "largest": largest, "examples": tally.examples, "lengths": tally.lengths,
+        "meta": meta, "kept": kept, "examples": tally.examples, "lengths": tally.lengths,
+        "main_language": max(tongues, key=tongues.get),
         "near_copies": near, "near_copies_across": across, "repeated_bytes": tally.repeated,
-        "foreign": 1 - share(max(letters, default=1), sum(letters)), "tokens": int(used.sum()),
+        "foreign": 1 - share(max(tongues.values()), sum(tongues.values())), "tokens": int(used.sum()),
         "bytes_per_token": share(kept["bytes"], used.sum()), "tokens_per_word": share(used.sum(), kept["words"]),
         "vocabulary": tokenizer.vocab_size, "vocabulary_used": share(len(order), tokenizer.vocab_size),
         "most_frequent": names[: len(names) // 2], "least_frequent": names[len(names) // 2 :],
