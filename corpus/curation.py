@@ -56,8 +56,20 @@ def mixed(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(27))
 
 
+def ngrams(hashes: np.ndarray, n: int) -> np.ndarray:
+    """Hashes of all n words in a row, (words - n + 1,) uint64; of all words at once where there are fewer."""
+    n, total = max(1, min(n, len(hashes))), np.uint64(0)
+    for i in range(n):
+        total = total * np.uint64(0x9E3779B97F4A7C15) + hashes[i : len(hashes) - n + 1 + i]
+    return total
+
+
 class View:
-    """One document; what several rules need is computed once, when it is first asked for."""
+    """One document. What several rules need is computed once, when it is first asked for, or for many by `look`.
+
+    hashes, places, lengths: of every run of letters and digits its hash (uint64; upper case is as lower case), its
+    position and its length in bytes. shingles: the hashes of five such words in a row. bands: see Seen.
+    """
 
     def __init__(self, text: str):
         self.text = text[:VIEW_CHARS]
@@ -66,42 +78,48 @@ class View:
     words = cached_property(lambda self: self.text.split())  # what stands between white space
     lines = cached_property(lambda self: [line.strip() for line in self.text.splitlines() if line.strip()])
     digest = cached_property(lambda self: np.frombuffer(hashlib.sha256(self.raw).digest()[:8], dtype="<u8"))
-    shingles = cached_property(lambda self: self.ngrams(5) if len(self.tokens[0]) else self.digest)
     # The most likely language of the beginning, as "en" (langid.py: Lui and Baldwin 2012).
     language = cached_property(lambda self: importlib.import_module("py3langid").classify(self.text[:2000])[0])
 
-    @cached_property
-    def tokens(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(hash, position in bytes, length in bytes) of every run of letters and digits, upper case as lower case.
+    def __getattr__(self, name: str):
+        if name not in ("hashes", "places", "lengths", "shingles", "bands"):
+            raise AttributeError(name)
+        look([self])
+        return self.__dict__[name]
 
-        Characters of three bytes or more in UTF-8 begin a run: Chinese or Thai has no spaces, there a character counts
-        as a word. A hash is made of a run's first eight bytes, its last eight and its length, which numpy reads from
-        every position at once: no loop over characters, a few milliseconds per megabyte.
-        """
-        folded = np.frombuffer(bytes(8) + self.raw[:VIEW_CHARS].translate(FOLD) + bytes(8), dtype=np.uint8)
-        cuts = np.flatnonzero(((folded[1:] > 0) != (folded[:-1] > 0)) | (folded[1:] >= 0xE0)) + 1
-        inside = folded[cuts[:-1]] > 0
-        starts, ends = cuts[:-1][inside], cuts[1:][inside]
-        eight = np.ndarray(len(folded) - 7, "<u8", folded, strides=(1,))  # the eight bytes from every position on
-        spare = (64 - 8 * np.minimum(ends - starts, 8)).astype(np.uint64)  # bits of them that are not the run's
-        tails = (eight[ends - 8] >> spare) * np.uint64(0x94D049BB133111EB) + (ends - starts).astype(np.uint64)
-        return mixed((eight[starts] << spare) + tails), starts - 8, ends - starts
 
-    def ngrams(self, n: int) -> np.ndarray:
-        """Hashes of all n words in a row, (words - n + 1,) uint64; of all words at once where there are fewer."""
-        hashes = self.tokens[0]
-        n, total = max(1, min(n, len(hashes))), np.uint64(0)
-        for i in range(n):
-            total = total * np.uint64(0x9E3779B97F4A7C15) + hashes[i : len(hashes) - n + 1 + i]
-        return total
+def look(views: list[View]) -> None:
+    """Fill in the hashes of many documents: numpy takes as long for one short text as for a hundred.
 
-    @cached_property
-    def bands(self) -> np.ndarray:
-        """(BANDS,) uint64: two documents that have one of them in common are taken for near copies."""
-        rensa, ends = importlib.import_module("rensa"), [0, len(self.shingles)]
-        rows = rensa.RMinHash.digest_matrix_from_flat_token_hashes(self.shingles, ends, BANDS * ROWS, 1).to_rows()
-        weights = mixed(np.arange(1, ROWS + 1, dtype=np.uint64)) | np.uint64(1)
-        return mixed((np.array(rows, dtype=np.uint64).reshape(BANDS, ROWS) * weights).sum(axis=1, dtype=np.uint64))
+    Characters of three bytes or more in UTF-8 begin a run: Chinese or Thai has no spaces, there a character counts as a
+    word. A hash is made of a run's first eight bytes, its last eight and its length, which numpy reads from every
+    position at once: no loop over characters.
+    """
+    from rensa import RMinHash
+
+    parts = [view.raw[:VIEW_CHARS].translate(FOLD) + bytes(8) for view in views]
+    folded = np.frombuffer(bytes(8) + b"".join(parts), dtype=np.uint8)
+    cuts = np.flatnonzero(((folded[1:] > 0) != (folded[:-1] > 0)) | (folded[1:] >= 0xE0)) + 1
+    inside = folded[cuts[:-1]] > 0
+    starts, ends = cuts[:-1][inside], cuts[1:][inside]
+    lengths = ends - starts
+    eight = np.ndarray(len(folded) - 7, "<u8", folded, strides=(1,))  # the eight bytes from every position on
+    spare = (64 - 8 * np.minimum(lengths, 8)).astype(np.uint64)  # bits of them that are not the run's
+    tails = (eight[ends - 8] >> spare) * np.uint64(0x94D049BB133111EB) + lengths.astype(np.uint64)
+    hashes = mixed((eight[starts] << spare) + tails)
+    shingles, offsets = ngrams(hashes, 5), np.cumsum([8] + [len(part) for part in parts])
+    bounds = np.searchsorted(starts, offsets).tolist()
+    for view, offset, first, last in zip(views, offsets, bounds, bounds[1:]):
+        view.hashes, view.lengths, view.places = hashes[first:last], lengths[first:last], starts[first:last] - offset
+        few = ngrams(view.hashes, 5) if last > first else view.digest
+        view.shingles = shingles[first : last - 4] if last - first > 4 else few
+    counts = np.cumsum([0] + [len(view.shingles) for view in views])
+    flat = np.concatenate([view.shingles for view in views])
+    rows = RMinHash.digest_matrix_from_flat_token_hashes(flat, counts.tolist(), BANDS * ROWS, 1).to_rows()
+    weights = mixed(np.arange(1, ROWS + 1, dtype=np.uint64)) | np.uint64(1)
+    bands = mixed((np.array(rows, dtype=np.uint64).reshape(-1, BANDS, ROWS) * weights).sum(axis=2, dtype=np.uint64))
+    for view, row in zip(views, bands):
+        view.bands = row  # (BANDS,) uint64
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -118,8 +136,8 @@ def share_of_lines(view: View, test) -> float:
 
 def repeated(view: View, n: int, top: bool) -> float:
     """Share of the words' bytes inside the most frequent n words in a row, or inside n words that occurred before."""
-    lengths = view.tokens[2]
-    _, first, place, counts = np.unique(view.ngrams(n), return_index=True, return_inverse=True, return_counts=True)
+    lengths, grams = view.lengths, ngrams(view.hashes, n)
+    _, first, place, counts = np.unique(grams, return_index=True, return_inverse=True, return_counts=True)
     most = np.append(counts, 1).argmax()  # where none occurs twice, one that is not there
     inside = (place == most) & (counts[place] > 1) if top else np.arange(len(place)) != first[place]
     return share(lengths[np.convolve(inside, np.ones(n))[: len(lengths)] > 0].sum(), lengths.sum())
@@ -178,7 +196,7 @@ def evaluation_ngrams(path: Path) -> np.ndarray:
         text = file.read_text(encoding="utf-8", errors="replace")
         strings = re.findall(r'"(?:[^"\\]|\\.)*"', text) if ".json" in file.suffix else []
         texts += [json.loads(string, strict=False) for string in strings] or [text]
-    return np.unique(np.concatenate([View(text).ngrams(13) for text in texts]))
+    return np.unique(np.concatenate([ngrams(View(text).hashes, 13) for text in texts]))
 
 
 class Curator:
@@ -200,7 +218,7 @@ class Curator:
                 return f"{rule}={limit:g}"
         if self.config.languages not in (None, "all") and view.language not in self.config.languages.split(","):
             return "language"
-        asked = view.ngrams(13) if self.questions is not None else ()
+        asked = ngrams(view.hashes, 13) if self.questions is not None else ()
         nearest = np.searchsorted(self.questions, asked).clip(max=len(self.questions) - 1) if len(asked) else ()
         return "decontaminate" if len(asked) and (self.questions[nearest] == asked).any() else None
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from console import replace_file, write_json
-from corpus.curation import View, mixed, share
+from corpus.curation import View, share
 
 # Kinds of characters by the first byte of their UTF-8: each begins at a byte and ends where the next one begins.
 KINDS = {int(word[:2], 16): word[2:] for word in (
@@ -33,22 +33,21 @@ def facts(view: View, language: str | None = None) -> dict:
     """Some numbers about one document.
 
     counts: what can be added up. edges: its first and last lines. anchors: the hashes, as text, of one in 256 of its
-    shingles, and where they stand. sample: a number by which documents are sampled, made from the smallest shingle,
-    which near copies share, so that both are in a sample or neither. bands: two near copies have one in common.
+    shingles, and where they stand. sample: the smallest shingle, by whose last bits documents are sampled:
+    near copies share it, so that both are in the sample or neither. bands: two near copies have one in common.
     """
-    hashes, places, lengths = view.tokens
     kinds = np.bincount(np.frombuffer(view.raw.translate(KIND_OF_BYTE), np.uint8), minlength=len(NAMES)).tolist()
-    counts = dict(zip(NAMES, kinds)) | {"documents": 1, "bytes": len(view.raw), "words": len(hashes)}
+    counts = dict(zip(NAMES, kinds)) | {"documents": 1, "bytes": len(view.raw), "words": len(view.hashes)}
     # No word has 50 letters: base64, hexadecimal. U+FFFD is what decoders put in place of bytes that are no text.
-    encoded, broken = int(lengths[lengths >= 50].sum()), counts["control"] + 3 * view.text.count("\ufffd")
+    encoded, broken = int(view.lengths[view.lengths >= 50].sum()), counts["control"] + 3 * view.text.count("\ufffd")
     counts |= {"encoded": encoded * (encoded > 1000), "binary": len(view.raw) * (broken > 0.01 * len(view.raw))}
     edges = view.text[:400].split("\n")[:6] + view.text[-400:].split("\n")[-6:]
-    anchors = np.flatnonzero(view.shingles & np.uint64(255) == 0)[: len(hashes)]
+    anchors = np.flatnonzero(view.shingles & np.uint64(255) == 0)[: len(view.hashes)].tolist()
     return {
         "counts": counts, "language": language, "head": view.text[:160], "bands": view.bands.tolist(),
         "edges": list(dict.fromkeys(line.strip()[:80] for line in edges if len(line.strip()) >= 30)),
-        "anchors": [(str(view.shingles[i] >> np.uint64(8)), int(places[i])) for i in anchors],
-        "sample": int(mixed(view.shingles.min(keepdims=True))[0]),
+        "anchors": [(str(view.shingles[i] >> np.uint64(8)), int(view.places[i])) for i in anchors],
+        "sample": int(view.shingles.min()),
     }  # fmt: skip
 
 
