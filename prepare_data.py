@@ -19,6 +19,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -37,7 +38,8 @@ from typing import NamedTuple
 import numpy as np
 
 from console import UserError, explained, read_options, require, run_command, sha256_of_file, write_json
-from corpus.curation import CurationConfig, Curator, Seen, View
+from corpus.claude import ClaudeConfig
+from corpus.curation import CurationConfig, Curator, Seen, look
 from corpus.report import Tally, facts, write_report
 from corpus.sources import SHAKESPEARE_OPTIONS, Raw, Unit, documents, find_units, read, read_chunks, token_files
 
@@ -315,11 +317,11 @@ class TrainBatches:
 # The preparation: the main process reads in order, workers turn what it read into tokens, it writes them in order.
 
 
-@dataclass(frozen=True)
-class PrepareConfig(CurationConfig):
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig(CurationConfig, ClaudeConfig):
     """Text to data/<name>/: token shards, a tokenizer, meta.json and a report."""
 
-    source: tuple[str, ...]  # python, shakespeare, hf:NAME, synthetic:TASKS, - (standard input), files, folders, globs
+    source: tuple[str, ...]  # python, shakespeare, hf:NAME, synthetic:TASKS, claude:PROMPTS.jsonl, -, files, folders, globs
     name: str | None = None  # the folder below data/; None: made from the source
     tokenizer: str | None = None  # byte, bpe:N, tiktoken's gpt2 …, or a folder to take it from; None: bpe:4096
     text_key: str | None = None  # the field of JSON or the column of a table that holds the text; None: text
@@ -356,7 +358,6 @@ class Row(NamedTuple):
     continued: bool
     size: int  # bytes of text
     verdict: str | None  # the rule of curation that drops it
-    tokens: int = 0
     signature: np.ndarray | None = None  # by which copies are found
     facts: dict | None = None  # for the report
 
@@ -367,40 +368,41 @@ def split_of(digest: bytes, val_fraction: float, test_fraction: float) -> str:
     return "val" if place < val_fraction else "test" if place < val_fraction + test_fraction else "train"
 
 
-def parts_of(text: str, raw: bytes) -> list[str]:
-    """A text, cut where a run without white space (or of nothing else) is longer than LONGEST_RUN bytes: merging the
+def parts_of(text: str) -> list[str]:
+    """A text, cut where a run without white space, or of nothing else, is longer than LONGEST_RUN characters: merging the
     byte pairs of what the tokenizer's pattern does not cut can take time in the square of its length."""
-    codes = np.frombuffer(raw, dtype=np.uint8)
-    edges = np.flatnonzero(np.diff(codes <= 32)) + 1 if len(raw) > LONGEST_RUN else codes[:0]
-    edges = np.concatenate([[0], edges, [len(raw)]]).astype(int)
-    long = np.flatnonzero(np.diff(edges) > LONGEST_RUN)
-    cuts = [cut for i in long for cut in range(edges[i] + LONGEST_RUN, edges[i + 1], LONGEST_RUN)]
-    cuts = [cut - next(back for back in range(4) if codes[cut - back] & 0xC0 != 0x80) for cut in cuts]  # characters
-    return [raw[a:b].decode("utf-8") for a, b in zip([0, *cuts], [*cuts, len(raw)])] if cuts else [text]
+    half = LONGEST_RUN // 2  # a longer run fills one of these stretches
+    stretches = (text[i : i + half] for i in range(0, len(text) - half, half))
+    if all((" " in stretch or "\n" in stretch) and not stretch.isspace() for stretch in stretches):
+        return [text]
+    runs = re.finditer(r"\S+|\s+", text)
+    cuts = [cut for run in runs for cut in range(run.start() + LONGEST_RUN, run.end(), LONGEST_RUN)]
+    return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)])]
 
 
 def understand(batch: list[Raw], config, curator: Curator, tokenizer: Tokenizer | None) -> tuple[list[Row], list]:
     """A worker's task: blocks to rows, and for each row its tokens; without a tokenizer its text, to train one on."""
+    found = [(raw, *pair) for raw in batch for pair in documents(raw, config)]
+    views = look([document.text for _, document, _ in found])
     rows, contents = [], []
-    for raw in batch:
-        for (text, note, where), split in documents(raw, config):
-            view, made = View(text), raw.unit.kind == "synthetic"  # rules and copies are for text that was found
-            split = split or split_of(view.digest.tobytes(), config.val_fraction, config.test_fraction)
-            verdict = None if made or not text else curator.judge(view)
-            row = Row(raw.unit.source, where, note, split, raw.continued, len(view.raw), verdict)
-            content = parts_of(text, view.raw) if text and not verdict else []
-            if content and tokenizer:
-                content = [tokenizer.encode(part) for part in content]
-                head = [] if raw.continued else [np.array([tokenizer.end_of_text], dtype=np.uint32)]
-                content = np.concatenate(head + content).astype(np.uint16 if tokenizer.vocab_size <= 65536 else np.uint32)
-                # bits per byte is only as true as this sum: every byte of the text is in exactly one token.
-                same = tokenizer.token_bytes[content].sum() == len(view.raw)
-                assert same, f"{where}: the tokens' bytes are not the text's bytes"
-                row = row._replace(tokens=len(content), signature=None if made else curator.signature(view))
-            if text and tokenizer:
-                row = row._replace(facts=facts(view, curator.language(view)))
-            rows.append(row)
-            contents.append(content)
+    for (raw, (text, note, where), split), view in zip(found, views):
+        made = raw.unit.kind == "synthetic"  # rules and copies are for text that was found
+        split = split or split_of(view.digest.tobytes(), config.val_fraction, config.test_fraction)
+        verdict = None if made or not text else curator.judge(view)
+        row = Row(raw.unit.source, where, note, split, raw.continued, len(view.raw), verdict)
+        content = parts_of(text) if text and not verdict else []
+        if content and tokenizer:
+            head = [] if raw.continued else [np.array([tokenizer.end_of_text], dtype=np.uint32)]
+            content = np.concatenate(head + [tokenizer.encode(part) for part in content])
+            # bits per byte is only as true as this sum: every byte of the text is in exactly one token.
+            same = tokenizer.token_bytes[content].sum() == len(view.raw)
+            assert same, f"{where}: the tokens' bytes are not the text's bytes"
+            content = content.astype(np.uint16 if tokenizer.vocab_size <= 65536 else np.uint32)
+            row = row._replace(signature=None if made else curator.signature(view))
+        if text and tokenizer:
+            row = row._replace(facts=facts(view, curator.language(view)))
+        rows.append(row)
+        contents.append(content)
     return rows, contents
 
 
@@ -688,7 +690,7 @@ def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
                     "flushes": 0, "signatures": 0, "tally": None}  # fmt: skip
         tokenizer = None
 
-    job = SimpleNamespace(**asdict(config) | options)
+    job = SimpleNamespace(**asdict(config) | options, answers=data_root / f"{name}.claude.jsonl")
     if ready:
         partial.mkdir(parents=True)
         tokenizer = make_tokenizer(options["tokenizer"], [])

@@ -17,6 +17,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from functools import partial
 from glob import glob
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,7 +124,7 @@ def find_units(config, data_root: Path) -> list[Unit]:
     for source in config.source:
         kind, _, rest = source.partition(":")
         files: dict[Path, str] = {}
-        if kind in ("hf", "synthetic") and rest:
+        if kind in ("hf", "synthetic", "claude") and rest:
             units[source] = Unit(kind, rest, source)
         elif source == "python":
             files = python_files(config.include_site_packages)
@@ -306,6 +307,12 @@ def read_rows(unit: Unit, config, number: int) -> Iterator[Raw]:
         count = config.max_documents or 10_000
         yield from (Raw(unit, [], i, (min(i + 1000, count), 0)) for i in range(number, count, 1000))
         return
+    if unit.kind == "claude":
+        from corpus import claude  # which imports Document from here
+
+        answers = islice(claude.documents(Path(unit.path), config, config.answers), number, None)
+        yield from (Raw(unit, [answer], i, (i + 1, 0)) for i, answer in enumerate(answers, number))
+        return
     values, size, done = [], 0, 0  # done: rows of the file so far
     for rows in tables(unit, config):
         column = rows[config.text_key or "text"]
@@ -377,6 +384,9 @@ def documents(raw: Raw, config) -> Iterator[tuple[Document, str | None]]:
         yield Document(text, note, unit.path), raw.split
     else:
         for number, value in enumerate(raw.payload, raw.number + 1):
+            if isinstance(value, Document):
+                yield value, None
+                continue
             text, note = ("", TOO_LONG) if value is TOO_LONG or value == TOO_LONG else clean(value)
             yield Document(text, note, f"{unit.path} row {number}"), None
 
