@@ -1,4 +1,4 @@
-"""What every command of the project shares: options, errors, files, logs. It imports nothing of the project.
+"""What every command shares: options, errors, files, checkpoints, logs. It imports nothing of the project.
 
 It is a file of its own because a program run as `python prepare_data.py` is the module __main__: an error class defined
 there would not be the one that other files import.
@@ -16,6 +16,7 @@ import os
 import runpy
 import signal
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -117,21 +118,36 @@ def read_options(options: type, argv: list[str], program: str, config_files: boo
     argv: flags, `--key=value`, after an optional first argument that names a config file: plain Python assignments,
     run in a namespace of their own and treated exactly as flags placed before the others, so that both share one
     parser, one type check and one error text. Names that begin with _, modules, functions and classes are scratch.
+
+    A config file may have a dial of its own, an option from which it derives others: `_depth = dial("depth", 12)` is
+    the number in --depth=N, 12 without it.
     """
     import tyro
 
-    file_flags, flags = [], list(argv)
+    file_flags, flags, dials = [], list(argv), []
+
+    def dial(name: str, default: int) -> int:
+        mine = [flag for flag in flags if flag.startswith(f"--{name}=")]
+        flags[:] = [flag for flag in flags if flag not in mine]
+        dials.append(name)
+        value = mine[-1].partition("=")[2] if mine else str(default)
+        told = f"--{name}={value}: expected a whole number above 0, as {default}"
+        require(value.isdecimal() and int(value) > 0, told)
+        return int(value)
+
     path = Path(flags.pop(0)) if config_files and flags and not flags[0].startswith("-") else None
     if path:
         known = ", ".join(sorted(map(str, path.parent.glob("*.py")))) or "none"
         require(path.is_file(), f"config file '{path}' does not exist. Python files in '{path.parent}': {known}")
         try:
-            values = runpy.run_path(str(path))
+            values = runpy.run_path(str(path), init_globals={"dial": dial})
+        except UserError:
+            raise
         except (Exception, SystemExit) as error:
             raise UserError(f"config file '{path}' stopped with {first_line(error)}") from None
         settings = {key: value for key, value in values.items() if not key.startswith("_") and not callable(value)}
         file_flags = [f"--{key}={value}" for key, value in settings.items() if not isinstance(value, ModuleType)]
-    names = [field.name for field in dataclasses.fields(options)] + ["help"]
+    names = [field.name for field in dataclasses.fields(options)] + ["help", *dials]
     for flag in file_flags + flags:
         key = flag.removeprefix("--").split("=")[0].replace("-", "_")
         if flag.startswith("--") and key not in names and not key.startswith("tyro"):
@@ -177,6 +193,89 @@ def write_json(path: Path, value) -> None:
 def sha256_of_file(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The machine, and checkpoint files: one dictionary of tensors and plain values. Reading one never executes anything in
+# it. torch is imported where it is used, because preparing data does without.
+
+CHECKPOINT_FORMAT = 2
+
+
+def pick_device(device: str, dtype: str):
+    """The torch.device, and the torch.dtype of activations; "auto" is the fastest that the machine has.
+
+    Raises UserError where the device cannot be used.
+    """
+    import torch
+
+    fastest = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    with explained(f"device={device} cannot be used here", "try --device=cpu"):
+        found = torch.empty(0, device=fastest if device == "auto" else device).device
+    bf16 = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)  # multiplied natively
+    if found.type == "cuda":
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    fastest = "bfloat16" if bf16 else "float16" if found.type == "cuda" else "float32"
+    return found, getattr(torch, fastest if dtype == "auto" else dtype)
+
+
+def try_compile(model, rows: int, device):
+    """The compiled model, warmed up for training, or the model itself where no compiler works."""
+    import torch
+
+    compiled, tokens = torch.compile(model, dynamic=False), torch.zeros(rows, model.config.block_size).long().to(device)
+    print("compiling the model", flush=True)
+    try:
+        with torch.random.fork_rng():  # dropout in here takes no random number from the run
+            compiled(tokens, tokens.clone()).backward()  # one tensor in both is compiled as a special case
+    except Exception as error:  # of many kinds: no C++ compiler, no Triton, a card too old for it
+        print(f"torch.compile does not work here, going on without it ({first_line(error)})")
+        compiled = model
+    model.zero_grad(set_to_none=True)
+    return compiled
+
+
+def load_checkpoint(path: Path) -> dict:
+    """Read a checkpoint onto the CPU. Raises UserError where it is missing, damaged or of another version."""
+    import torch
+
+    require(path.is_file(), f"checkpoint '{path}' does not exist: train first, or name a run that is there")
+    with explained(f"'{path}' is damaged or no checkpoint of this program", "it was not used, take another"):
+        with zipfile.ZipFile(path) as archive:  # torch writes a checksum of every tensor but does not look at it
+            damaged = archive.testzip()
+        require(damaged is None, f"'{path}' is damaged (the checksum of {damaged} differs): it was not used")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        version, *_ = (checkpoint[key] for key in ("format", "config", "model", "tokenizer", "step", "optimizers"))
+    told = f"'{path}' has checkpoint format {version}, this program reads {CHECKPOINT_FORMAT}"
+    require(version == CHECKPOINT_FORMAT, f"{told}: use the version of the program that wrote it")
+    return checkpoint
+
+
+def load_latest(out: Path) -> dict | None:
+    """The run's newest checkpoint that can be read whole; None where there is none. Says aloud what it passes over."""
+    paths = [out / name for name in ("last.pt", "previous.pt", "best.pt") if (out / name).is_file()]
+    for path in paths:
+        try:
+            return load_checkpoint(path)
+        except UserError as error:  # put aside, so that the next save does not keep it in place of a good one
+            print(f"passed over, and renamed to .damaged: {error}")
+            path.rename(path.with_suffix(".damaged"))
+    require(not paths, f"no checkpoint in '{out}' can be read: type --overwrite=True to begin anew")
+    print(f"'{out}' has no checkpoint to go on from: beginning at step 0")
+
+
+def load_weights(source: str) -> dict:
+    """A checkpoint from a run's folder or a file, or GPT-2's weights in the same form. Raises UserError."""
+    path = Path(source)
+    if path.is_dir() and list(path.glob("*.pt")):
+        path = path / ("best.pt" if (path / "best.pt").is_file() else "last.pt")
+    if path.suffix == ".pt":
+        return load_checkpoint(path)
+    known = source.startswith("gpt2") or (path / "config.json").is_file()
+    require(known, f"'{source}' is no run, checkpoint or folder of GPT-2, nor gpt2, gpt2-medium, gpt2-large, gpt2-xl")
+    remedy = "it takes `pip install transformers` and a network, or the path of a local folder of GPT-2's files"
+    with explained(f"'{source}' could not be loaded", remedy):
+        return runpy.run_path(str(Path(__file__).with_name("config") / "gpt2_classic.py"))["published_weights"](source)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

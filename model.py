@@ -44,9 +44,12 @@ class GPTConfig:
     tie_embeddings: bool = False  # one table for the input embedding and the output head
     logit_softcap: float | None = 15.0  # logits are squashed into ±this by tanh; None: off
     value_embeds: int = 3  # tables of per-token values, added in every other layer counted from the last; 0: none
+    bigram_rows: int = 0  # rows of a table of vectors for pairs of tokens: V² for all, fewer are shared; 0: none
     residual_scalars: bool = True  # x = a·x + b·x0 before each block, with a, b learned and x0 the embedding
     window_pattern: str | None = None  # per layer S (window_size) or L (all), repeated, as SSSL; the last is L; None: L
     window_size: int = 256  # tokens that a layer of kind S sees, itself included
+    document_mask: bool = False  # attention stays within a document; generation takes its prompt for one document
+    document_token: int | None = None  # the token that begins a document; None: the tokenizer's end-of-text
     dropout: float = 0.0  # share of activations zeroed in training
     weight_init: Literal["modern", "gpt2"] = "modern"  # see GPT.init_weights
 
@@ -60,6 +63,7 @@ class GPTConfig:
         require(even, f"position=rope needs an even head size: n_embd={self.n_embd} / n_head={self.n_head} is odd")
         require(0 <= self.value_embeds <= tables, f"{self.value_embeds=} is not 0 to {tables}, half of n_layer")
         require(not set(pattern or "L") - set("SL"), f"window_pattern={pattern!r} may hold only S and L, as in SSSL")
+        require(self.bigram_rows >= 0, f"bigram_rows={self.bigram_rows} must be at least 0")
         require(0 <= self.dropout < 1, f"dropout={self.dropout} must be at least 0 and below 1")
 
     def padded_vocab(self) -> int:
@@ -111,7 +115,7 @@ class KVCache:
     def __init__(self, config: GPTConfig, batch_size: int, dtype: torch.dtype, device: torch.device):
         heads, size = config.n_kv_head or config.n_head, config.n_embd // config.n_head
         shape = (2, config.n_layer, batch_size, heads, config.block_size, size)
-        self.both, self.length = torch.empty(shape, dtype=dtype, device=device), 0
+        self.both, self.length, self.last = torch.empty(shape, dtype=dtype, device=device), 0, None  # (B,) latest token
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append one layer's (B, G, T, D) keys and values; returns all S of that layer, (B, G, S, D)."""
@@ -124,32 +128,39 @@ class KVCache:
 # Attention
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, dropout: float = 0.0) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, dropout: float = 0.0, documents=None) -> Tensor:
     """Causal attention of the last T of S positions to the `window` latest before each, by the best kernel at hand.
 
-    q: (B, H, T, D); k, v: (B, G, S, D); returns (B, H, T, D).
+    q: (B, H, T, D); k, v: (B, G, S, D); returns (B, H, T, D). documents: None, or (B, T) with T = S, the number of the
+    document at each position: there is no attention between documents.
     """
     T, S, options = q.size(2), k.size(2), {"scale": scale, "enable_gqa": q.size(1) != k.size(1)}
-    if window >= S and T in (1, S):  # one new token sees all before it: nothing to mask
+    if documents is None and window >= S and T in (1, S):  # one new token sees all before it: nothing to mask
         return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, dropout_p=dropout, **options)
     if T == S and q.is_cuda and torch.compiler.is_compiling() and not dropout:
-        return flex_attend(q, k, v, window, **options)
+        return flex_attend(q, k, v, window, documents=documents, **options)
     # Any device, any T. It is exact but saves no time: the scores outside the mask are computed all the same.
     query = torch.arange(S - T, S, device=q.device)[:, None]  # (T, 1)
     key = torch.arange(S, device=q.device)  # (S,)
     mask = (key <= query) & (query - key < window)  # (T, S)
+    if documents is not None:
+        mask = mask & (documents[:, None, :, None] == documents[:, None, None, :])  # (B, 1, T, T)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, **options)
 
 
-def flex_attend(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, enable_gqa: bool) -> Tensor:
-    """Sliding-window attention that skips what lies outside the window (FlexAttention, arXiv:2412.05496).
+def flex_attend(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, enable_gqa: bool, documents) -> Tensor:
+    """Attention that skips what lies outside the window and the document (FlexAttention, arXiv:2412.05496).
 
     Shapes as in `attend`, with T = S. Fast only inside torch.compile on CUDA; elsewhere a slow reference.
     """
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    mask = create_block_mask(lambda batch, head, query, key: (key <= query) & (query - key < window),
-                             None, None, q.size(2), k.size(2), device=q.device)  # fmt: skip
+    def visible(batch, head, query, key):
+        near = (key <= query) & (query - key < window)
+        return near if documents is None else near & (documents[batch, query] == documents[batch, key])
+
+    rows = None if documents is None else q.size(0)
+    mask = create_block_mask(visible, rows, None, q.size(2), k.size(2), device=q.device)
     return flex_attention(q, k, v, block_mask=mask, scale=scale, enable_gqa=enable_gqa)
 
 
@@ -168,7 +179,7 @@ class Attention(nn.Module):
         self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.value_gate = Linear(min(12, config.n_embd), kv_head, bias=False) if has_value_embed else None
 
-    def forward(self, x: Tensor, value_embed: Tensor | None, rotary: tuple | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, value_embed: Tensor | None, rotary: tuple | None, cache, documents) -> Tensor:
         split_heads = (*x.shape[:2], -1, self.head_size)  # (B, T, H or G, D)
         q, k, v = self.c_q(x).view(split_heads), self.c_k(x).view(split_heads), self.c_v(x).view(split_heads)
         if value_embed is not None:
@@ -184,7 +195,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, G, S, D)
         dropout = self.config.dropout if self.training else 0.0
-        y = attend(q, k, v, self.config.window(self.layer), self.scale, dropout)  # (B, H, T, D)
+        y = attend(q, k, v, self.config.window(self.layer), self.scale, dropout, documents)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(x.shape)  # (B, T, C)
         return F.dropout(self.c_proj(y), dropout)
 
@@ -222,8 +233,8 @@ class Block(nn.Module):
         self.ln_1, self.attn = make_norm(config), Attention(config, layer, has_value_embed)
         self.ln_2, self.mlp = make_norm(config), MLP(config)
 
-    def forward(self, x: Tensor, value_embed: Tensor | None, rotary: tuple | None, cache: KVCache | None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), value_embed, rotary, cache)
+    def forward(self, x: Tensor, *context) -> Tensor:
+        x = x + self.attn(self.ln_1(x), *context)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -250,6 +261,8 @@ class GPT(nn.Module):
         with_value = range(L - 1, -1, -2)[: config.value_embeds]
         kv_size = (config.n_kv_head or config.n_head) * D
         self.value_embeds = nn.ModuleDict({str(i): nn.Embedding(config.padded_vocab(), kv_size) for i in with_value})
+        if config.bigram_rows:
+            self.bigrams = nn.Embedding(config.bigram_rows, C)
         if config.residual_scalars:
             self.residual_scale = nn.Parameter(torch.ones(L))
             self.shortcut_scale = nn.Parameter(torch.full((L,), 0.1))
@@ -268,6 +281,7 @@ class GPT(nn.Module):
             "wte": (0.02 if self.config.tie_embeddings else 0.8, 0.02),  # a tied table has to make calm logits too
             "wpe": (0.02, 0.02),
             "value_embeds": (0.01, 0.02),
+            "bigrams": (0.0, 0.0),
             "c_proj": (0.0, 0.02 / math.sqrt(2 * self.config.n_layer)),  # 0: a new block changes nothing at first
             "value_gate": (0.0, 0.0),  # every gate is 1 at first
             "lm_head": (0.001, 0.02),  # every token is about equally probable at first
@@ -291,6 +305,8 @@ class GPT(nn.Module):
         start, end = (cache.length, cache.length + tokens.size(1)) if cache else (0, tokens.size(1))
         assert end <= self.config.block_size, f"{end} positions exceed block_size={self.config.block_size}"
         x, rotary = self.wte(tokens).to(self.compute_dtype), None  # (B, T, C)
+        if self.config.bigram_rows:
+            x = x + self.bigrams(self.pair(tokens, cache)).to(x.dtype)
         if self.config.position == "rope":
             rotary = self.cos[start:end].to(x.dtype), self.sin[start:end].to(x.dtype)  # (T, D/2) each
         else:
@@ -298,14 +314,18 @@ class GPT(nn.Module):
         x = F.dropout(x, self.config.dropout, self.training)
         if self.config.residual_scalars:
             x = x0 = F.rms_norm(x, (x.size(-1),))
+        documents = None
+        if self.config.document_mask and cache is None:
+            documents = (tokens == self.config.document_token).cumsum(dim=1)  # (B, T)
         for layer, block in enumerate(self.h):
             if self.config.residual_scalars:
                 # Each block sees the embedding again and may damp what was added before it (nanochat, modded-nanogpt).
                 x = self.residual_scale[layer].to(x.dtype) * x + self.shortcut_scale[layer].to(x.dtype) * x0
             table = self.value_embeds[str(layer)] if str(layer) in self.value_embeds else None
-            x = block(x, table(tokens).to(x.dtype) if table else None, rotary, cache)  # value embeddings: (B, T, G·D)
+            value_embed = table(tokens).to(x.dtype) if table else None  # (B, T, G·D)
+            x = block(x, value_embed, rotary, cache, documents)
         if cache is not None:
-            cache.length, x = end, x[:, -1:]  # (B, 1, C)
+            cache.length, cache.last, x = end, tokens[:, -1], x[:, -1:]  # (B, 1, C)
         logits = self.lm_head(self.ln_f(x))[..., : self.config.vocab_size].float()  # (B, T, V), padding cut off
         if self.config.logit_softcap is not None:  # Gemma 2, arXiv:2408.00118 §2
             logits = self.config.logit_softcap * torch.tanh(logits / self.config.logit_softcap)
@@ -313,6 +333,17 @@ class GPT(nn.Module):
             return logits
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction)
         return loss.view(targets.shape) if reduction == "none" else loss
+
+    def pair(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
+        """(B, T) rows of the bigram table: each token with the one before it, for which 0 stands at the very beginning.
+
+        What two tokens mean together is known before any attention. Pairs share rows by a hash where they are too many
+        (modded-nanogpt's bigram hash embedding).
+        """
+        V, rows, before = self.config.vocab_size, self.config.bigram_rows, F.pad(tokens, (1, 0))[:, :-1]
+        if cache is not None and cache.last is not None:
+            before[:, 0] = cache.last
+        return before * V + tokens if rows >= V * V else (36313 * tokens ^ 27191 * before) % rows
 
     def flops_per_token(self) -> float:
         """Training FLOPs per token, forward and backward: 6 per matrix weight and 12·C per position attended to.

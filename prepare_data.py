@@ -27,10 +27,12 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from bisect import bisect_right, insort
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from multiprocessing.connection import Connection, Pipe, wait
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -254,6 +256,11 @@ class Data:
         with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock: all cores check at disk speed
             tokens = list(pool.map(lambda row: self._check(*row[1:], remedy), shards))
         self.splits = {split: Split([t for row, t in zip(shards, tokens) if row[0] == split]) for split in SPLITS}
+        self.sources = {folder.name: (1.0, self)}  # what a Mixture has more of
+
+    def draw(self, n: int) -> tuple[str, int]:
+        """As Mixture.draw: a folder on its own gives every sequence."""
+        return self.folder.name, n
 
     def _check(self, file: str, sha256: str, remedy: str) -> np.ndarray:
         path = self.folder / file
@@ -281,26 +288,128 @@ class Data:
             yield tokens, targets
 
 
+class Mixture:
+    """Several prepared folders with one tokenizer, drawn from in fixed shares.
+
+    sources: name of the folder to (its share, its Data); shares sum to 1. tokenizer, fingerprint, entropy: as in Data.
+    """
+
+    def __init__(self, sources: list[tuple[float, Data]]):
+        total = sum(share for share, _ in sources)
+        self.sources = {data.folder.name: (share / total, data) for share, data in sources}
+        require(len(self.sources) == len(sources), "two of the folders in --data have the same name: rename one")
+        self.folder, self.tokenizer = ",".join(str(data.folder) for _, data in sources), sources[0][1].tokenizer
+        for _, data in sources:
+            same = data.tokenizer.fingerprint == self.tokenizer.fingerprint
+            told = f"'{data.folder}' has another tokenizer than '{sources[0][1].folder}'"
+            require(same, f"{told}: prepare it anew with --tokenizer={sources[0][1].folder}")
+        contents = "\n".join(f"{share / total:.9f} {data.fingerprint}" for share, data in sources)
+        self.fingerprint = hashlib.sha256(contents.encode()).hexdigest()[:16]
+        self.entropy = int(self.fingerprint, 16)
+
+    def draw(self, n: int) -> tuple[str, int]:
+        """(source, k): the run's n-th sequence is the source's k-th. A pure function of n.
+
+        Whatever n is, each source has had its share of the sequences before it to within one or two: the first takes
+        its rounded share of all, the second its rounded share of what the first has left, and so on.
+        """
+        left = 1.0
+        for name, (share, _) in self.sources.items():
+            before, after = (math.floor(share / left * count + 0.5) for count in (n, n + 1))
+            if after > before:
+                break
+            n, left = n - before, left - share
+        return name, before
+
+
+def open_data(spec: str) -> Data | Mixture:
+    """The data that --data names: one folder, or FOLDER:SHARE,FOLDER:SHARE,… Raises UserError."""
+    if Path(spec).exists() or ":" not in spec:
+        return Data(spec)
+    told = f"--data={spec}: a mixture is FOLDER:SHARE,FOLDER:SHARE with shares above 0, as data/a:0.65,data/b:0.35"
+    parts = [part.rpartition(":") for part in spec.split(",")]
+    with explained(told, "or name one folder"):
+        shares = [float(share) for _, _, share in parts]
+    require(all(0 < share < math.inf for share in shares), told)
+    return Mixture([(share, Data(folder)) for share, (folder, _, _) in zip(shares, parts)])
+
+
+class Windows:
+    """A stream cut into sequences of block_size + 1 tokens, each beginning with the last target of the one before."""
+
+    def __init__(self, data: Data, block_size: int):
+        self.stream, self.block_size = data.splits["train"], block_size
+        self.count = (len(self.stream) - 1) // block_size
+
+    def read(self, index: int) -> np.ndarray:
+        return self.stream.read(index * self.block_size, self.block_size + 1)
+
+
+class Rows:
+    """A stream cut into rows of block_size + 1 tokens that all begin where a document begins.
+
+    Best-fit packing: a row takes the longest of the waiting documents that still fits; where none fits, the shortest
+    of them is cut to fill it, and its rest is left out. (Ding et al. 2024, arXiv:2404.10830, with the cut of nanochat.)
+    cropped: the share of the tokens that are left out. The rows are packed once; epochs differ in their order.
+    """
+
+    WAITING = 1000  # documents to choose from: more lose fewer tokens and take longer to search
+
+    def __init__(self, data: Data, block_size: int, seed: int):
+        self.stream, self.size = data.splits["train"], block_size + 1
+        found = [np.flatnonzero(shard == data.tokenizer.end_of_text) + first
+                 for shard, first in zip(self.stream.shards, self.stream.ends)]  # fmt: skip
+        starts = np.unique(np.concatenate([[0], *found]))
+        lengths = np.diff(starts, append=len(self.stream))
+        order = iter(np.random.default_rng([seed, data.entropy]).permutation(len(starts)).tolist())
+        waiting = sorted((int(lengths[i]), int(starts[i])) for i in islice(order, self.WAITING))
+        pieces, room = [], self.size  # (start, length) of each piece, in the order of the rows
+        while waiting:
+            fits = bisect_right(waiting, (room, math.inf))
+            length, start = waiting.pop(fits - 1 if fits else 0)
+            pieces.append((start, min(length, room)))
+            room = room - pieces[-1][1] or self.size
+            for i in islice(order, 1):
+                insort(waiting, (int(lengths[i]), int(starts[i])))
+        self.pieces = np.array(pieces)
+        ends = np.append(0, self.pieces[:, 1].cumsum())
+        self.count = int(ends[-1]) // self.size  # a last row that was not filled is left out
+        self.first = np.searchsorted(ends, np.arange(self.count + 1) * self.size)  # piece of each row
+        self.cropped = 1 - self.count * self.size / len(self.stream)
+
+    def read(self, index: int) -> np.ndarray:
+        pieces = self.pieces[self.first[index] : self.first[index + 1]]
+        return np.concatenate([self.stream.read(start, length) for start, length in pieces.tolist()])
+
+
 class TrainBatches:
     """Training batches as a pure function of (data, seed, step, micro_step, rank).
 
-    The train split is cut into windows of block_size + 1 tokens, each beginning with the last target of the one before.
-    An epoch is a seeded permutation of the windows; epochs follow each other without a seam. Optimizer step s takes the
-    windows s·G … (s+1)·G of that endless list, G = batch_size · grad_accum · world_size, so a step sees the same
-    sequences however G is split, and stopping and going on needs nothing but the step.
+    The train split is cut into sequences of block_size + 1 tokens: Windows, or Rows with align_documents. An epoch is a
+    seeded permutation of them; epochs follow each other without a seam. Optimizer step s takes the sequences
+    s·G … (s+1)·G of that endless list, G = batch_size · grad_accum · world_size, so a step sees the same sequences
+    however G is split, and stopping and going on needs nothing but the step. A mixture deals the list out to its
+    sources.
     """
 
     def __init__(
-        self, data: Data, block_size: int, seed: int, batch_size: int, grad_accum: int = 1, world_size: int = 1
-    ):
-        self.stream, self.block_size, self.batch_size = data.splits["train"], block_size, batch_size
-        self.grad_accum, self.world_size = grad_accum, world_size
-        self.windows = (len(self.stream) - 1) // block_size  # per epoch
-        told = f"the train split of '{data.folder}' has {len(self.stream)} tokens, less than a window of block_size + 1"
-        require(self.windows >= 1, f"{told} = {block_size + 1}: give it more text, or set a smaller --block_size")
-        # The two latest permutations are kept: a batch may take the end of one epoch and the beginning of the next.
-        self.order = lru_cache(maxsize=2)(
-            lambda epoch: np.random.default_rng([seed, epoch, data.entropy]).permutation(self.windows)
+        self, data: Data | Mixture, block_size: int, seed: int, batch_size: int, grad_accum: int = 1,
+        world_size: int = 1, align_documents: bool = False,
+    ):  # fmt: skip
+        self.data, self.block_size, self.batch_size = data, block_size, batch_size
+        self.grad_accum, self.world_size, self.warned = grad_accum, world_size, set()
+        self.sources = {}
+        for name, (_, source) in data.sources.items():
+            tokens = len(source.splits["train"])
+            told = f"the train split of '{source.folder}' has {tokens} tokens, less than a window of block_size + 1"
+            require(tokens > block_size, f"{told} = {block_size + 1}: give it more text, or a smaller --block_size")
+            self.sources[name] = Rows(source, block_size, seed) if align_documents else Windows(source, block_size)
+            if align_documents:
+                print(f"{name}: {self.sources[name].count:,} rows, {self.sources[name].cropped:.1%} of tokens cropped")
+        # The latest permutations are kept: a batch may take the end of one epoch and the beginning of the next.
+        entropy = {name: source.entropy for name, (_, source) in data.sources.items()}
+        self.order = lru_cache(maxsize=2 * len(entropy))(
+            lambda name, epoch: np.random.default_rng([seed, epoch, entropy[name]]).permutation(self.sources[name].count)
         )
 
     def __call__(self, step: int, micro_step: int = 0, rank: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -308,9 +417,23 @@ class TrainBatches:
         part = (step * self.grad_accum + micro_step) * self.world_size + rank
         windows = np.empty((self.batch_size, self.block_size + 1), dtype=np.int64)
         for row in range(self.batch_size):
-            epoch, place = divmod(part * self.batch_size + row, self.windows)
-            windows[row] = self.stream.read(int(self.order(epoch)[place]) * self.block_size, self.block_size + 1)
+            name, k = self.data.draw(part * self.batch_size + row)
+            epoch, place = divmod(k, self.sources[name].count)
+            windows[row] = self.sources[name].read(int(self.order(name, epoch)[place]))
         return windows[:, :-1].copy(), windows[:, 1:].copy()  # whole arrays: compiled models care about strides
+
+    def epochs(self, steps: float) -> dict[str, float]:
+        """How often each source will have been seen after `steps` optimizer steps."""
+        sequences = steps * self.batch_size * self.grad_accum * self.world_size
+        return {name: share * sequences / self.sources[name].count for name, (share, _) in self.data.sources.items()}
+
+    def warn_of_repeats(self, steps: float) -> None:
+        """Say, once for each source, that `steps` optimizer steps repeat it so often that it teaches little more."""
+        for name, epochs in self.epochs(steps).items():
+            if epochs > 4 and name not in self.warned:
+                print(f"warning: {name} is repeated {epochs:.1f} times in {steps:,.0f} steps. Beyond 4 epochs repeated "
+                      "text teaches far less than new text (arXiv:2305.16264): give it more text or a smaller share")  # fmt: skip
+                self.warned.add(name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

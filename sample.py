@@ -18,10 +18,9 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from console import UserError, explained, read_options, require, run_command
+from console import UserError, explained, load_weights, pick_device, read_options, require, run_command
 from model import GPT, GPTConfig
 from prepare_data import Tokenizer, make_tokenizer
-from train import TrainConfig, load_weights, pick_device
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,19 @@ def load_model(source: str, device: torch.device, dtype: torch.dtype) -> tuple[G
         shape = {name: weights["config"][name] for name in GPTConfig.__dataclass_fields__}
         model = GPT(GPTConfig(**shape), dtype)
         model.load_state_dict(weights["model"])
+        cast_weights(model, dtype)
         tokenizer = Tokenizer.from_json(weights["tokenizer"]) if weights["tokenizer"] else make_tokenizer("gpt2", [])
     return model.to(device).eval(), tokenizer
+
+
+def cast_weights(model: GPT, dtype: torch.dtype) -> None:
+    """Store matrices and tables in the dtype they are used in: one token at a time, reading weights is all the work.
+
+    No prediction changes: training keeps float32 weights and casts them to the same numbers at each use.
+    """
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
+            module.to(dtype)
 
 
 def main(argv: list[str]) -> None:
@@ -67,7 +77,7 @@ def main(argv: list[str]) -> None:
     valid = options.num_samples >= 1 and options.max_new_tokens >= 1
     require(valid, "num_samples and max_new_tokens must be at least 1")
     text = read_prompt(options.prompt)
-    device, dtype = pick_device(TrainConfig(device=options.device, dtype=options.dtype, max_steps=1))
+    device, dtype = pick_device(options.device, options.dtype)
     model, tokenizer = load_model(options.init_from or options.run, device, dtype)
     tokens = [tokenizer.end_of_text, *tokenizer.encode(text).tolist()]
     for sample in range(options.num_samples):

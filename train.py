@@ -9,7 +9,6 @@ table of contents.
 """
 
 import math
-import runpy
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -19,10 +18,12 @@ import torch
 from torch import Tensor
 
 import prepare_data
-from console import (Log, UserError, catch_signals, check_folder, explained, first_line, keep_freed_memory,
-                     peak_memory_mb, read_options, replace_file, require, run_command, show)  # fmt: skip
+from console import (CHECKPOINT_FORMAT, Log, catch_signals, check_folder, explained, keep_freed_memory,
+                     load_latest, load_weights, peak_memory_mb, pick_device, read_options, replace_file, require,
+                     run_command, show, try_compile)  # fmt: skip
+from corpus.synthetic import exam, task_accuracy
 from model import GPT, GPTConfig
-from prepare_data import Data, TrainBatches
+from prepare_data import Data, TrainBatches, open_data
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Configuration. A field's comment is its --help text, and the field is the only home of its default.
@@ -32,13 +33,14 @@ from prepare_data import Data, TrainBatches
 class TrainConfig(GPTConfig):
     """One training run. Raises ValueError for values that do not fit each other."""
 
-    data: str = "data/python"  # prepared folder to train on
+    data: str = "data/python"  # prepared folder to train on, or a mixture in shares: data/a:0.65,data/b:0.35
     prepare: str | None = None  # options of prepare_data.py, --name among them, that make missing data; None: do not
     out: str | None = None  # folder of the run; None: out/<name of the config file>
     resume: bool = False  # go on from the last checkpoint in the folder, if there is one
     overwrite: bool = False  # delete the run that is in the folder and begin anew
     init_from: str | None = None  # weights to start from: a run, a checkpoint, gpt2, gpt2-medium, …; None: random
     eval_only: bool = False  # evaluate the weights of init_from, or of the run with resume=True, and stop
+    align_documents: bool = False  # every sequence begins where a document begins (best-fit packing)
     seed: int = 1337  # of the initial weights, the data order and dropout
     batch_tokens: int = 131_072  # tokens per optimizer step, over all micro-steps
     micro_batch_size: int | None = None  # sequences per forward pass, the knob for memory; None: a whole batch
@@ -47,7 +49,7 @@ class TrainConfig(GPTConfig):
     max_seconds: float | None = None  # … or seconds of training; compilation and evaluation do not count
     optimizer: Literal["muon", "adamw"] = "muon"  # Muon for hidden matrices and AdamW for the rest | AdamW alone
     muon_lr: float = 0.02  # peak learning rate of the hidden matrices under Muon
-    embed_lr: float = 0.3  # … of the token, position and value tables under AdamW (with optimizer=muon)
+    embed_lr: float = 0.3  # … of the token, position, value and bigram tables under AdamW (with optimizer=muon)
     head_lr: float = 0.006  # … of the output head
     scalar_lr: float = 0.02  # … of gains, biases, gates and residual scalars
     learning_rate: float = 6e-4  # … of everything (with optimizer=adamw)
@@ -64,6 +66,7 @@ class TrainConfig(GPTConfig):
     final_lr: float = 0.1  # … to this share of their peak
     log_interval: int = 10  # steps between log lines
     eval_interval: int | None = None  # steps between evaluations; None: only at the end
+    eval_tasks: str | None = None  # synthetic tasks to solve at each evaluation, as addition,sorting: share solved
     save_interval: int | None = 500  # steps between checkpoints; None: only at the end
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest there is
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of activations; weights stay float32
@@ -157,7 +160,7 @@ def make_optimizers(model: GPT, config: TrainConfig, device: torch.device) -> li
             kind, rate = "vectors" if p.ndim < 2 else "matrices", config.learning_rate
         elif name.startswith("h.") and p.ndim == 2 and "value_gate" not in name:
             kind, rate, decay = "hidden", config.muon_lr, config.weight_decay
-        elif name.startswith(("wte", "wpe", "value_embeds")):
+        elif name.startswith(("wte", "wpe", "value_embeds", "bigrams")):
             kind, rate, decay = "tables", config.embed_lr, 0.0
         else:
             head = name == "lm_head.weight"
@@ -195,8 +198,19 @@ def set_schedule(optimizers: list[torch.optim.Optimizer], progress: float, confi
 # Evaluation
 
 
+def evaluate(model, data, split: str, block_size: int, batch_size: int, device: torch.device) -> dict[str, float]:
+    """The figures of `evaluate_folder`; of a mixture, each folder's own and their means, weighted by share."""
+    parts = {name: (share, evaluate_folder(model, source, split, block_size, batch_size, device))
+             for name, (share, source) in data.sources.items()}  # fmt: skip
+    parts = {name: part for name, part in parts.items() if part[1]}
+    keys, total = [f"{split}_loss", f"{split}_bpb"], sum(share for share, _ in parts.values())
+    figures = {key: sum(share * part[key] for share, part in parts.values()) / total for key in keys if parts}
+    own = {f"{key}_{name}": part[key] for name, (_, part) in parts.items() for key in keys}
+    return figures | (own if len(data.sources) > 1 else {})
+
+
 @torch.no_grad()
-def evaluate(model, data: Data, split: str, block_size: int, batch_size: int, device: torch.device) -> dict[str, float]:
+def evaluate_folder(model, data: Data, split: str, block_size: int, batch_size: int, device) -> dict[str, float]:
     """Loss (nats per token) and bits per byte of the original text over the whole split; {} where there is none.
 
     Predicting where a document ends counts in the loss but not in the bits per byte: that token has no bytes.
@@ -215,71 +229,16 @@ def evaluate(model, data: Data, split: str, block_size: int, batch_size: int, de
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Checkpoints: one dictionary of tensors and plain values. Reading one never executes anything in it.
-
-CHECKPOINT_FORMAT = 1
+# Before the first step
 
 
-def load_checkpoint(path: Path) -> dict:
-    """Read a checkpoint onto the CPU. Raises UserError where it is missing, damaged or of another version."""
-    require(path.is_file(), f"checkpoint '{path}' does not exist: train first, or name a run that is there")
-    with explained(f"'{path}' is damaged or no checkpoint of this program", "it was not used, take another"):
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        version, *_ = (checkpoint[key] for key in ("format", "config", "model", "tokenizer", "step", "optimizers"))
-    told = f"'{path}' has checkpoint format {version}, this program reads {CHECKPOINT_FORMAT}"
-    require(version == CHECKPOINT_FORMAT, f"{told}: use the version of the program that wrote it")
-    return checkpoint
-
-
-def load_latest(out: Path) -> dict | None:
-    """The run's newest checkpoint that can be read whole; None where there is none. Says aloud what it passes over."""
-    paths = [out / name for name in ("last.pt", "previous.pt", "best.pt") if (out / name).is_file()]
-    for path in paths:
-        try:
-            return load_checkpoint(path)
-        except UserError as error:  # put aside, so that the next save does not keep it in place of a good one
-            print(f"passed over, and renamed to .damaged: {error}")
-            path.rename(path.with_suffix(".damaged"))
-    require(not paths, f"no checkpoint in '{out}' can be read: type --overwrite=True to begin anew")
-    print(f"'{out}' has no checkpoint to go on from: beginning at step 0")
-
-
-def load_weights(source: str) -> dict:
-    """A checkpoint from a run's folder or a file, or GPT-2's weights in the same form. Raises UserError."""
-    path = Path(source)
-    if path.is_dir() and list(path.glob("*.pt")):
-        path = path / ("best.pt" if (path / "best.pt").is_file() else "last.pt")
-    if path.suffix == ".pt":
-        return load_checkpoint(path)
-    known = source.startswith("gpt2") or (path / "config.json").is_file()
-    require(known, f"'{source}' is no run, checkpoint or folder of GPT-2, nor gpt2, gpt2-medium, gpt2-large, gpt2-xl")
-    remedy = "it takes `pip install transformers` and a network, or the path of a local folder of GPT-2's files"
-    with explained(f"'{source}' could not be loaded", remedy):
-        return runpy.run_path(str(Path(__file__).with_name("config") / "gpt2_classic.py"))["published_weights"](source)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Before the first step: the machine and the model
-
-
-def pick_device(config: TrainConfig) -> tuple[torch.device, torch.dtype]:
-    """The device, and the dtype of activations; "auto" is the fastest that the machine has. Raises UserError."""
-    fastest = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    with explained(f"device={config.device} cannot be used here", "try --device=cpu"):
-        device = torch.empty(0, device=fastest if config.device == "auto" else config.device).device
-    bf16 = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)  # multiplied natively
-    if device.type == "cuda":
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    fastest = "bfloat16" if bf16 else "float16" if device.type == "cuda" else "float32"
-    return device, getattr(torch, fastest if config.dtype == "auto" else config.dtype)
-
-
-def adopt(config: TrainConfig, begin: dict | None, data: Data, resuming: bool) -> TrainConfig:
+def adopt(config: TrainConfig, begin: dict | None, data, resuming: bool) -> TrainConfig:
     """`config` completed by what the data and the checkpoint `begin` fix. Raises UserError where an option contradicts.
 
     Fine-tuning may choose another dropout and a smaller block_size; going on with a run keeps all that shapes it.
     """
     fixed = {"vocab_size": max(config.vocab_size or 0, data.tokenizer.vocab_size)}
+    fixed |= {"document_token": data.tokenizer.end_of_text} if config.document_mask else {}
     if begin:
         shape = [field.name for field in fields(GPTConfig) if resuming or field.name != "dropout"]
         fixed = {name: begin["config"][name] for name in shape + ["seed", "batch_tokens", "optimizer"] * resuming}
@@ -297,20 +256,6 @@ def adopt(config: TrainConfig, begin: dict | None, data: Data, resuming: bool) -
     return replace(config, **fixed)
 
 
-def try_compile(model: GPT, rows: int, device: torch.device):
-    """The compiled model, warmed up for training, or the model itself where no compiler works."""
-    compiled, tokens = torch.compile(model, dynamic=False), torch.zeros(rows, model.config.block_size).long().to(device)
-    print("compiling the model", flush=True)
-    try:
-        with torch.random.fork_rng():  # dropout in here takes no random number from the run
-            compiled(tokens, tokens.clone()).backward()  # one tensor in both is compiled as a special case
-    except Exception as error:  # of many kinds: no C++ compiler, no Triton, a card too old for it
-        print(f"torch.compile does not work here, going on without it ({first_line(error)})")
-        compiled = model
-    model.zero_grad(set_to_none=True)
-    return compiled
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The run
 
@@ -318,9 +263,10 @@ def try_compile(model: GPT, rows: int, device: torch.device):
 class Run:
     """All that changes in a run: what a checkpoint holds, and what a resumed run takes back from it."""
 
-    def __init__(self, config: TrainConfig, data: Data, device: torch.device, dtype: torch.dtype, weights: dict | None):
+    def __init__(self, config: TrainConfig, data, device: torch.device, dtype: torch.dtype, weights: dict | None):
         self.config, self.data, self.device = config, data, device
         self.step, self.seconds, self.best = 0, 0.0, math.inf  # optimizer steps, training time, lowest validation loss
+        self.exam = exam(data.tokenizer, config.eval_tasks, config.block_size) if config.eval_tasks else {}
         torch.manual_seed(config.seed)
         self.model = GPT(config, dtype).to(device)
         if weights:  # of learned positions, as many as block_size are taken
@@ -371,6 +317,12 @@ class Run:
         self.step += 1
         return total
 
+    def validate(self, network) -> dict[str, float]:
+        """The losses on the whole validation split, and the shares of the synthetic tasks that are solved."""
+        rows, _ = self.config.split_batch()
+        losses = evaluate(network, self.data, "val", self.config.block_size, rows, self.device)
+        return losses | task_accuracy(self.model, self.data.tokenizer, self.exam)
+
 
 def to_device(array, device: torch.device) -> Tensor:
     """A numpy array as a tensor on the device; to a GPU from pinned memory, so that copying overlaps with computing."""
@@ -396,25 +348,25 @@ def train(config: TrainConfig, watch=list) -> dict:
     """
     # What the run needs, checked before anything is written.
     started, out = time.perf_counter(), Path(config.out or "out/default")
-    device, dtype = pick_device(config)
+    device, dtype = pick_device(config.device, config.dtype)
     makes_it = [f"data/{word[7:]}" for word in (config.prepare or "").split() if word.startswith("--name=")]
     if config.data in makes_it and not Path(config.data).exists():
         print(f"'{config.data}' is not there, making it: python prepare_data.py {config.prepare}")
         prepare_data.main(config.prepare.split())
-    data = Data(config.data)
+    data = open_data(config.data)
     check_folder(out, config.resume or config.eval_only, config.overwrite)
     checkpoint = load_latest(out) if config.resume else None
     begin = checkpoint or (load_weights(config.init_from) if config.init_from else None)
     with explained("the run cannot begin", "check its options, and the checkpoint if it begins from one"):
         config = adopt(config, begin, data, resuming=checkpoint is not None)
         rows, grad_accum = config.split_batch()
-        batches = TrainBatches(data, config.block_size, config.seed, rows, grad_accum)
+        batches = TrainBatches(data, config.block_size, config.seed, rows, grad_accum, 1, config.align_documents)
         run = Run(config, data, device, dtype, begin["model"] if begin else None)
         if checkpoint:
             run.restore(checkpoint)
     if config.eval_only:
         require(begin, "eval_only=True needs weights: give --init_from=RUN, or --resume=True for the run's own")
-        val = evaluate(run.model, data, "val", config.block_size, rows, device)
+        val = run.validate(run.model)
         print(*([f"{key}: {show(value)}" for key, value in val.items()] or ["no validation data"]), sep="\n")
         return val
     wanted = device.type == "cuda" if config.compile is None else config.compile
@@ -437,8 +389,9 @@ def train(config: TrainConfig, watch=list) -> dict:
             continue  # the device is not waited for
         loss, losses = mean_loss(losses, run), []
         run.seconds = time.perf_counter() - origin
-        val = evaluate(network, data, "val", config.block_size, rows, device) if evals and not stop else {}
+        val = run.validate(network) if evals and not stop else {}
         progress = config.progress(run.step, run.seconds)
+        batches.warn_of_repeats(run.step / progress)
         log.write(run.step, run.seconds, progress, loss=loss, lr_scale=lr_scale(progress, config), **val)
         if val.get("val_loss", math.inf) < run.best:
             run.best = val["val_loss"]
@@ -451,7 +404,7 @@ def train(config: TrainConfig, watch=list) -> dict:
         log.draw()
         print(f"stopped and saved at step {run.step}: the same command with --resume=True goes on")
         return {"steps": run.step, "stopped_by": stop}
-    val = val or evaluate(network, data, "val", config.block_size, rows, device)  # resumed with nothing left to do
+    val = val or run.validate(network)  # resumed with nothing left to do
     memory = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_memory_mb()
     summary = log.finish(run.step, run.seconds, time.perf_counter() - started, memory, **val)
     if config.sample_prompt is not None:

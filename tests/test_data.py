@@ -342,8 +342,9 @@ def test_a_batch_is_a_pure_function_of_the_step(data):
 
 def test_an_epoch_shows_every_window_once_and_the_next_in_another_order(data):
     batches = TrainBatches(data, 32, 0, 1)
-    epochs = [[batches(e * batches.windows + i)[0].tobytes() for i in range(batches.windows)] for e in (0, 1)]
-    expected = [data.splits["train"].read(i * 32, 32).tobytes() for i in range(batches.windows)]
+    count = batches.sources[data.folder.name].count
+    epochs = [[batches(e * count + i)[0].tobytes() for i in range(count)] for e in (0, 1)]
+    expected = [data.splits["train"].read(i * 32, 32).tobytes() for i in range(count)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(expected)
     assert epochs[0] != epochs[1]
 

@@ -19,6 +19,9 @@ VARIANTS = {
     "grouped_query": replace(SMALL, n_kv_head=2, value_embeds=1),
     "swiglu_tied": replace(SMALL, activation="swiglu", tie_embeddings=True, logit_softcap=None),
     "layer_norm_gelu": replace(SMALL, norm="layer", bias=True, activation="gelu", qk_norm=False),
+    "bigrams": replace(SMALL, bigram_rows=50 * 50),
+    "hashed_bigrams": replace(SMALL, bigram_rows=37, position="learned", residual_scalars=False),
+    "documents": replace(SMALL, document_mask=True, document_token=0, window_pattern="SL", window_size=5),
     "learned_windows": replace(SMALL, position="learned", residual_scalars=False, window_pattern="S", window_size=3),
 }
 
@@ -37,7 +40,7 @@ def random_tokens(batch: int, length: int, seed: int = 1) -> torch.Tensor:
     return torch.randint(0, 50, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def naive_attention(q, k, v, window: int, scale: float) -> torch.Tensor:
+def naive_attention(q, k, v, window: int, scale: float, documents=None) -> torch.Tensor:
     """Attention written as its definition: for every query a softmax over the keys it may see."""
     heads, T, S = q.size(1), q.size(2), k.size(2)
     out = torch.zeros_like(q)
@@ -46,7 +49,9 @@ def naive_attention(q, k, v, window: int, scale: float) -> torch.Tensor:
             group = h * k.size(1) // heads  # query heads share key heads in consecutive groups
             for t in range(T):
                 last = S - T + t
-                seen = slice(max(0, last - window + 1), last + 1)
+                seen = list(range(max(0, last - window + 1), last + 1))
+                if documents is not None:
+                    seen = [s for s in seen if documents[b, s] == documents[b, last]]
                 weights = torch.softmax(k[b, group, seen] @ q[b, h, t] * scale, dim=0)
                 out[b, h, t] = weights @ v[b, group, seen]
     return out
@@ -65,7 +70,30 @@ def test_flex_attention_is_the_naive_one(kv_heads):
     """The kernel for windows on GPUs, run here without compilation."""
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 4, 32, 16), torch.randn(2, kv_heads, 32, 16), torch.randn(2, kv_heads, 32, 16)
-    torch.testing.assert_close(flex_attend(q, k, v, 5, 0.3, kv_heads != 4), naive_attention(q, k, v, 5, 0.3))
+    documents = torch.tensor([[0] * 9 + [1] * 23, [1] * 30 + [2] * 2])
+    for within in (None, documents):
+        expected = naive_attention(q, k, v, 5, 0.3, within)
+        torch.testing.assert_close(flex_attend(q, k, v, 5, 0.3, kv_heads != 4, within), expected)
+
+
+@pytest.mark.parametrize("window", [12, 4])
+def test_attention_within_documents_is_the_naive_one(window):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, 12, 8), torch.randn(2, 2, 12, 8), torch.randn(2, 2, 12, 8)
+    documents = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2, 2, 2, 3], [1] * 12])
+    out = attend(q, k, v, window, 0.3, documents=documents)
+    torch.testing.assert_close(out, naive_attention(q, k, v, window, 0.3, documents))
+
+
+def test_with_a_document_mask_each_document_is_predicted_as_if_it_stood_alone():
+    """Rotary positions are relative, so a document's place in the row does not matter either."""
+    model, (first, second) = random_model(VARIANTS["documents"]), random_tokens(2, 8).clamp(min=1)
+    first[0] = second[0] = 0  # the token that begins a document
+    together = model(torch.cat([first, second])[None])[0]
+    torch.testing.assert_close(together[:8], model(first[None])[0])
+    torch.testing.assert_close(together[8:], model(second[None])[0])
+    unmasked = random_model(replace(VARIANTS["documents"], document_mask=False))
+    assert not torch.allclose(unmasked(torch.cat([first, second])[None])[0, 8:], together[8:])
 
 
 def test_rotation_makes_scores_depend_on_distance_alone():
@@ -110,7 +138,7 @@ def test_a_window_hides_what_lies_before_it():
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_decoding_with_a_cache_gives_the_full_passs_logits(name):
-    model, tokens = random_model(VARIANTS[name]), random_tokens(2, 16)
+    model, tokens = random_model(VARIANTS[name]), random_tokens(2, 16).clamp(min=1)  # 0 begins another document
     full, cache = model(tokens), KVCache(model.config, 2, torch.float32, torch.device("cpu"))
     torch.testing.assert_close(model(tokens[:, :5], cache=cache)[:, 0], full[:, 4], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(model(tokens[:, 5:8], cache=cache)[:, 0], full[:, 7], atol=1e-4, rtol=1e-4)

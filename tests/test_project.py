@@ -14,7 +14,7 @@ import pytest
 import prepare_data
 import sample
 import train
-from console import read_options
+from console import UserError, read_options
 from tests.conftest import ROOT
 
 RECIPES = sorted((ROOT / "config").glob("*.py"))
@@ -143,6 +143,44 @@ def test_gpt2_classic_is_gpt2():
     config = read_options(train.TrainConfig, [str(ROOT / "config/gpt2_classic.py")], "train.py")
     assert (config.n_layer, config.n_head, config.n_embd, config.block_size) == (12, 12, 768, 1024)
     assert config.optimizer == "adamw" and config.window_pattern is None and config.n_kv_head is None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The dial
+
+
+def depth(*flags: str) -> train.TrainConfig:
+    return read_options(train.TrainConfig, [str(ROOT / "config/depth.py"), *flags], "train.py")
+
+
+def test_the_dial_moves_everything_that_depends_on_depth():
+    small, large = depth("--depth=4"), depth("--depth=24")
+    assert (small.n_embd, small.n_layer, small.n_head) == (256, 4, 2) and (large.n_embd, large.n_head) == (1536, 12)
+    assert large.max_tokens > 100 * small.max_tokens and large.batch_tokens > small.batch_tokens
+    assert large.muon_lr > small.muon_lr and large.embed_lr < small.embed_lr and large.head_lr < small.head_lr
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 6, 8, 12, 16, 20, 24])
+def test_every_depth_is_a_run_that_can_begin(size):
+    config = depth(f"--depth={size}")
+    rows, grad_accum = config.split_batch()
+    assert rows * grad_accum * config.block_size == config.batch_tokens and config.max_tokens > 50 * config.batch_tokens
+
+
+def test_the_dial_leaves_other_options_free():
+    assert depth("--depth=4", "--max_tokens=5000", "--muon_lr=0.5").muon_lr == 0.5
+    assert depth() == depth("--depth=12")
+
+
+@pytest.mark.parametrize("flag", ["--depth=0", "--depth=x", "--depth=-3", "--depth=1.5", "--depth="])
+def test_a_dial_turned_to_nonsense_is_told_in_words(flag):
+    with pytest.raises(UserError, match="expected a whole number above 0"):
+        depth(flag)
+
+
+def test_only_a_recipe_with_a_dial_has_one():
+    with pytest.raises(UserError, match="unknown option --depth"):
+        read_options(train.TrainConfig, [str(ROOT / "config/quickstart.py"), "--depth=3"], "train.py")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

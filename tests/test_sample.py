@@ -11,6 +11,7 @@ import torch
 import sample
 import train
 from tests.conftest import ROOT
+from tests.test_model import VARIANTS, random_model, random_tokens
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +110,13 @@ def test_the_sampler_works_as_a_program(run, tmp_path):
     done = subprocess.run([sys.executable, str(ROOT / "sample.py"), str(run), "--prompt=-", "--max_new_tokens=5"],
                           input="the", cwd=tmp_path, capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0 and done.stdout.startswith("the"), done.stderr
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_casting_the_weights_changes_no_prediction(name):
+    """Bit for bit: the sampler multiplies by the same rounded numbers, it only rounds them once."""
+    model, tokens = random_model(VARIANTS[name]), random_tokens(2, 16)
+    model.compute_dtype = torch.bfloat16
+    before = model(tokens)
+    sample.cast_weights(model, torch.bfloat16)
+    assert model.h[0].mlp.c_fc.weight.dtype == torch.bfloat16 and torch.equal(model(tokens), before)
