@@ -173,7 +173,7 @@ def read_rules(quality: str | None) -> dict[str, float]:
 def evaluation_ngrams(path: Path) -> np.ndarray:
     """Hashes of all 13 words in a row in a file or folder, sorted; from .json and .jsonl every string that is in them.
 
-    Plain text is read by paragraphs. GPT-3's appendix C (Brown et al. 2020, arXiv:2005.14165) cuts 200 characters around
+    Plain text is read by paragraphs. GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C) cuts 200 characters around
     the overlap out of a document; here all of it goes. Eight bytes a word are held in every worker.
     """
     grams = []

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from console import replace_file, write_json
-from corpus.curation import KINDS, View, share
+from corpus.curation import BANDS, KINDS, View, share
 
 NAMES = list(dict.fromkeys(KINDS.values()))  # of kinds of characters
 KIND_OF_BYTE = bytes(NAMES.index(KINDS[max(key for key in KINDS if int(key, 16) <= byte)]) for byte in range(256))
@@ -83,9 +83,8 @@ class Tally:
 
     @classmethod
     def from_json(cls, value: str) -> "Tally":
-        tally = cls(0)
-        vars(tally).update(json.loads(zlib.decompress(base64.b64decode(value))))
-        tally.tokens = np.array(tally.tokens, dtype=np.int64)
+        tally, state = cls(0), json.loads(zlib.decompress(base64.b64decode(value)))
+        vars(tally).update(state, tokens=np.array(state["tokens"], dtype=np.int64))
         return tally
 
     def note(self, fault: str, size: int, where: str, head: str) -> None:
@@ -140,9 +139,8 @@ class Tally:
 
 def near_copies(sample: dict[str, int]) -> tuple[float, float]:
     """(share of documents with a near copy, share of held-out documents with one in train), from a Tally's sample."""
-    if not sample:
-        return 0.0, 0.0
-    rows, counts = np.array([key.split() for key in sample]).astype(np.uint64), np.array(list(sample.values()))
+    rows = np.array([key.split() for key in sample]).astype(np.uint64).reshape(-1, 2 + BANDS)
+    counts = np.array(list(sample.values()), dtype=np.int64)
     held_out, bands = rows[:, 1] > 0, rows[:, 2:]
     _, place, often = np.unique(bands, return_inverse=True, return_counts=True)
     copied = (often[place.reshape(bands.shape)] > 1).any(axis=1) | (counts > 1)
@@ -192,15 +190,14 @@ def write_report(folder: Path, tally: Tally, meta: dict, tokenizer) -> list[str]
     """
     import jinja2
 
-    def render(file: str, **values) -> str:
-        """Words and conditions stand in the templates. What is shown may come from anywhere: in HTML all is escaped."""
-        environment = jinja2.Environment(autoescape=file.endswith(".html"), trim_blocks=True)
-        environment.globals |= {"pct": "{:.1%}".format, "number": "{:,}".format, "quoted": repr}
-        return environment.from_string(Path(__file__).with_name(file).read_text(encoding="utf-8")).render(values)
-
+    # Words and conditions stand in the templates. What they show may come from anywhere: in HTML all of it is escaped.
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    templates = jinja2.Environment(loader=loader, autoescape=jinja2.select_autoescape(), trim_blocks=True)
+    templates.globals |= {"pct": "{:.1%}".format, "number": "{:,}".format, "quoted": repr}
     figures = summarize(tally, meta, tokenizer)
-    warnings = [line.rsplit(" | ", 1) for line in render("warnings.txt", **figures).splitlines()]
+    words = templates.get_template("warnings.txt").render(figures)
+    warnings = [line.rsplit(" | ", 1) for line in words.splitlines()]
     write_json(folder / "report.json", {"warnings": warnings} | figures)
-    page = render("report.html", warnings=warnings, folder=folder.name, **figures)
+    page = templates.get_template("report.html").render(figures, warnings=warnings, folder=folder.name)
     replace_file(folder / "report.html", lambda file: file.write(page.encode("utf-8", "replace")))
     return [". ".join(warning) for warning in warnings]
