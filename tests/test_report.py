@@ -69,7 +69,7 @@ def one_document():
 
 def boilerplate():
     end = "\nWe use cookies on this site: read our policy and accept.\n"
-    return [("shelf 0", f"page{i}", "train", prose(1000 + i, 100) + end) for i in range(60)]
+    return [("shelf 0", f"page{i}", "train", prose(1000 + i, 60) + end) for i in range(120)]
 
 
 def near_copies_across():
