@@ -162,7 +162,8 @@ def summarize(tally: Tally, meta: dict, tokenizer) -> dict:
     kept = rows.pop("kept").get("") or dict.fromkeys([*NAMES, "documents", "bytes", "words", "encoded", "binary"], 0)
     used, train = tally.tokens.sum(axis=0), tally.tokens[0]
     order = np.argsort(-used, kind="stable")[: np.count_nonzero(used)]
-    names = [(repr(tokenizer.decode([i]))[1:-1], int(used[i])) for i in (*order[:20], *order[:-21:-1])]
+    shown = [(tokenizer.decode_bytes([i]).decode("utf-8", "backslashreplace").replace("\n", "\\n"), int(used[i]))
+             for i in (*order[:20], *order[:-21:-1])]  # fmt: skip
     tongues = {name: row["bytes"] for name, row in rows["language"].items()} if "None" not in rows["language"] else {}
     tongues = tongues or {name: kept[name] for name in SCRIPTS}
     near, across = near_copies(tally.sample)
@@ -175,7 +176,7 @@ def summarize(tally: Tally, meta: dict, tokenizer) -> dict:
         "foreign": 1 - share(max(tongues.values()), sum(tongues.values())), "tokens": int(used.sum()),
         "bytes_per_token": share(kept["bytes"], used.sum()), "tokens_per_word": share(used.sum(), kept["words"]),
         "vocabulary": tokenizer.vocab_size, "vocabulary_used": share(len(order), tokenizer.vocab_size),
-        "most_frequent": names[: len(names) // 2], "least_frequent": names[len(names) // 2 :],
+        "most_frequent": shown[: len(shown) // 2], "least_frequent": shown[len(shown) // 2 :],
         "by_rank": np.log2(used[order[2 ** np.arange(len(order).bit_length()) - 1]]).round(2).tolist(),
         "epochs": {name: budget / trained for name, budget in budgets.items()}, "kinds": {n: kept[n] for n in NAMES},
         "divergence": {"val": divergence(tally.tokens[1], train), "chance": divergence(tally.tokens[3], train)},
