@@ -120,13 +120,18 @@ class Tally:
 
     def find_spans(self, facts: dict, where: str) -> None:
         """Long spans that occurred before: anchors that are as far from each other as they were the last time."""
-        start, spans = self.rows["kept"]["bytes"] - facts["counts"]["bytes"], {}
-        for anchor, place in facts["anchors"]:
-            if int(anchor) % 2 ** self.levels[1] == 0:
-                if anchor in self.anchors:
-                    spans.setdefault(start + place - self.anchors[anchor], [place, place])[1] = place
-                self.anchors[anchor] = start + place
-        for first, last in spans.values():
+        start, latest, spans = self.rows["kept"]["bytes"] - facts["counts"]["bytes"], {}, []
+        anchors = [row for row in facts["anchors"] if int(row[0]) % 2 ** self.levels[1] == 0]
+        for index, (anchor, place) in enumerate(anchors):
+            if anchor in self.anchors:
+                distance = start + place - self.anchors[anchor]
+                span = latest.get(distance, [0, 0, -9])  # first place, last place, number of the last anchor
+                if index > span[2] + 3:  # what a text has in common with several others may be missing in between
+                    spans.append(span := [place, place, index])
+                latest[distance] = span
+                span[1:] = place, index
+            self.anchors[anchor] = start + place
+        for first, last, _ in spans:
             if last - first >= SPAN_BYTES:
                 self.repeated += last - first
                 self.note("repeated", last - first, f"{where}, from byte {first:,}", facts["head"])
