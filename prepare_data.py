@@ -21,17 +21,13 @@ import math
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Iterator
 from bisect import bisect_right, insort
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
-from multiprocessing.connection import Connection, Pipe, wait
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,11 +35,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from console import UserError, explained, read_options, require, run_command, sha256_of_file, write_json
+from console import (
+    UserError, explained, link_or_copy, ordered_map, read_options, replace_folder, require, run_command, sha256_of_file,
+    write_json,
+)  # fmt: skip
 from corpus.claude import ClaudeConfig
-from corpus.curation import CurationConfig, Curator, Seen, look
+from corpus.curation import CurationConfig, Curator, Seen, View, look
 from corpus.report import Tally, facts, write_report
-from corpus.sources import SHAKESPEARE_OPTIONS, Raw, Unit, documents, find_units, read, read_chunks, token_files
+from corpus.sources import SHAKESPEARE_OPTIONS, Block, Document, Unit, documents, find_units, read, token_files
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Tokenizers. A token is a byte string, so any text can be encoded and the bytes of a prediction can be counted exactly.
@@ -444,7 +443,7 @@ class TrainBatches:
 class PrepareConfig(CurationConfig, ClaudeConfig):
     """Text to data/<name>/: token shards, a tokenizer, meta.json and a report."""
 
-    source: tuple[str, ...]  # python, shakespeare, hf:NAME, synthetic:TASKS, claude:PROMPTS.jsonl, -, files, folders, globs
+    source: tuple[str, ...]  # python, shakespeare, hf:NAME, synthetic:TASKS, claude:PROMPTS.jsonl, - (stdin), or paths
     name: str | None = None  # the folder below data/; None: made from the source
     tokenizer: str | None = None  # byte, bpe:N, tiktoken's gpt2 …, or a folder to take it from; None: bpe:4096
     text_key: str | None = None  # the field of JSON or the column of a table that holds the text; None: text
@@ -454,7 +453,7 @@ class PrepareConfig(CurationConfig, ClaudeConfig):
     max_bytes: int | None = None  # stop after so many bytes of text were kept
     val_fraction: float | None = None  # share of the text held out to steer by; None: 0.05
     test_fraction: float | None = None  # share held out to confirm with; None: 0.05
-    shuffle_buffer: int | None = None  # write so many documents at a time in random order; None: in the order read
+    shuffle_buffer: int | None = None  # write at least so many documents at a time in random order; None: as they come
     seed: int = 0  # of that order, and of synthetic text
     include_site_packages: bool = False  # with --source=python: the installed packages' sources too, hundreds of MB
     strict: bool = False  # stop at the first fault in the input, instead of counting it
@@ -466,34 +465,20 @@ class PrepareConfig(CurationConfig, ClaudeConfig):
 BPE_TRAINING_BYTES = 100_000_000  # a tokenizer is trained on this much text at most; more changes it very little
 BATCH_BYTES = 1_000_000  # of the source, for a worker at a time
 SMALL_BYTES = 4_000_000  # a smaller source is not worth starting workers
-COMMIT_SECONDS = 2.0  # between two notes of progress
-HELD_TOKENS = 64_000_000  # that wait to be shuffled
-LONGEST_RUN = 8192  # bytes without white space, or of nothing else, that are encoded together
-
-
-class Row(NamedTuple):
-    """What a worker tells of a document, or of a piece of one. Its tokens come beside it."""
-
-    source: str
-    where: str
-    note: str | None
-    split: str
-    continued: bool
-    size: int  # bytes of text
-    verdict: str | None  # the rule of curation that drops it
-    signature: np.ndarray | None = None  # by which copies are found
-    facts: dict | None = None  # for the report
+COMMIT_SECONDS = 3.0  # between two notes of progress
+HELD_TOKENS = 64_000_000  # wait at most to be shuffled
+LONGEST_RUN = 8192  # characters without white space, or of nothing else, that are encoded together
 
 
 def split_of(digest: bytes, val_fraction: float, test_fraction: float) -> str:
-    """The split of a document, from a hash of its text: equal texts never land in different splits."""
+    """The split of a document, from the SHA-256 of its text: equal texts never land in different splits."""
     place = int.from_bytes(digest[:8], "big") / 2**64
     return "val" if place < val_fraction else "test" if place < val_fraction + test_fraction else "train"
 
 
 def parts_of(text: str) -> list[str]:
-    """A text, cut where a run without white space, or of nothing else, is longer than LONGEST_RUN characters: merging the
-    byte pairs of what the tokenizer's pattern does not cut can take time in the square of its length."""
+    """A text, cut where a run without white space, or of nothing else, is longer than LONGEST_RUN: merging the byte pairs
+    of what the tokenizer's pattern does not cut can take time in the square of its length."""
     half = LONGEST_RUN // 2  # a longer run fills one of these stretches
     stretches = (text[i : i + half] for i in range(0, len(text) - half, half))
     if all((" " in stretch or "\n" in stretch) and not stretch.isspace() for stretch in stretches):
@@ -503,253 +488,152 @@ def parts_of(text: str) -> list[str]:
     return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)])]
 
 
-def understand(batch: list[Raw], config, curator: Curator, tokenizer: Tokenizer | None) -> tuple[list[Row], list]:
-    """A worker's task: blocks to rows, and for each row its tokens; without a tokenizer its text, to train one on."""
-    found = [(raw, *pair) for raw in batch for pair in documents(raw, config)]
-    views = look([document.text for _, document, _ in found])
-    rows, contents = [], []
-    for (raw, (text, note, where), split), view in zip(found, views):
-        made = raw.unit.kind == "synthetic"  # rules and copies are for text that was found
-        split = split or split_of(view.digest.tobytes(), config.val_fraction, config.test_fraction)
-        verdict = None if made or not text else curator.judge(view)
-        row = Row(raw.unit.source, where, note, split, raw.continued, len(view.raw), verdict)
-        content = parts_of(text) if text and not verdict else []
-        if content and tokenizer:
-            head = [] if raw.continued else [np.array([tokenizer.end_of_text], dtype=np.uint32)]
-            content = np.concatenate(head + [tokenizer.encode(part) for part in content])
+class Row(NamedTuple):
+    """What a worker makes of a document, or of a piece of one."""
+
+    source: str
+    where: str
+    note: str | None
+    split: str
+    continued: bool
+    size: int  # bytes of text
+    verdict: str | None  # the rule of curation that drops it
+    signature: np.ndarray  # by which copies are found
+    facts: dict  # for the report
+    content: np.ndarray | list[str]  # tokens; without a tokenizer text, to train one on
+
+
+class Understanding:
+    """A worker's task: a batch to the place behind it and its rows."""
+
+    def __init__(self, config: SimpleNamespace, tokenizer: Tokenizer | None):
+        self.config, self.tokenizer, self.curator = config, tokenizer, Curator(config)
+
+    def __call__(self, batch: tuple) -> tuple[list[int], int, list[Row]]:
+        place, used, blocks = batch
+        found = [(unit, block, *pair) for unit, block in blocks for pair in documents(unit, block, self.config)]
+        views = look([document.text for _, _, document, _ in found]) if found else []
+        return place, used, [self.row(*what, view) for what, view in zip(found, views)]
+
+    def row(self, unit: Unit, block: Block, document: Document, split: str | None, view: View) -> Row:
+        made = unit.kind == "synthetic"  # rules and copies are for text that was found
+        split = split or split_of(view.digest.tobytes(), self.config.val_fraction, self.config.test_fraction)
+        verdict = self.curator.judge(view) if document.text and not made else None
+        signature = view.digest[:0] if made or not document.text else self.curator.signature(view)
+        content = parts_of(document.text) if document.text and not verdict else []
+        if content and self.tokenizer:
+            head = [] if block.continued else [np.array([self.tokenizer.end_of_text], dtype=np.uint32)]
+            content = np.concatenate(head + [self.tokenizer.encode(part) for part in content])
             # bits per byte is only as true as this sum: every byte of the text is in exactly one token.
-            same = tokenizer.token_bytes[content].sum() == len(view.raw)
-            assert same, f"{where}: the tokens' bytes are not the text's bytes"
-            content = content.astype(np.uint16 if tokenizer.vocab_size <= 65536 else np.uint32)
-            row = row._replace(signature=None if made else curator.signature(view))
-        if text and tokenizer:
-            row = row._replace(facts=facts(view, curator.language(view)))
-        rows.append(row)
-        contents.append(content)
-    return rows, contents
+            same = self.tokenizer.token_bytes[content].sum() == len(view.raw)
+            assert same, f"{document.where}: the tokens' bytes are not the text's bytes"
+            content = content.astype(np.uint16 if self.tokenizer.vocab_size <= 65536 else np.uint32)
+        told = facts(view, self.curator.language(view)) if self.tokenizer else {}
+        return Row(unit.source, document.where, document.note, split, block.continued, len(view.raw), verdict, signature,
+                   told, content)  # fmt: skip
 
 
-class Workers:
-    """Processes that understand batches. They are programs of their own, started clean: a fork would inherit the locks of
-    torch's and tiktoken's threads, and spawning one from train.py would load torch in it."""
-
-    def __init__(self, count: int, config: SimpleNamespace):
-        self.config, self.curator, self.tokenizer = config, Curator(config), None
-        self.processes: dict[Connection, subprocess.Popen] = {}
-        self.busy: dict[Connection, int] = {}  # with which batch
-        for _ in range(count):
-            ours, theirs = Pipe()
-            code = f"import sys; sys.path[0] = {str(Path(__file__).parent)!r}; import prepare_data as p; p.serve"
-            command = [sys.executable, "-c", f"{code}({theirs.fileno()})"]
-            self.processes[ours] = subprocess.Popen(command, pass_fds=[theirs.fileno()])
-            theirs.close()
-            ours.send(config)
-
-    def use(self, tokenizer: Tokenizer) -> None:
-        """From now on make tokens with this tokenizer."""
-        self.tokenizer = tokenizer
-        for connection in self.busy:  # what was asked for and is not wanted any more
-            self.receive(connection)
-        self.busy = {}
-        for connection in self.processes:
-            connection.send(tokenizer.to_json())
-
-    def map(self, batches: Iterator) -> Iterator[tuple]:
-        """Yields (place, understand(batch)) for each (place, batch), in order; a few batches are under way at a time."""
-        if not self.processes:
-            yield from ((place, understand(b, self.config, self.curator, self.tokenizer)) for place, b in batches)
-            return
-        idle, places, results, wanted, asked = list(self.processes), {}, {}, 0, 0
-        while True:
-            while idle and asked - wanted < 2 * len(self.processes) and (task := next(batches, None)):
-                places[asked], batch = task
-                idle[-1].send(batch)
-                self.busy[idle.pop()] = asked
-                asked += 1
-            if wanted in results:
-                yield places.pop(wanted), results.pop(wanted)
-                wanted += 1
-            elif not self.busy:
-                return
-            for connection in wait(list(self.busy), timeout=0 if wanted in results else None) if self.busy else []:
-                results[self.busy.pop(connection)] = self.receive(connection)
-                idle.append(connection)
-
-    def receive(self, connection: Connection):
-        try:
-            result = connection.recv()
-        except (EOFError, ConnectionError):
-            code = self.processes[connection].wait()
-            told = f"a worker process ended with code {code}, as when memory runs out and the system ends it"
-            raise UserError(f"{told}. Run the same command again, perhaps with fewer --workers: it goes on") from None
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    def close(self) -> None:
-        for connection, process in self.processes.items():
-            connection.close()
-            process.kill()
-            process.wait()
-
-
-def serve(descriptor: int) -> None:
-    """A worker's life: it ends when the main process does, however that ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    connection, tokenizer = Connection(descriptor), None
-    with contextlib.suppress(EOFError, ConnectionError):
-        config = connection.recv()
-        curator = Curator(config)
-        while True:
-            task = connection.recv()
-            if isinstance(task, dict):
-                tokenizer = Tokenizer.from_json(task)
+def batches(units: list[Unit], config, cuts: tuple[int, ...], place: list[int]) -> Iterator[tuple]:
+    """Yields ([unit, blocks of it] behind the batch, bytes of that unit, [(unit, block), …]) from a place on, about
+    BATCH_BYTES at a time. What was done of a unit is read again and thrown away: reading is the cheap part."""
+    batch, size, (first, skip) = [], 0, place
+    for index in range(first, len(units)):
+        for done, block in enumerate(read(units[index], config, cuts), 1):
+            if index == first and done <= skip:
                 continue
-            try:
-                result = understand(task, config, curator, tokenizer)
-            except Exception as error:
-                error.add_note(traceback.format_exc())
-                result = error
-            connection.send(result)
-
-
-def batches(units: list[Unit], config, cuts: tuple[int, ...], at: list[int]) -> Iterator[tuple]:
-    """Yields ((place of the batch, place after it, bytes of its last unit), raw blocks), about BATCH_BYTES at a time.
-    A place is [unit, and where to go on in it]."""
-    batch, size, start = [], 0, at
-    for index in range(at[0], len(units)):
-        for raw in read(units[index], config, tuple(at[1:]) if index == at[0] else (0, 0), cuts):
-            batch.append(raw)
-            size += len(raw.payload) if isinstance(raw.payload, bytes) else BATCH_BYTES
-            after = [index, *raw.after] if raw.after else [index + 1, 0, 0]
+            batch.append((units[index], block))
+            size += len(block.payload) if isinstance(block.payload, bytes) else BATCH_BYTES // 8
             if size >= BATCH_BYTES or len(batch) == 1000:
-                yield (start, after, raw.used), batch
-                batch, size, start = [], 0, after
-    if batch:
-        yield (start, after, raw.used), batch
+                yield [index, done], block.used, batch
+                batch, size = [], 0
+    yield [len(units), 0], 0, batch
 
 
 def bpe_texts(results: Iterator[tuple], config: PrepareConfig) -> Iterator[str]:
     """The training documents' text, up to BPE_TRAINING_BYTES: held-out text shapes nothing, not even the tokenizer."""
-    total, count, split = 0, 0, None
-    for _, (rows, contents) in results:
-        for row, content in zip(rows, contents):
-            split = split if row.continued else row.split
-            count += bool(content) and not row.continued
-            total += row.size if content else 0
-            if split == "train":
-                yield from content
-            if total >= min(BPE_TRAINING_BYTES, config.max_bytes or BPE_TRAINING_BYTES) or count == config.max_documents:
-                return
+    count, size, split = 0, 0, None
+    for row in (row for _, _, rows in results for row in rows if row.content):
+        count, split = (count, split) if row.continued else (count + 1, row.split)
+        if size >= min(BPE_TRAINING_BYTES, config.max_bytes or math.inf) or count > (config.max_documents or math.inf):
+            return
+        yield from row.content if split == "train" else []
+        size += row.size
 
 
 class Writer:
-    """The main process's half: takes rows in the order of the documents, finds copies, keeps count, writes tokens.
+    """The main process's half: takes the rows in order, finds copies, keeps count, writes tokens.
 
-    progress: all that going on after a kill needs. It is noted only between documents that are wholly written.
+    progress: all that going on after a kill needs; it is noted in progress.json when all before it is written.
     """
 
     def __init__(self, config: PrepareConfig, folder: Path, tokenizer: Tokenizer, progress: dict):
-        self.config, self.folder, self.tokenizer, self.progress = config, folder, tokenizer, progress
+        self.config, self.folder, self.progress, self.noted = config, folder, progress, time.monotonic()
         self.tally = Tally.from_json(progress["tally"]) if progress["tally"] else Tally(tokenizer.vocab_size)
-        self.seen, self.items, self.held, self.signatures, self.noted = Seen(config), [], 0, [], time.monotonic()
-        self.width = len(self.seen.filters)
+        self.seen, self.items, self.held, self.signatures = Seen(config), [], 0, []
         if progress["signatures"]:
-            os.truncate(folder / "signatures.bin", progress["signatures"])  # what came after the last note comes again
+            os.truncate(folder / "signatures.bin", progress["signatures"])  # what came after the note comes again
             with open(folder / "signatures.bin", "rb") as file:
-                while len(kept := np.fromfile(file, np.uint64, 10_000 * self.width)):
-                    self.seen.replay(kept.reshape(-1, self.width))
+                while len(kept := np.fromfile(file, np.uint64, 10_000 * len(self.seen.filters))):
+                    self.seen.replay(kept.reshape(-1, len(self.seen.filters)))
 
     def full(self, row: Row) -> bool:
-        documents, size = (sum(counts[key] for counts in self.progress["splits"].values()) for key in ("documents", "bytes"))
-        enough = size >= (self.config.max_bytes or math.inf)
-        return enough or not row.continued and documents >= (self.config.max_documents or math.inf)
+        count, size = (sum(split[key] for split in self.progress["splits"].values()) for key in ("documents", "bytes"))
+        enough = count >= (self.config.max_documents or math.inf) and not row.continued
+        return enough or size >= (self.config.max_bytes or math.inf)
 
     def count(self, kind: str, name: str, where: str) -> None:
         row = self.progress[kind].setdefault(name, {"documents": 0, "examples": []})
         row["documents"] += 1
         row["examples"] = (row["examples"] + [where])[:10]
 
-    def add(self, row: Row, tokens: np.ndarray) -> None:
-        """Take the next document, or piece of one: what was decided for its first piece holds for all."""
-        progress, last = self.progress, self.progress["open"]
+    def add(self, row: Row) -> None:
+        """The next document, or piece of one: what is decided of its first piece holds for all."""
+        latest = self.progress["latest"]  # (where, split, verdict, notes) of the document whose pieces are coming
         if not row.continued:
-            notes = last["notes"] if last and last["where"] == row.where else []
-            verdict = row.verdict or (None if row.signature is None else self.seen.verdict(row.signature))
-            last = progress["open"] = {"where": row.where, "split": row.split, "verdict": verdict, "notes": notes}
-            if verdict:
-                self.count("dropped", verdict, row.where)
-            elif row.signature is not None and self.width:
+            copy = self.seen.verdict(row.signature) if len(row.signature) and not row.verdict else None
+            latest = [row.where, row.split, row.verdict or copy, latest[3] if latest[0] == row.where else []]
+            self.progress["latest"] = latest
+            if latest[2]:
+                self.count("dropped", latest[2], row.where)
+            elif len(row.signature):
                 self.signatures.append(row.signature)
-        if row.note and row.note not in last["notes"]:
-            told = f"{row.where}: {row.note}. Mend it or leave it out, or type --strict=False, to count faults and go on"
+        where, split, verdict, notes = latest
+        if row.note and row.note not in notes:
+            told = f"{where}: {row.note}. Mend it or leave it out, or type --strict=False, to count faults and go on"
             require(not self.config.strict or row.note == "empty", told)
-            last["notes"].append(row.note)
-            self.count("notes", row.note, row.where)
-        if not row.facts:
-            return
-        split, verdict = last["split"], last["verdict"] or row.verdict
-        self.tally.add(row.facts, row.source, row.where, split, verdict, None if verdict else tokens)
-        if not verdict:
-            progress["splits"][split]["documents"] += not row.continued
-            progress["splits"][split]["bytes"] += row.size
-            if row.continued and self.items:
-                self.items[-1][1].append(tokens)
-            else:
-                self.items.append((split, [tokens], row.continued))
-            self.held += len(tokens)
+            notes.append(row.note)
+            self.count("notes", row.note, where)
+        if row.size and (verdict or len(row.content)):
+            self.tally.add(row.facts, row.source, where, split, verdict, None if verdict else row.content)
+        if len(row.content) and not verdict:
+            self.progress["splits"][split]["documents"] += not row.continued
+            self.progress["splits"][split]["bytes"] += row.size
+            self.items += [] if row.continued and self.items else [(split, [])]
+            self.items[-1][1].append(row.content)
+            self.held += len(row.content)
 
-    def flush(self) -> None:
-        """Write the documents at hand, with shuffle_buffer in random order, but one whose end is still to come last."""
-        items, progress = self.items, self.progress
-        if self.config.shuffle_buffer and len(items) > 2:
-            first = int(items[0][2])
-            order = np.random.default_rng([self.config.seed, progress["flushes"]]).permutation(len(items) - first - 1)
-            items = items[:first] + [items[first + i] for i in order] + items[-1:]
+    def flush(self, place: list[int]) -> None:
+        """Write what is at hand, all up to `place`; in random order, if wanted, but for the two that may go on."""
+        order, counts = range(len(self.items)), self.progress["splits"]
+        if self.config.shuffle_buffer and len(order) > 2:
+            inner = np.random.default_rng([self.config.seed, *place]).permutation(order[1:-1])
+            order = [0, *inner, order[-1]]
         for split in SPLITS:
-            parts = [part for item in items if item[0] == split for part in item[1]]
-            if parts:
-                tokens, counts = np.concatenate(parts), progress["splits"][split]
-                append_tokens(self.folder, split, counts["tokens"], tokens, tokens.dtype, self.config.shard_tokens)
-                counts["tokens"] += len(tokens)
-        progress["flushes"] += 1
+            parts = [part for i in order if self.items[i][0] == split for part in self.items[i][1]]
+            tokens = np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint16)
+            append_tokens(self.folder, split, counts[split]["tokens"], tokens, tokens.dtype, self.config.shard_tokens)
+            counts[split]["tokens"] += len(tokens)
         self.items, self.held = [], 0
-
-    def commit(self, at: list[int], skip: int) -> None:
-        """Note in progress.json that all is written up to row `skip` of the batch that begins at the place `at`."""
-        if time.monotonic() - self.noted < COMMIT_SECONDS:
-            return
-        if self.signatures:
+        if time.monotonic() - self.noted >= COMMIT_SECONDS:
             with open(self.folder / "signatures.bin", "ab") as file:
-                self.progress["signatures"] += file.write(np.stack(self.signatures).tobytes())
-            self.signatures = []
-        self.progress |= {"at": at, "skip": skip, "tally": self.tally.to_json()}
-        write_json(self.folder / "progress.json", self.progress)
-        self.noted = time.monotonic()
-
-    def take(self, results: Iterator[tuple], advance) -> None:
-        """Write all results, up to the limits of the options. advance: told how far reading is in the present unit."""
-        shuffle, skip = self.config.shuffle_buffer, self.progress["skip"]
-        for (start, after, used), (rows, contents) in results:
-            for number, (row, tokens) in enumerate(zip(rows, contents)):
-                if number < skip:
-                    continue
-                if self.full(row):
-                    return self.flush()
-                if shuffle and (len(self.items) >= shuffle and not row.continued or self.held >= HELD_TOKENS):
-                    self.flush()
-                    self.commit(start, number)
-                self.add(row, tokens)
-            skip = 0
-            if not shuffle:
-                self.flush()
-                self.commit(after, 0)
-            advance(start[0], used)
-        self.flush()
+                self.progress["signatures"] += file.write(b"".join(one.tobytes() for one in self.signatures))
+            self.progress |= {"place": place, "tally": self.tally.to_json()}
+            write_json(self.folder / "progress.json", self.progress)
+            self.signatures, self.noted = [], time.monotonic()
 
 
 def resolve(config: PrepareConfig) -> tuple[str, dict, list[Path]]:
-    """The folder's name, the options that decide the tokens, defaults filled in and checked, and files of ready tokens."""
+    """The folder's name, the options that decide the tokens, defaults filled in and checked, and ready tokens."""
     special = config.source[0] if len(config.source) == 1 else None
     require(config.source and all(config.source), "--source is empty: give python, shakespeare, or paths to text")
     ready = token_files(config.source)
@@ -769,9 +653,10 @@ def resolve(config: PrepareConfig) -> tuple[str, dict, list[Path]]:
         require(value is None or value >= 1, f"{key}={value} must be at least 1")
     alone = config.include_site_packages and "python" not in config.source
     require(not alone, "--include_site_packages=True goes with --source=python")
-    name = options.pop("name") or {"python": "python", "-": "stdin"}.get(special, Path(config.source[0].split(":")[-1]).stem)
-    plain = not name.startswith(".") and not set(name) & set("/\\*?[:,")
-    require(name and plain, f"{name!r} cannot name a folder: type a plain word, as --name=mine")
+    stem = Path(config.source[0].partition(":")[2] or Path(config.source[0]).resolve()).stem
+    name = options.pop("name") or {"-": "stdin"}.get(special, stem)
+    plain = name and not name.startswith(".") and not set(name) & set("/\\*?[:,")
+    require(plain, f"{name!r} cannot name a folder: type a plain word, as --name=mine")
     return name, options, [] if characters else ready
 
 
@@ -779,7 +664,7 @@ def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
     """Make data/<name>/ and return its path. Raises UserError.
 
     All is written to data/<name>.partial and renamed at the end. progress.json in there notes the place in the source and
-    all that was counted; the same command after a kill goes on from there, to the same bytes.
+    what was counted so far; the same command after a kill goes on from there, to the same bytes.
     """
     from tqdm import tqdm
 
@@ -787,73 +672,76 @@ def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
     final, partial = data_root / name, data_root / f"{name}.partial"
     told = f"'{final}' is there already: type --overwrite=True to make it anew, or choose another --name"
     require(config.overwrite or not final.exists(), told)
-    units = [Unit("tokens", str(path), str(path), path.stat().st_size) for path in ready] or find_units(config, data_root)
-    sizes = np.array([unit.size for unit in units])
+    units = [Unit("tokens", str(path), "", path.stat().st_size) for path in ready] or find_units(config, data_root)
+    sizes = np.cumsum([0] + [unit.size for unit in units])
     top = os.path.commonpath([os.path.dirname(os.path.abspath(unit.path)) for unit in units])
     listing = "\n".join(f"{os.path.relpath(os.path.abspath(unit.path), top)} {unit.size}" for unit in units)
     plan = {key: value for key, value in asdict(config).items() if key not in ("name", "workers", "strict", "overwrite")}
-    plan |= {"format": 2, "python_version": sys.version.split()[0], "files": len(units), **options}
-    plan["files_fingerprint"] = hashlib.sha256(listing.encode()).hexdigest()[:16]
-    cuts: tuple[int, ...] = ()
-    if len(units) == 1 and units[0].kind == "text":
-        total = min(sum(len(chunk) for chunk, _, _ in read_chunks(units[0], 0)), config.max_bytes or math.inf)
-        held_out = (options["val_fraction"] + options["test_fraction"], options["val_fraction"])
-        cuts = tuple(int(total * (1 - part)) for part in held_out)
-
+    plan |= {"format": 2, "python_version": sys.version.split()[0], "source": list(config.source), "files": len(units),
+             "files_fingerprint": hashlib.sha256(listing.encode()).hexdigest()[:16], **options}  # fmt: skip
     try:
         progress = json.loads((partial / "progress.json").read_text(encoding="utf-8"))
         tokenizer = Tokenizer.from_json(json.loads((partial / "tokenizer.json").read_text(encoding="utf-8")))
-        if progress["plan"] != json.loads(json.dumps(plan)):
+        if progress["plan"] != plan:
             raise ValueError("another source or other options")
-        print(f"going on with {partial}: {progress['at'][0]:,} of {len(units):,} files are done")
+        print(f"going on with {partial}: {progress['place'][0]:,} of {len(units):,} files are done")
     except (OSError, ValueError, KeyError):
         shutil.rmtree(partial, ignore_errors=True)
         counts = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in SPLITS}
-        progress = {"plan": plan, "at": [0, 0, 0], "skip": 0, "splits": counts, "notes": {}, "dropped": {}, "open": None,
-                    "flushes": 0, "signatures": 0, "tally": None}  # fmt: skip
+        progress = {"plan": plan, "place": [0, 0], "splits": counts, "notes": {}, "dropped": {}, "signatures": 0,
+                    "latest": [None, None, None, []], "tally": None}  # fmt: skip
         tokenizer = None
 
-    job = SimpleNamespace(**asdict(config) | options, answers=data_root / f"{name}.claude.jsonl")
-    if ready:
+    job, cuts = SimpleNamespace(**asdict(config) | options, answers=data_root / f"{name}.claude.jsonl"), ()
+    if len(units) == 1 and units[0].kind == "text":  # a single text is split by position
+        total = min(sum(len(block.payload) for block in read(units[0], job)), config.max_bytes or math.inf)
+        ends = options["val_fraction"] + options["test_fraction"], options["val_fraction"]
+        cuts = tuple(int(total * (1 - part)) for part in ends)
+    if not tokenizer:
+        if options["tokenizer"].startswith("bpe:"):
+            print(f"training the tokenizer {options['tokenizer']} on the training documents")
+        texts = bpe_texts(map(Understanding(job, None), batches(units, job, cuts, [0, 0])), config)
+        tokenizer = make_tokenizer(options["tokenizer"], texts)
         partial.mkdir(parents=True)
-        tokenizer = make_tokenizer(options["tokenizer"], [])
         write_json(partial / "tokenizer.json", tokenizer.to_json())
+    if ready:
         import_tokens(ready, partial, tokenizer, progress)
         return finish(partial, final, tokenizer, progress, None)
-    small = sizes.sum() < SMALL_BYTES and all(Path(unit.path).exists() for unit in units)
-    workers = Workers(config.workers or (0 if small else os.cpu_count()), job)
-    try:
-        if not tokenizer:
-            if options["tokenizer"].startswith("bpe:"):
-                print(f"training the tokenizer {options['tokenizer']} on the training documents")
-            results = workers.map(batches(units, job, cuts, [0, 0, 0]))
-            tokenizer = make_tokenizer(options["tokenizer"], bpe_texts(results, config))
-            partial.mkdir(parents=True)
-            write_json(partial / "tokenizer.json", tokenizer.to_json())
-        workers.use(tokenizer)
-        writer = Writer(config, partial, tokenizer, progress)
-        before, at = np.cumsum([0, *sizes]), progress["at"]
-        with tqdm(total=int(sizes.sum()) or None, initial=int(before[at[0]]), unit="B", unit_scale=True,
-                  desc=f"encoding {final}") as bar:  # fmt: skip
-            results = workers.map(batches(units, job, cuts, at))
-            writer.take(results, lambda index, used: bar.update(int(before[index]) + used - bar.n))
-    finally:
-        workers.close()
-    return finish(partial, final, tokenizer, progress, writer)
+    writer, place = Writer(config, partial, tokenizer, progress), progress["place"]
+    small = 0 < sizes[-1] < SMALL_BYTES
+    workers = config.workers or (0 if small else os.cpu_count())
+    results = ordered_map(Understanding, (job, tokenizer), batches(units, job, cuts, place), workers)
+    with tqdm(total=int(sizes[-1]) or None, initial=int(sizes[place[0]]), unit="B", unit_scale=True,
+              desc=f"encoding {final}") as bar, contextlib.closing(results):  # fmt: skip
+        for place, used, rows in results:
+            for row in rows:
+                if full := writer.full(row):
+                    break
+                writer.add(row)
+            if full or len(writer.items) >= (config.shuffle_buffer or 0) or writer.held > HELD_TOKENS:
+                writer.flush(place)
+            bar.update(int(sizes[place[0]]) + used - bar.n)
+            if full:
+                break
+        writer.flush(place)
+    for unit in units:
+        if unit.source == "-":
+            os.unlink(unit.path)
+    return finish(partial, final, tokenizer, progress, writer.tally)
 
 
 def import_tokens(ready: list[Path], folder: Path, tokenizer: Tokenizer, progress: dict) -> None:
     """Take over ready tokens: llm.c's shards by a link, nanoGPT's bare uint16 as shards of our own. A name with val or
     test in it decides the split; where none has, the last tokens are held out as the options say."""
     plan, counts, start = progress["plan"], progress["splits"], 0
-    bare = [path for path in ready if int(np.fromfile(path, "<i4", 1)[0]) not in [magic for magic, _ in FORMATS.values()]]
+    bare = [path for path in ready if int(np.fromfile(path, "<i4", 1)[0]) not in dict(FORMATS.values())]
     require(bare in ([], ready), f"{bare[:1]} has no header, others have one: import them one after the other")
     streams = [np.memmap(path, "<u2", "r") if bare else open_shard(path, "Fetch it again") for path in ready]
     total, shards, named = sum(map(len, streams)), dict.fromkeys(SPLITS, 0), any("val" in path.name for path in ready)
     val_start, test_start = (int(total * (1 - plan["val_fraction"] - part)) for part in (0, plan["test_fraction"]))
+    windows = {"train": (0, test_start), "test": (test_start, val_start), "val": (val_start, total)}
     for path, tokens in zip(ready, streams):
         split = "val" if "val" in path.name else "test" if "test" in path.name else "train"
-        windows = {"train": (0, test_start), "test": (test_start, val_start), "val": (val_start, total)}
         for split, (first, end) in ({split: (start, total)} if named else windows).items():
             part = tokens[max(0, first - start) : max(0, end - start)]
             for block in (part[i : i + 2**24] for i in range(0, len(part), 2**24)):
@@ -870,14 +758,7 @@ def import_tokens(ready: list[Path], folder: Path, tokenizer: Tokenizer, progres
         start += len(tokens)
 
 
-def link_or_copy(path: Path, to: Path) -> None:
-    try:
-        os.link(path, to)
-    except OSError:  # another disk, or a file system without links
-        shutil.copyfile(path, to)
-
-
-def finish(partial: Path, final: Path, tokenizer: Tokenizer, progress: dict, writer: Writer | None) -> Path:
+def finish(partial: Path, final: Path, tokenizer: Tokenizer, progress: dict, tally: Tally | None) -> Path:
     """Write meta.json and the report, make all durable, and give the folder its final name."""
     splits, plan = progress["splits"], progress["plan"]
     rows = [*progress["notes"].items(), *progress["dropped"].items()]
@@ -889,47 +770,30 @@ def finish(partial: Path, final: Path, tokenizer: Tokenizer, progress: dict, wri
         remedy = "Give text in UTF-8, or lower --val_fraction and --test_fraction"
         raise UserError(f"{told} {held_out:,} are in val and test{'; ' + notes if notes else ''}. {remedy}")
     shards = []
-    for split in SPLITS:
-        for path in sorted(partial.glob(f"{split}_*.bin")):
-            tokens = len(open_shard(path, "Run the same command again"))
-            shards.append({"file": path.name, "split": split, "tokens": tokens, "bytes": path.stat().st_size,
-                           "sha256": sha256_of_file(path)})  # fmt: skip
+    for path in (path for split in SPLITS for path in sorted(partial.glob(f"{split}_*.bin"))):
+        tokens = len(open_shard(path, "Run the same command again"))
+        shards.append({"file": path.name, "split": path.name.split("_")[0], "tokens": tokens,
+                       "bytes": path.stat().st_size, "sha256": sha256_of_file(path)})  # fmt: skip
     contents = [tokenizer.fingerprint] + [f"{row['file']} {row['sha256']}" for row in shards]
-    meta = {
+    write_json(partial / "meta.json", {
         "fingerprint": hashlib.sha256("\n".join(contents).encode()).hexdigest()[:16],
         "prepared_from": plan, "splits": splits, "shards": shards, "notes": progress["notes"],
         "dropped": progress["dropped"],
         "tokenizer": {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint},
-    }  # fmt: skip
-    write_json(partial / "meta.json", meta)
-    warnings = []
-    if writer:
-        warnings = write_report(partial, writer.tally, plan | {"name": final.name}, tokenizer)
+    })  # fmt: skip
+    warnings = write_report(partial, tally, plan | {"name": final.name}, tokenizer) if tally else []
     for name in ("progress.json", "signatures.bin"):
         (partial / name).unlink(missing_ok=True)
-    for path in partial.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    if final.exists():
-        old = final.with_name(final.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)  # of a preparation that was killed right here
-        os.replace(final, old)
-        os.replace(partial, final)
-        shutil.rmtree(old)
-    else:
-        os.replace(partial, final)
+    replace_folder(partial, final)
     for split, counts in splits.items():
         ratio = f", {counts['bytes'] / counts['tokens']:.2f} bytes per token" if counts["tokens"] else ""
         print(f"{split:5}  {counts['documents']:>8,} documents  {counts['tokens']:>13,} tokens{ratio}")
         if not counts["documents"] and plan.get(f"{split}_fraction"):
             print(f"warning: no document fell into {split}; with few documents raise --{split}_fraction")
-    if notes:
-        print(f"notes: {notes}")
-    print(*(f"warning: {warning}" for warning in warnings), sep="\n", end="\n" * bool(warnings))
+    for line in [f"notes: {notes}"] * bool(notes) + [f"warning: {warning}" for warning in warnings]:
+        print(line)
     print(f"{final} is ready: vocabulary {tokenizer.vocab_size:,}, fingerprint of the data in its meta.json")
     return final
-
-
 
 
 # ---------------------------------------------------------------------------------------------------------------------

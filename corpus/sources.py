@@ -1,29 +1,27 @@
-"""Where text comes from: files, tables, the Hugging Face hub, standard input; and what is in them.
+"""Where text comes from: files, tables, the Hugging Face hub, standard input, ready answers; and what is in them.
 
-The main process only reads: `read` cuts a source, in order and in constant memory, into `Raw` blocks. The workers make
-documents of them: `documents` decodes, parses JSON, and names what is wrong. A block knows where reading goes on behind
-it, so that a preparation that was killed starts again in the middle of a file.
+The main process only reads: `read` cuts a source, in order and in constant memory, into blocks. The workers make
+documents of them: `documents` decodes, parses JSON, and names what is wrong. The blocks of a unit are always the same
+ones, so a preparation that was killed goes on behind the block that it had reached.
 """
 
-import hashlib
 import json
 import re
 import shutil
 import sys
 import sysconfig
-import urllib.request
-import zlib
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from glob import glob
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from console import UserError, explained, first_line, replace_file, require, sha256_of_file
+from console import UserError, chunks, download, explained, replace_file, require, sha256_of_file
 from corpus import synthetic
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -33,33 +31,35 @@ SHAKESPEARE_OPTIONS = {"name": "shakespeare_char", "tokenizer": "byte", "val_fra
 # Folders of Python source that are not what the interpreter's authors wrote for use: tests, copies of other projects.
 NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "_vendor", "_vendored", "__pycache__"}
 
-KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrow": "arrow"}  # all other files are text
 BLOCK = 1_000_000  # bytes of lines or rows that are read at a time
 PIECE = 4_000_000  # bytes of a text that are read at a time: a longer document is encoded in pieces
 LONGEST = 16_000_000  # bytes of a JSON line or a table's cell, which have to be held whole: a longer one is left out
-TOO_LONG = f"over {LONGEST // 10**6} MB in one line or cell"
+TOO_LONG = "too long for one line or cell"
+REMEDY = (
+    "With a network, look at the name, --hf_config and --hf_split, and run the same command again. Without one, bring the "
+    "files from elsewhere (hf download NAME --repo-type=dataset --local-dir=FOLDER) and type --source=FOLDER; or take "
+    "--source=python, or text of your own"
+)
 WORD_END = re.compile(rb".*[A-Za-z0-9](?=[ \n])", re.DOTALL)  # the last one, for .* takes all it can
 
 
 class Unit(NamedTuple):
-    """One thing to read from its beginning to its end: a file, or a stream of rows."""
+    """One thing to read from its beginning to its end."""
 
-    kind: str  # text, nanogpt, jsonl, parquet, arrow, hf, synthetic
+    kind: str  # text, nanogpt, jsonl, parquet, arrow, hf, synthetic, claude
     path: str
-    source: str  # under which name the report counts it: a package, a folder, a data set
+    source: str  # under which name the report counts it
     size: int = 0  # bytes on disk, for the progress bar
 
 
-class Raw(NamedTuple):
+class Block(NamedTuple):
     """A part of a unit as the main process has read it."""
 
-    unit: Unit
     payload: bytes | list  # a piece of a text, whole lines of JSON, or the values of rows
-    number: int  # of its first line or row, from 0
-    after: tuple[int, int] | None  # where to go on: (bytes or rows so far, the state of `read_bytes`); None: at the end
+    number: int = 0  # of its first line or row, from 1
     used: int = 0  # bytes of the file so far, for the progress bar
     note: str | None = None
-    split: str | None = None
+    split: str | None = None  # where its place decides that
     continued: bool = False  # a further piece of the document before it
 
 
@@ -73,49 +73,46 @@ class Document(NamedTuple):
 # From --source to units. The order of the files never depends on the file system.
 
 
-def python_files(include_site_packages: bool) -> dict[Path, str]:
+def python_files(config, data_root: Path | None = None) -> dict[Path, str]:
     """The running interpreter's standard library, and with include_site_packages what is installed beside it; each file
     with the name of its package."""
     paths = sysconfig.get_paths()
-    roots = [paths["stdlib"]] + ([paths["purelib"], paths["platlib"]] if include_site_packages else [])
+    roots = [paths["stdlib"]] + ([paths["purelib"], paths["platlib"]] if config.include_site_packages else [])
     files: dict[Path, str] = {}
     for root in dict.fromkeys(Path(path).resolve() for path in roots):  # purelib and platlib are often one folder
-        found = sorted(file for file in root.rglob("*.py") if not NOT_LIBRARY & set(file.relative_to(root).parts[:-1]))
-        files |= {file: label(file, root) for file in found}
+        for file in sorted(root.rglob("*.py")):
+            *folders, _ = file.relative_to(root).parts
+            if not NOT_LIBRARY & set(folders):
+                files[file] = [*folders, root.name][0]
     return files
-
-
-def label(file: Path, root: Path) -> str:
-    """A file's topmost folder below `root`."""
-    parts = file.relative_to(root).parts
-    return parts[0] if len(parts) > 1 else root.name
 
 
 def text_files(source: str) -> dict[Path, str]:
-    """A file, a folder (everything below it but hidden files) or a glob: files in a fixed order, each with its label.
-    Of a folder that holds tables only the tables are taken: beside them lie descriptions."""
+    """A file, a folder (everything below it but hidden files) or a glob: files in a fixed order, each with the topmost
+    folder it lies in. Where there are tables nothing else is text: beside them lie descriptions."""
     files: dict[Path, str] = {}
     for path in sorted(map(Path, glob(source, recursive=True))) or [Path(source)]:
-        if path.is_dir():
-            inside = sorted(f for f in path.rglob("*") if f.is_file() or f.is_symlink() and not f.is_dir())
-            inside = [f for f in inside if not any(p.startswith(".") for p in f.relative_to(path).parts)]
-            tables = [f for f in inside if f.suffix in (".parquet", ".arrow")]
-            if len(tables) not in (0, len(inside)):
-                print(f"{path} holds tables: the {len(inside) - len(tables):,} other files in it are left aside")
-            files |= {file: label(file, path) for file in tables or inside}
-        else:
-            told = f"--source={source}: no such file or folder, and nothing matches it as a glob. Give python, shakespeare"
-            require(path.is_file(), f"{told}, hf:NAME, synthetic:TASKS, - or paths: files, folders, globs in quotes")
-            files[path] = source
+        told = f"--source={source}: no such file or folder, and nothing matches it as a glob. Give python, shakespeare, "
+        require(path.exists(), told + "hf:NAME, synthetic:TASKS, - or paths: files, folders, globs in quotes")
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            parts = file.relative_to(path).parts
+            if not any(part.startswith(".") for part in parts) and (file.is_file() or file.is_symlink()):
+                files[file] = parts[0] if len(parts) > 1 else source
+    tables = {file: label for file, label in files.items() if file.suffix in (".parquet", ".arrow")}
     require(files, f"--source={source}: the folder holds no files")
-    return files
+    return tables or files
 
 
 def token_files(sources: tuple[str, ...]) -> list[Path]:
     """The sources' files of ready tokens: llm.c's shards, by their first bytes, and nanoGPT's train.bin and val.bin."""
     paths = [Path(path) for source in sources for path in sorted(glob(source, recursive=True))]
-    files = [f for path in paths for f in (sorted(path.glob("*.bin")) if path.is_dir() else [path]) if f.suffix == ".bin"]
-    return [f for f in files if f.stem in ("train", "val") or np.fromfile(f, "<i4", 1).tolist() in ([20240520], [20240801])]
+    files = [file for path in paths for file in (sorted(path.glob("*.bin")) if path.is_dir() else [path])]
+    return [file for file in files if file.name in ("train.bin", "val.bin") or has_magic(file)]
+
+
+def has_magic(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return int.from_bytes(file.read(4), "little") in (20240520, 20240801)
 
 
 def find_units(config, data_root: Path) -> list[Unit]:
@@ -123,272 +120,182 @@ def find_units(config, data_root: Path) -> list[Unit]:
     units: dict[str, Unit] = {}  # by path: a file named twice is read once
     for source in config.source:
         kind, _, rest = source.partition(":")
-        files: dict[Path, str] = {}
         if kind in ("hf", "synthetic", "claude") and rest:
             units[source] = Unit(kind, rest, source)
-        elif source == "python":
-            files = python_files(config.include_site_packages)
-        elif source == "shakespeare":
-            files = {shakespeare_file(data_root): source}
-        elif source == "-":
-            files = {copy_of_standard_input(data_root): "standard input"}
-        else:
-            ready = token_files((source,))
-            files = dict.fromkeys(ready, source) or text_files(source)
+        elif ready := token_files((source,)):
             units |= {str(file): Unit("nanogpt", str(file), source, file.stat().st_size) for file in ready}
-        for file, source in files.items():
-            suffix = Path(file.name.removesuffix(".gz").removesuffix(".zst")).suffix.lower()
-            lines = suffix in (".json", ".stdin") and config.text_key
-            kind = "jsonl" if lines else KINDS.get(suffix, "text")
-            units.setdefault(str(file), Unit(kind, str(file), source, file.stat().st_size if file.exists() else 0))
+        else:
+            special = {"python": python_files, "shakespeare": shakespeare_file, "-": standard_input}
+            for file, label in (special[source](config, data_root) if source in special else text_files(source)).items():
+                suffix = Path(file.name.removesuffix(".gz").removesuffix(".zst")).suffix[1:]
+                lines = suffix == "jsonl" or suffix in ("json", "stdin") and config.text_key
+                kind = "jsonl" if lines else suffix if suffix in ("parquet", "arrow") else "text"
+                units.setdefault(str(file), Unit(kind, str(file), label, file.stat().st_size if file.exists() else 0))
     return list(units.values())
 
 
-def copy_of_standard_input(data_root: Path) -> Path:
+def shakespeare_file(config, data_root: Path) -> dict[Path, str]:
+    flags = " ".join(f"--{key}={value}" for key, value in SHAKESPEARE_OPTIONS.items()).replace("=0.0", "=0")
+    remedy = f"With a local copy of nanoGPT's input.txt, type:\n  python prepare_data.py --source=PATH/input.txt {flags}"
+    path = data_root / "tinyshakespeare.txt"
+    return {download(SHAKESPEARE_URL, SHAKESPEARE_SHA256, path, remedy): "shakespeare"}
+
+
+def standard_input(config, data_root: Path) -> dict[Path, str]:
     """Standard input as a file: a tokenizer is trained before the text is encoded, so it is read twice."""
     data_root.mkdir(parents=True, exist_ok=True)
     path = data_root / "standard_input"
     replace_file(path, lambda file: shutil.copyfileobj(sys.stdin.buffer, file, 2**20))
-    return path.rename(data_root / f"{sha256_of_file(path)[:16]}.stdin")  # another text is another source
-
-
-def shakespeare_file(data_root: Path) -> Path:
-    """Tiny Shakespeare, downloaded once to data/tinyshakespeare.txt and checked."""
-    path = data_root / "tinyshakespeare.txt"
-    if not path.is_file() or sha256_of_file(path) != SHAKESPEARE_SHA256:
-        print(f"downloading {SHAKESPEARE_URL}")
-        try:
-            with urllib.request.urlopen(SHAKESPEARE_URL, timeout=30) as response:
-                content = response.read()
-        except OSError as error:  # URLError and time-outs are OSErrors
-            options = " ".join(f"--{key}={value}" for key, value in SHAKESPEARE_OPTIONS.items())
-            raise UserError(
-                f"tiny Shakespeare could not be downloaded ({error}). With a local copy of nanoGPT's input.txt, type:\n"
-                f"  python prepare_data.py --source=PATH/input.txt {options.replace('=0.0', '=0')}"
-            ) from None
-        same = hashlib.sha256(content).hexdigest() == SHAKESPEARE_SHA256
-        require(same, f"{SHAKESPEARE_URL} did not give nanoGPT's text: its SHA-256 is not {SHAKESPEARE_SHA256}")
-        data_root.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda file: file.write(content))
-    return path
+    return {path.rename(data_root / f"{sha256_of_file(path)[:16]}.stdin"): "-"}  # another text is another source
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading, in the main process.
 
 
-def read(unit: Unit, config, after: tuple[int, int], cuts: tuple[int, ...] = ()) -> Iterator[Raw]:
-    """A unit from the place `after` on, in memory for a few pieces. What cannot be read becomes a note; reading goes on
-    with the next unit. cuts: where one single text is split by position, in bytes: the ends of train and of test."""
+def read(unit: Unit, config, cuts: tuple[int, ...] = ()) -> Iterator[Block]:
+    """A unit in blocks, holding a few megabytes. What cannot be read becomes a note. cuts: where a single text is split by
+    position, in bytes: the ends of train and of test."""
+    fault: list[str] = []
+    source, empty = until_fault(stream(unit, config), fault), True
+    fixed = Path(unit.path).stem if unit.kind == "nanogpt" else None
+    made = {"jsonl": lines, "text": partial(pieces, cuts=cuts), "nanogpt": partial(pieces, split=fixed)}
+    for block in made.get(unit.kind, rows)(source):
+        yield block
+        empty = False
+    yield from (Block(b"", note=note) for note in fault or ["empty"] * empty)
+
+
+def until_fault(source: Iterator, fault: list[str]) -> Iterator:
     try:
-        yield from (read_bytes(unit, *after, cuts) if unit.kind in ("text", "nanogpt", "jsonl") else
-                    read_rows(unit, config, after[0]))  # fmt: skip
+        yield from source
     except (UserError, ImportError, MemoryError):
         raise
-    except Exception as error:  # of many kinds: a damaged table
-        yield Raw(unit, b"", 0, None, unit.size, f"unreadable: {first_line(error)}")
+    except Exception as error:  # of many kinds: zlib's, zstandard's, pyarrow's own
+        fault.append("unreadable" if isinstance(error, OSError) else "corrupt file")
 
 
-def read_chunks(unit: Unit, offset: int) -> Iterator[tuple[bytes, int, str | None]]:
-    """Yields (bytes of text from byte `offset` on, bytes of the file used so far, None), and at the end (nothing, bytes
-    used, what was wrong or ""). A file that its first bytes show to be compressed is unpacked, each time from its
-    beginning; what was unpacked before a fault is not lost."""
-    fault, skip, used = "", offset, 0
-    try:
-        with open(unit.path, "rb") as file:
-            magic = file.read(4)
-            file.seek(0)
-            if magic[:2] == b"\x1f\x8b":
-                chunks = unpack(file, partial(zlib.decompressobj, wbits=31), 4096)
-            elif magic == b"\x28\xb5\x2f\xfd":
-                import zstandard
+def stream(unit: Unit, config) -> Iterator:
+    """A file's (bytes, position in the file); or (values, number of the first) of a few rows at a time: the numbers of
+    synthetic texts, which the workers make; Claude's answers; cells of a Parquet file, of what save_to_disk has written,
+    or of a data set on the hub, streamed by `datasets`, whose version 4 and later run no code of a data set."""
+    if unit.kind in ("text", "jsonl", "nanogpt"):
+        decode = nanogpt_text(Path(unit.path)) if unit.kind == "nanogpt" else bytes
+        yield from ((decode(chunk), used) for chunk, used in chunks(Path(unit.path)))
+    elif unit.kind == "synthetic":
+        count = config.max_documents or 10_000
+        yield from (([min(first + 1000, count)], first) for first in range(0, count, 1000))
+    elif unit.kind == "claude":
+        from corpus import claude  # which imports Document from here
 
-                chunks = unpack(file, zstandard.ZstdDecompressor().decompressobj, 512)
-            elif unit.kind == "nanogpt":
-                chunks = map(nanogpt_text(Path(unit.path)), iter(partial(file.read, 2**20), b""))
-            else:
-                skip = offset - file.seek(offset)
-                chunks = iter(partial(file.read, 2**20), b"")
-            for chunk in chunks:
-                used = file.tell()
-                if len(chunk) > skip:
-                    yield chunk[skip:], used, None
-                skip = max(0, skip - len(chunk))
-    except (UserError, ImportError, MemoryError):
-        raise
-    except Exception as error:  # zlib's and zstandard's own
-        fault = "unreadable" if isinstance(error, OSError) else "corrupt compressed file"
-    yield b"", used, fault
+        yield from (([answer], 0) for answer in claude.documents(Path(unit.path), config, config.answers))
+    else:
+        number, key = 1, config.text_key or "text"
+        with explained(f"--source={unit.source} could not be read", REMEDY) if unit.kind == "hf" else nullcontext():
+            names, tables = open_table(unit, config, key)
+            require(key in names, f"{unit.path} has no column {key!r}: give --text_key, one of {', '.join(names)}")
+            for table in tables:
+                for values in (table[key].slice(i, 64) for i in range(0, len(table), 64)):
+                    yield values.cast("large_binary").to_pylist(), number  # bytes: its UTF-8 is not trusted
+                    number += len(values)
 
 
-def unpack(file, make, step: int) -> Iterator[bytes]:
-    """Read `step` bytes at a time, few, for they may stand for a thousand times as many. make: a new decompressor, as
-    zlib's and zstandard's decompressobj."""
-    inflater = make()
-    while packed := file.read(step):
-        while packed:
-            if inflater.eof:  # compressed files joined one behind the other are one text
-                inflater = make()
-            yield inflater.decompress(packed)
-            packed = inflater.unused_data
-    if not inflater.eof:
-        raise EOFError
+def open_table(unit: Unit, config, key: str) -> tuple[list[str], Iterator]:
+    """(names of the columns, pyarrow tables)."""
+    import pyarrow
+    import pyarrow.parquet
+
+    if unit.kind == "parquet":
+        file = pyarrow.parquet.ParquetFile(unit.path, pre_buffer=False, buffer_size=2**20)
+        return file.schema_arrow.names, file.iter_batches(64, columns=[key])
+    if unit.kind == "arrow":
+        file = pyarrow.ipc.open_stream(pyarrow.OSFile(unit.path))
+        return file.schema.names, file
+    from datasets import load_dataset
+
+    data = load_dataset(unit.path, config.hf_config, split=config.hf_split, streaming=True)
+    return data.column_names or list(next(iter(data))), data.with_format("arrow").iter(batch_size=64)
 
 
 def nanogpt_text(path: Path):
     """A function from nanoGPT's two-byte token ids to UTF-8. For a text by characters nanoGPT keeps the vocabulary in
     meta.pkl, and a pickle can run code; but the vocabulary is the sorted characters of the input.txt beside it."""
     text = path.with_name("input.txt")
-    told = f"{path} holds numbers of characters; which ones is in meta.pkl, a pickle, which can run code and is not read"
-    require(text.is_file(), f"{told}. Put nanoGPT's input.txt beside it: its sorted characters are the vocabulary")
-    with open(text, encoding="utf-8") as lines:
-        characters = np.array(sorted(set().union(*lines)))
+    told = f"{path} holds numbers of characters. Which ones is in meta.pkl, a pickle, which can run code and is not read"
+    require(text.is_file(), f"{told}: put nanoGPT's input.txt beside it, whose sorted characters are the vocabulary")
+    with open(text, encoding="utf-8") as file:
+        characters = np.array(sorted(set().union(*file)))
 
     def decode(ids: bytes) -> bytes:
         numbers = np.frombuffer(ids, dtype="<u2")
-        told = f"{path} holds token {numbers.max()}, but {text} has {len(characters)} characters: it is another text"
-        require(numbers.max() < len(characters), told)
+        known = numbers.max() < len(characters)
+        require(known, f"{path} holds token {numbers.max()}, {text} has {len(characters)} characters: it is another text")
         return characters[numbers].tobytes().decode("utf-32").encode("utf-8")
 
     return decode
 
 
-def read_bytes(unit: Unit, offset: int, number: int, cuts: tuple[int, ...]) -> Iterator[Raw]:
-    """A text in pieces of at most PIECE bytes, JSON in whole lines. Where a piece ends follows from `offset` and the text
-    alone, so that going on after a kill cuts as reading through does.
-
-    number: of lines so far; in a text, 1 where byte `offset` goes on with a document.
-    """
-    held, lines, long = bytearray(), unit.kind == "jsonl", False
-    for chunk, used, fault in read_chunks(unit, offset):
+def pieces(source: Iterator, cuts: tuple[int, ...] = (), split: str | None = None) -> Iterator[Block]:
+    """A text in pieces of at most PIECE bytes, cut behind a word, for tiktoken's patterns cut there too and the tokens
+    stay those of the whole; or at one of the `cuts`; but never inside a character."""
+    held, offset, part = bytearray(), 0, None
+    for chunk, used in chain(source, [(b"", 0)]):
         held += chunk
-        while True:
-            long = long or lines and len(held) > LONGEST and held.find(b"\n", 0, LONGEST) < 0
-            end = fault is not None
-            cut = end_of_lines(held, long, end) if lines else end_of_piece(held, offset, cuts, end)
-            if not cut:
-                break
-            payload, first, part = bytes(held[:cut]), number, bisect_right(cuts, offset)
-            del held[:cut]
+        while len(held) > (room := min([PIECE] + [c - offset for c in cuts if c > offset])) + 3 or held and not chunk:
+            word = WORD_END.match(held, max(0, room - 65536), room + 1) if PIECE == room < len(held) else None
+            cut = word.end() if word else room
+            cut += next((i for i in range(4) if held[cut + i : cut + i + 1] < b"\x80" or held[cut + i] >= 0xC0), 0)
+            before, part = part, bisect_right(cuts, offset)
+            place = ("train", "test", "val")[part] if cuts else split
+            yield Block(bytes(held[:cut]), 0, used, None, place, part == before)
             offset += cut
-            number = number + payload.count(b"\n") if lines else int(part == bisect_right(cuts, offset))
-            if not long:
-                split = ("train", "test", "val")[part] if cuts else Path(unit.path).stem if unit.kind == "nanogpt" else None
-                yield Raw(unit, payload, first, (offset, number), used, None, split, first > 0 and not lines)
-            elif number > first:  # its end was found: on with the next line
-                yield Raw(unit, b"", first, (offset, number), used, TOO_LONG)
-                long = False
-    if note := " and ".join(filter(None, [long and TOO_LONG, fault])) or (not offset and "empty"):
-        yield Raw(unit, b"", number, None, used, note)
+            del held[:cut]
 
 
-def end_of_lines(held: bytearray, long: bool, end: bool) -> int:
-    """How many of the bytes at hand to take: whole lines; 0 where more bytes are needed first. end: there are no more.
-    long: the first line is passed over."""
-    if long or len(held) < BLOCK:
-        return held.find(b"\n") + 1 or len(held) if long else len(held) * end
-    return held.rfind(b"\n", 0, BLOCK) + 1 or held.find(b"\n", BLOCK, LONGEST) + 1 or len(held) * end
+def lines(source: Iterator) -> Iterator[Block]:
+    """Whole lines, about BLOCK bytes of them at a time. One that is much longer than LONGEST is passed over."""
+    held, number, long = bytearray(), 1, False
+    for chunk, used in chain(source, [(b"", 0)]):
+        if long and (b"\n" in chunk or not chunk):
+            yield Block(b"", number, used, TOO_LONG)
+            number, long, chunk = number + 1, False, chunk.partition(b"\n")[2]
+        held += b"" if long else chunk
+        cut = held.rfind(b"\n") + 1 if chunk else len(held)
+        if cut and (len(held) >= BLOCK or not chunk):
+            yield Block(bytes(held[:cut]), number, used)
+            number += held.count(b"\n", 0, cut)
+            del held[:cut]
+        if len(held) > LONGEST:
+            held, long = bytearray(), True
 
 
-def end_of_piece(held: bytearray, offset: int, cuts: tuple[int, ...], end: bool) -> int:
-    """The same for text: up to one of the `cuts`, but not inside a character; else behind a word that white space
-    follows, for tiktoken's patterns cut there too, and the tokens stay those of the whole."""
-    room = min([PIECE] + [cut - offset for cut in cuts if cut > offset])
-    if len(held) <= room + 3 and not end or len(held) <= room:
-        return len(held) * end
-    found = WORD_END.match(held, max(0, room - 65536), room + 1) if room == PIECE else None
-    inside = next((i for i in range(4) if held[room + i : room + i + 1] < b"\x80" or held[room + i] >= 0xC0), 0)
-    return found.end() if found else room + inside
-
-
-def read_rows(unit: Unit, config, number: int) -> Iterator[Raw]:
-    """Values of rows, about BLOCK bytes at a time. Synthetic text is made by the workers, from the rows' numbers."""
-    if unit.kind == "synthetic":
-        count = config.max_documents or 10_000
-        yield from (Raw(unit, [], i, (min(i + 1000, count), 0)) for i in range(number, count, 1000))
-        return
-    if unit.kind == "claude":
-        from corpus import claude  # which imports Document from here
-
-        answers = islice(claude.documents(Path(unit.path), config, config.answers), number, None)
-        yield from (Raw(unit, [answer], i, (i + 1, 0)) for i, answer in enumerate(answers, number))
-        return
-    values, size, done = [], 0, 0  # done: rows of the file so far
-    for rows in tables(unit, config):
-        column = rows[config.text_key or "text"]
-        strings = column.cast("large_binary") if "string" in str(column.type) else column  # no trust in their UTF-8
-        for value in strings[max(0, number - done) :].to_pylist():
-            values.append(TOO_LONG if isinstance(value, bytes) and len(value) > LONGEST else value)
-            size += len(values[-1]) if isinstance(value, bytes) else 1
-        done += len(strings)
-        if size >= BLOCK:
-            yield Raw(unit, values, number, (done, 0), 0)
-            values, size, number = [], 0, done
-    if values:
-        yield Raw(unit, values, number, (done, 0), unit.size)
-
-
-def tables(unit: Unit, config) -> Iterator:
-    """pyarrow tables of a few rows each: Parquet by pages, what save_to_disk has written, or streamed from the hub by
-    `datasets`, whose version 4 and later run no code of a data set."""
-    import pyarrow
-    import pyarrow.parquet
-
-    if unit.kind == "parquet":
-        with pyarrow.parquet.ParquetFile(unit.path, pre_buffer=False, buffer_size=2**20) as file:
-            check_column(config, file.schema_arrow.names, unit)
-            yield from file.iter_batches(64, columns=[config.text_key or "text"])
-        return
-    if unit.kind == "arrow":
-        with pyarrow.OSFile(unit.path) as file, pyarrow.ipc.open_stream(file) as batches:
-            check_column(config, batches.schema.names, unit)
-            yield from batches
-        return
-    from datasets import load_dataset
-
-    remedy = (
-        "With a network, look at the name, --hf_config and --hf_split, and run the same command again. Without one, bring "
-        f"its files from elsewhere (hf download {unit.path} --repo-type=dataset --local-dir=FOLDER) and type "
-        "--source=FOLDER; or take --source=python, or text of your own"
-    )
-    with explained(f"--source={unit.source} could not be read", remedy):
-        data = load_dataset(unit.path, config.hf_config, split=config.hf_split, streaming=True)
-        for rows in data.with_format("arrow").iter(batch_size=64):
-            check_column(config, rows.column_names, unit)
-            yield rows
-
-
-def check_column(config, names: list[str], unit: Unit) -> None:
-    key = config.text_key or "text"
-    require(key in names, f"{unit.path} has no column {key!r}: give --text_key, one of {', '.join(names)}")
+def rows(source: Iterator) -> Iterator[Block]:
+    for values, number in source:
+        yield Block([False if isinstance(v, bytes) and len(v) > LONGEST else v for v in values], number)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Understanding, in the workers.
 
 
-def documents(raw: Raw, config) -> Iterator[tuple[Document, str | None]]:
-    """(document, its split where the source decides it) for all that was read; each fault is named in a note."""
-    unit = raw.unit
+def documents(unit: Unit, block: Block, config) -> Iterator[tuple[Document, str | None]]:
+    """(document, its split where its source or place decides it) for all that was read; each fault is named."""
     if unit.kind == "synthetic":
-        for index, split, text in synthetic.documents(unit.path, config.seed, raw.after[0], raw.number):
+        for index, split, text in synthetic.documents(unit.path, config.seed, block.payload[0], block.number):
             yield Document(text, None, f"{unit.source} {index}"), split
-    elif raw.note:
-        yield Document("", raw.note, f"{unit.path}:{raw.number + 1}" if unit.kind == "jsonl" else unit.path), None
+    elif block.note:
+        yield Document("", block.note, f"{unit.path}:{block.number}" if block.number else unit.path), None
     elif unit.kind == "jsonl":
-        for number, line in enumerate(raw.payload.split(b"\n"), raw.number + 1):
+        for number, line in enumerate(block.payload.split(b"\n"), block.number):
             if line.strip():
                 yield Document(*parse(line, config.text_key or "text"), f"{unit.path}:{number}"), None
-    elif isinstance(raw.payload, bytes):
-        text, note = ("", "binary") if b"\0" in raw.payload else clean(raw.payload)
-        yield Document(text, note, unit.path), raw.split
+    elif isinstance(block.payload, bytes):
+        text, note = ("", "binary") if b"\0" in block.payload else clean(block.payload)
+        yield Document(text, note, unit.path), block.split
     else:
-        for number, value in enumerate(raw.payload, raw.number + 1):
-            if isinstance(value, Document):
-                yield value, None
-                continue
-            text, note = ("", TOO_LONG) if value is TOO_LONG or value == TOO_LONG else clean(value)
-            yield Document(text, note, f"{unit.path} row {number}"), None
+        for number, value in enumerate(block.payload, block.number):
+            document = value if isinstance(value, Document) else Document(*clean(value), f"{unit.path} row {number}")
+            yield document, None
 
 
 def parse(line: bytes, key: str) -> tuple[str, str | None]:
@@ -405,13 +312,9 @@ def parse(line: bytes, key: str) -> tuple[str, str | None]:
 def clean(value) -> tuple[str, str | None]:
     """(text, note) of what should be a text."""
     if not isinstance(value, str | bytes):
-        return "", "no text"
+        return "", TOO_LONG if value is False else "no text"
+    raw = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
     try:
-        text = value.decode("utf-8") if isinstance(value, bytes) else value
-        text.encode("utf-8")  # JSON can spell half a character, as \\ud800
-        return text, None if text else "empty"
-    except UnicodeDecodeError:
-        return value.decode("utf-8", errors="replace"), "invalid UTF-8 replaced"
-    except UnicodeEncodeError:
-        whole = value.encode("utf-16", errors="surrogatepass").decode("utf-16", errors="replace")
-        return whole, "invalid UTF-8 replaced"
+        return raw.decode("utf-8"), None if raw else "empty"
+    except UnicodeDecodeError:  # JSON can spell half a character, as \\ud800
+        return raw.decode("utf-8", errors="replace"), "invalid UTF-8 replaced"

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -223,16 +224,16 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(tmp_path, monkeypatch, c
     config = options(source, tokenizer="bpe:300", shard_tokens=200, **more)
     whole = prepare(config, tmp_path / "whole")
 
-    flush, calls = prepare_data.Writer.flush, []
+    write, calls = prepare_data.write_json, []
 
-    def killed(writer):
-        flush(writer)  # the shards are ahead of the noted progress, as after a kill
-        calls.append(writer)
-        if len(calls) > writes_before_the_kill:
-            raise KeyboardInterrupt
+    def killed(path, value):
+        calls.append(path.name)
+        if calls.count("progress.json") > writes_before_the_kill:
+            raise KeyboardInterrupt  # the shards are ahead of the noted progress
+        write(path, value)
 
     with monkeypatch.context() as patched:
-        patched.setattr(prepare_data.Writer, "flush", killed)
+        patched.setattr(prepare_data, "write_json", killed)
         with pytest.raises(KeyboardInterrupt):
             prepare(config, tmp_path / "data")
     assert not (tmp_path / "data" / "d").exists()  # nothing that looks complete
@@ -271,11 +272,11 @@ def test_what_is_left_out_is_counted_and_named(tmp_path, capsys):
 
 
 def test_the_python_source_is_the_standard_library_without_tests():
-    files = corpus.sources.python_files(include_site_packages=False)
+    files = corpus.sources.python_files(SimpleNamespace(include_site_packages=False))
     names = {"/".join(path.parts[-2:]) for path in files}
     assert any(name.endswith("/argparse.py") for name in names) and "json/decoder.py" in names
     assert not any({"test", "tests", "site-packages", "_vendor"} & set(path.parts) for path in files)
-    more = corpus.sources.python_files(include_site_packages=True)
+    more = corpus.sources.python_files(SimpleNamespace(include_site_packages=True))
     assert any(path.parts[-2:] == ("numpy", "__init__.py") for path in more)
 
 
