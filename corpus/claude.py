@@ -32,7 +32,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from console import UserError, explained, first_line, require
+from console import JsonLines, UserError, explained, first_line, require
 from corpus.sources import Document
 
 # What a stop reason says about the text; with any other (a refusal, say) the answer is not used.
@@ -87,23 +87,12 @@ class Ledger:
     service, `secret`, is blotted out of every line."""
 
     def __init__(self, path: Path, secret: str):
-        self.file, self.lock, self.secret = open(path, "a+"), threading.Lock(), secret
-        self.spent, self.answers, _ = [0, 0], {}, self.file.seek(0)
-        whole, end, _ = self.file.read().rpartition("\n")  # a line without its end was cut off by a kill
-        with explained(f"{path} holds something else than answers", "move it away, and all is asked anew"):
-            for line in whole.splitlines():
-                self.count(json.loads(line))
-        self.file.truncate(len(whole + end))  # the file is ASCII
+        self.secret, self.lock, self.spent, self.answers = secret, threading.Lock(), [0, 0], {}
+        self.file = JsonLines(path, self.count, hide=secret)
 
     def count(self, row: dict) -> None:
         self.spent = [sum(pair) for pair in zip(self.spent, row["spent"])]
         self.answers |= {row["key"]: (row["text"], row["note"])} if "text" in row else {}
-
-    def append(self, row: dict) -> None:
-        line = json.dumps(row).replace(self.secret, "[key]")
-        print(line, file=self.file, flush=True)
-        os.fsync(self.file.fileno())
-        self.count(json.loads(line))
 
 
 def ask(client, ledger: Ledger, options: ClaudeConfig, key: str, where: str, body: dict) -> None:
@@ -117,18 +106,18 @@ def ask(client, ledger: Ledger, options: ClaudeConfig, key: str, where: str, bod
             cost = sum(p * (a + b) for p, a, b in zip(prices, ledger.spent, worst))
             if key in ledger.answers or cost > options.claude_budget:
                 return None
-            ledger.append({"key": key, "where": where, "spent": worst})
+            ledger.file.append({"key": key, "where": where, "spent": worst})
         response = send(request)  # raises where the connection is cut
         row = judge(response.text()) if response.status_code < 300 else {"used": [0, 0], "error": response.text()}
         row |= {"key": key, "request": body} | {name: response.headers.get(name) for name in ("request-id", "date")}
         with ledger.lock:
-            ledger.append(row | {"spent": [a - b for a, b in zip(row.get("used", worst), worst)]})
+            ledger.file.append(row | {"spent": [a - b for a, b in zip(row.get("used", worst), worst)]})
         return response if "error" in row else None
 
     try:
         client.with_options(middleware=[attempt]).post("/v1/messages", cast_to=object, body=body)
     except Exception as error:
-        told = f"{where}: Claude did not answer ({first_line(error)})".replace(ledger.secret, "[key]")
+        told = f"{where}: Claude did not answer ({first_line(error)})".replace(ledger.secret, "[hidden]")
         raise UserError(f"{told}. Mend it and run the same command again: what was answered is kept") from None
 
 
@@ -141,7 +130,7 @@ def documents(prompts: Path, options: ClaudeConfig, answers: Path) -> Iterator[D
     import anthropic
 
     secret = os.environ.get("ANTHROPIC_API_KEY", "")
-    plain = secret.replace("-", "").replace("_", "").isalnum() and secret.isascii()
+    plain = secret.isascii() and secret.replace("-", "_").isidentifier()
     require(plain, "--source=claude:… needs your key, and nothing else, in the environment variable ANTHROPIC_API_KEY")
     require(options.claude_budget, "--source=claude:… needs a limit to what it may cost: --claude_budget=N, see --help")
     asked, ledger = questions(prompts, options), Ledger(answers, secret)
@@ -151,8 +140,6 @@ def documents(prompts: Path, options: ClaudeConfig, answers: Path) -> Iterator[D
           closing(pool.map(lambda key: ask(client, ledger, options, key, *asked[key]), asked)) as done):  # fmt: skip
         for key, _ in zip(asked, done):
             if key in ledger.answers:
-                text, note = ledger.answers[key]
-                yield Document(text=text, note=note, where=asked[key][0])
-    left = sum(key not in ledger.answers for key in asked)
-    more = f", {left:,} not asked: the budget is spent; a larger one goes on from here" if left else ""
-    print(f"Claude: {len(asked) - left:,} answers, {ledger.spent[0]:,} tokens in, {ledger.spent[1]:,} out{more}")
+                yield Document(*ledger.answers[key], where=asked[key][0])
+    left, paid = sum(key not in ledger.answers for key in asked), "{:,} tokens in, {:,} out".format(*ledger.spent)
+    print(f"Claude: {len(asked) - left:,} answers, {paid}" + f"; {left:,} not asked: the budget is spent" * bool(left))

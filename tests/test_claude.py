@@ -322,7 +322,7 @@ def test_where_the_budget_ends_the_run_says_so_and_uses_what_it_has(service, wri
     service.answer = lambda request: (200, message("text", (200, 100)))
     done = write(list("abcdef"), claude_budget=cost + 2 * 300, claude_max_tokens=100, claude_concurrency=1)
     assert done.texts == ["text"] * 3 and service.prompts() == ["a", "b", "c"]
-    assert "Claude: 3 answers, 600 tokens in, 300 out, 3 not asked: the budget is spent" in capsys.readouterr().out
+    assert "Claude: 3 answers, 600 tokens in, 300 out; 3 not asked: the budget is spent" in capsys.readouterr().out
     done = write(list("abcdef"), claude_budget=1e9, claude_max_tokens=100)  # a larger one goes on from there
     assert done.texts == ["text"] * 6 and sorted(service.prompts()) == list("abcdef")
 
@@ -413,7 +413,7 @@ def test_a_prompt_that_comes_twice_is_asked_once(service, write):
 
 def test_a_file_of_something_else_is_not_taken_for_answers(service, write):
     write.answers.write_text("Once upon a time\nthere was")
-    with pytest.raises(UserError, match="answers.jsonl holds something else than answers"):
+    with pytest.raises(UserError, match="answers.jsonl holds something else"):
         write(["a"])
     assert service.asked == [] and write.answers.read_text() == "Once upon a time\nthere was"
 
@@ -424,13 +424,13 @@ def test_a_file_of_something_else_is_not_taken_for_answers(service, write):
 
 def test_the_key_is_in_no_file_and_no_message_even_if_the_service_repeats_it(service, write, tmp_path, capfd):
     service.answer = lambda request: (200, message(f"Your key is {KEY}."))
-    assert write(["a"]).texts == ["Your key is [key]."]
+    assert write(["a"]).texts == ["Your key is [hidden]."]
     service.answer = lambda request: (400, {"error": {"message": f"bad key {KEY}"}})
     with pytest.raises(UserError) as caught:
         write(["b"])
     assert KEY in str(service.asked[0].headers)
     printed = capfd.readouterr()
-    assert KEY not in str(caught.value) + printed.out + printed.err and "[key]" in str(caught.value)
+    assert KEY not in str(caught.value) + printed.out + printed.err and "[hidden]" in str(caught.value)
     assert caught.value.__cause__ is None and caught.value.__suppress_context__
     for path in tmp_path.rglob("*"):
         assert KEY.encode() not in path.read_bytes(), path
