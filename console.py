@@ -227,8 +227,8 @@ def sha256_of_file(path: Path) -> str:
 
 
 def replace_folder(partial: Path, final: Path) -> None:
-    """Make the files in `partial` durable and let it take the place of `final`, which is there, old or new, at any moment
-    but one between two renames."""
+    """Make the files in `partial` durable and let it take the place of `final`, which is there, old or new, at any
+    moment but one between two renames."""
     for path in partial.iterdir():
         with open(path, "rb") as file:
             os.fsync(file.fileno())
@@ -248,7 +248,7 @@ def link_or_copy(path: Path, to: Path) -> None:
 
 
 def download(url: str, sha256: str, path: Path, remedy: str) -> Path:
-    """The file behind `url`, fetched once to `path`. Raises UserError if it is not to be had or has another checksum."""
+    """The file behind `url`, fetched once to `path`. Raises UserError if it is not to be had, or is another file."""
     if not path.is_file() or sha256_of_file(path) != sha256:
         print(f"downloading {url}")
         try:
@@ -264,9 +264,9 @@ def download(url: str, sha256: str, path: Path, remedy: str) -> Path:
 
 
 def chunks(path: Path) -> Iterator[tuple[bytes, int]]:
-    """Yields (bytes of a file, position in the file), unpacked if its first bytes are gzip's or Zstandard's. It is read a
-    little at a time, for that may stand for a thousand times as much. Raises OSError, EOFError, zlib's and zstandard's
-    errors, after all that was good."""
+    """Yields (bytes of a file, position in the file), unpacked if its first bytes are gzip's or Zstandard's. It is read
+    a little at a time, for that may stand for a thousand times as much. Raises OSError, EOFError, zlib's and
+    zstandard's errors, after all that was good."""
     with open(path, "rb") as file:
         magic, make, step = file.read(4), None, 2**20
         file.seek(0)

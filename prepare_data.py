@@ -31,7 +31,6 @@ from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 
@@ -477,7 +476,7 @@ def split_of(digest: bytes, val_fraction: float, test_fraction: float) -> str:
 
 
 def parts_of(text: str) -> list[str]:
-    """A text, cut where a run without white space, or of nothing else, is longer than LONGEST_RUN: merging the byte pairs
+    """A text, cut where a run without white space, or of nothing else, is longer than LONGEST_RUN: merging the bytes
     of what the tokenizer's pattern does not cut can take time in the square of its length."""
     half = LONGEST_RUN // 2  # a longer run fills one of these stretches
     stretches = (text[i : i + half] for i in range(0, len(text) - half, half))
@@ -488,39 +487,27 @@ def parts_of(text: str) -> list[str]:
     return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)])]
 
 
-class Row(NamedTuple):
-    """What a worker makes of a document, or of a piece of one."""
-
-    source: str
-    where: str
-    note: str | None
-    split: str
-    continued: bool
-    size: int  # bytes of text
-    verdict: str | None  # the rule of curation that drops it
-    signature: np.ndarray  # by which copies are found
-    facts: dict  # for the report
-    content: np.ndarray | list[str]  # tokens; without a tokenizer text, to train one on
-
-
 class Understanding:
     """A worker's task: a batch to the place behind it and its rows."""
 
     def __init__(self, config: SimpleNamespace, tokenizer: Tokenizer | None):
         self.config, self.tokenizer, self.curator = config, tokenizer, Curator(config)
 
-    def __call__(self, batch: tuple) -> tuple[list[int], int, list[Row]]:
+    def __call__(self, batch: tuple) -> tuple[list[int], int, list[SimpleNamespace]]:
         place, used, blocks = batch
         found = [(unit, block, *pair) for unit, block in blocks for pair in documents(unit, block, self.config)]
         views = look([document.text for _, _, document, _ in found]) if found else []
         return place, used, [self.row(*what, view) for what, view in zip(found, views)]
 
-    def row(self, unit: Unit, block: Block, document: Document, split: str | None, view: View) -> Row:
-        made = unit.kind == "synthetic"  # rules and copies are for text that was found
+    def row(self, unit: Unit, block: Block, document: Document, split: str | None, view: View) -> SimpleNamespace:
+        """What is known of a document, or of a piece of one: content is its tokens (without a tokenizer its text, to
+        train one on), verdict the rule of curation that drops it, signature that by which copies are found."""
+        made, content = unit.kind == "synthetic", []  # rules and copies are for text that was found
         split = split or split_of(view.digest.tobytes(), self.config.val_fraction, self.config.test_fraction)
         verdict = self.curator.judge(view) if document.text and not made else None
         signature = view.digest[:0] if made or not document.text else self.curator.signature(view)
-        content = parts_of(document.text) if document.text and not verdict else []
+        if document.text and not verdict:
+            content = parts_of(document.text)
         if content and self.tokenizer:
             head = [] if block.continued else [np.array([self.tokenizer.end_of_text], dtype=np.uint32)]
             content = np.concatenate(head + [self.tokenizer.encode(part) for part in content])
@@ -528,9 +515,10 @@ class Understanding:
             same = self.tokenizer.token_bytes[content].sum() == len(view.raw)
             assert same, f"{document.where}: the tokens' bytes are not the text's bytes"
             content = content.astype(np.uint16 if self.tokenizer.vocab_size <= 65536 else np.uint32)
-        told = facts(view, self.curator.language(view)) if self.tokenizer else {}
-        return Row(unit.source, document.where, document.note, split, block.continued, len(view.raw), verdict, signature,
-                   told, content)  # fmt: skip
+        told = facts(view, self.curator.language(view)) if self.tokenizer and document.text else None
+        return SimpleNamespace(source=unit.source, where=document.where, note=document.note, continued=block.continued,
+                               size=len(view.raw), split=split, verdict=verdict, signature=signature, facts=told,
+                               content=content)  # fmt: skip
 
 
 def batches(units: list[Unit], config, cuts: tuple[int, ...], place: list[int]) -> Iterator[tuple]:
@@ -576,35 +564,34 @@ class Writer:
                 while len(kept := np.fromfile(file, np.uint64, 10_000 * len(self.seen.filters))):
                     self.seen.replay(kept.reshape(-1, len(self.seen.filters)))
 
-    def full(self, row: Row) -> bool:
+    def full(self) -> bool:
+        """Whether the limits of the options are reached; the pieces of a document are told by max_bytes alone."""
         count, size = (sum(split[key] for split in self.progress["splits"].values()) for key in ("documents", "bytes"))
-        enough = count >= (self.config.max_documents or math.inf) and not row.continued
-        return enough or size >= (self.config.max_bytes or math.inf)
+        return count >= (self.config.max_documents or math.inf) or size >= (self.config.max_bytes or math.inf)
 
     def count(self, kind: str, name: str, where: str) -> None:
         row = self.progress[kind].setdefault(name, {"documents": 0, "examples": []})
         row["documents"] += 1
         row["examples"] = (row["examples"] + [where])[:10]
 
-    def add(self, row: Row) -> None:
+    def add(self, row: SimpleNamespace) -> None:
         """The next document, or piece of one: what is decided of its first piece holds for all."""
         latest = self.progress["latest"]  # (where, split, verdict, notes) of the document whose pieces are coming
         if not row.continued:
-            copy = self.seen.verdict(row.signature) if len(row.signature) and not row.verdict else None
-            latest = [row.where, row.split, row.verdict or copy, latest[3] if latest[0] == row.where else []]
-            self.progress["latest"] = latest
-            if latest[2]:
-                self.count("dropped", latest[2], row.where)
-            elif len(row.signature):
-                self.signatures.append(row.signature)
+            if len(row.signature) and not row.verdict:
+                row.verdict = self.seen.verdict(row.signature)
+                self.signatures += [] if row.verdict else [row.signature]
+            if row.verdict:
+                self.count("dropped", row.verdict, row.where)
+            latest[:] = row.where, row.split, row.verdict, latest[3] if latest[0] == row.where else []
         where, split, verdict, notes = latest
         if row.note and row.note not in notes:
             told = f"{where}: {row.note}. Mend it or leave it out, or type --strict=False, to count faults and go on"
             require(not self.config.strict or row.note == "empty", told)
             notes.append(row.note)
             self.count("notes", row.note, where)
-        if row.size and (verdict or len(row.content)):
-            self.tally.add(row.facts, row.source, where, split, verdict, None if verdict else row.content)
+        if row.facts and (verdict or len(row.content)):
+            self.tally.add(row.facts, row.source, where, split, verdict, row.content)
         if len(row.content) and not verdict:
             self.progress["splits"][split]["documents"] += not row.continued
             self.progress["splits"][split]["bytes"] += row.size
@@ -634,14 +621,12 @@ class Writer:
 
 def resolve(config: PrepareConfig) -> tuple[str, dict, list[Path]]:
     """The folder's name, the options that decide the tokens, defaults filled in and checked, and ready tokens."""
-    special = config.source[0] if len(config.source) == 1 else None
     require(config.source and all(config.source), "--source is empty: give python, shakespeare, or paths to text")
-    ready = token_files(config.source)
+    source, ready = config.source[0], token_files(config.source)
     characters = bool(ready) and ready[0].with_name("meta.pkl").exists()
-    options = {"name": None, "tokenizer": "byte" if characters else "gpt2" if ready else "bpe:4096"}
-    options |= {"val_fraction": 0.05, "test_fraction": 0.05}
-    if special == "shakespeare":
-        options = dict(SHAKESPEARE_OPTIONS)
+    kind = "byte" if characters else "gpt2" if ready else "bpe:4096"
+    options = {"name": None, "tokenizer": kind, "val_fraction": 0.05, "test_fraction": 0.05}
+    options |= SHAKESPEARE_OPTIONS if config.source == ("shakespeare",) else {}
     options |= {key: getattr(config, key) for key in options if getattr(config, key) is not None}
     val_fraction, test_fraction = options["val_fraction"], options["test_fraction"]
     valid = val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction < 1
@@ -653,8 +638,8 @@ def resolve(config: PrepareConfig) -> tuple[str, dict, list[Path]]:
         require(value is None or value >= 1, f"{key}={value} must be at least 1")
     alone = config.include_site_packages and "python" not in config.source
     require(not alone, "--include_site_packages=True goes with --source=python")
-    stem = Path(config.source[0].partition(":")[2] or Path(config.source[0]).resolve()).stem
-    name = options.pop("name") or {"-": "stdin"}.get(special, stem)
+    stem = "stdin" if source == "-" else Path(source.partition(":")[2] or Path(source).resolve()).stem
+    name = options.pop("name") or stem
     plain = name and not name.startswith(".") and not set(name) & set("/\\*?[:,")
     require(plain, f"{name!r} cannot name a folder: type a plain word, as --name=mine")
     return name, options, [] if characters else ready
@@ -663,8 +648,8 @@ def resolve(config: PrepareConfig) -> tuple[str, dict, list[Path]]:
 def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
     """Make data/<name>/ and return its path. Raises UserError.
 
-    All is written to data/<name>.partial and renamed at the end. progress.json in there notes the place in the source and
-    what was counted so far; the same command after a kill goes on from there, to the same bytes.
+    All is written to data/<name>.partial and renamed at the end. progress.json in there notes the place in the source
+    and what was counted so far; the same command after a kill goes on from there, to the same bytes.
     """
     from tqdm import tqdm
 
@@ -674,9 +659,8 @@ def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
     require(config.overwrite or not final.exists(), told)
     units = [Unit("tokens", str(path), "", path.stat().st_size) for path in ready] or find_units(config, data_root)
     sizes = np.cumsum([0] + [unit.size for unit in units])
-    top = os.path.commonpath([os.path.dirname(os.path.abspath(unit.path)) for unit in units])
-    listing = "\n".join(f"{os.path.relpath(os.path.abspath(unit.path), top)} {unit.size}" for unit in units)
-    plan = {key: value for key, value in asdict(config).items() if key not in ("name", "workers", "strict", "overwrite")}
+    listing = "\n".join(f"{Path(unit.path).name} {unit.size}" for unit in units)
+    plan = {key: value for key, value in asdict(config).items() if key not in ("workers", "strict", "overwrite")}
     plan |= {"format": 2, "python_version": sys.version.split()[0], "source": list(config.source), "files": len(units),
              "files_fingerprint": hashlib.sha256(listing.encode()).hexdigest()[:16], **options}  # fmt: skip
     try:
@@ -715,13 +699,12 @@ def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
               desc=f"encoding {final}") as bar, contextlib.closing(results):  # fmt: skip
         for place, used, rows in results:
             for row in rows:
-                if full := writer.full(row):
-                    break
-                writer.add(row)
-            if full or len(writer.items) >= (config.shuffle_buffer or 0) or writer.held > HELD_TOKENS:
+                if not writer.full():
+                    writer.add(row)
+            if writer.full() or len(writer.items) >= (config.shuffle_buffer or 0) or writer.held > HELD_TOKENS:
                 writer.flush(place)
             bar.update(int(sizes[place[0]]) + used - bar.n)
-            if full:
+            if writer.full():
                 break
         writer.flush(place)
     for unit in units:
@@ -745,8 +728,8 @@ def import_tokens(ready: list[Path], folder: Path, tokenizer: Tokenizer, progres
         for split, (first, end) in ({split: (start, total)} if named else windows).items():
             part = tokens[max(0, first - start) : max(0, end - start)]
             for block in (part[i : i + 2**24] for i in range(0, len(part), 2**24)):
-                told = f"{path} holds token {block.max()}, the tokenizer {tokenizer.name} has {tokenizer.vocab_size}: name"
-                require(block.max() < tokenizer.vocab_size, f"{told} the one that it was made with by --tokenizer")
+                told = f"{path} holds token {block.max()}, the tokenizer {tokenizer.name} has {tokenizer.vocab_size}"
+                require(block.max() < tokenizer.vocab_size, f"{told}: name the one it was made with by --tokenizer")
                 if bare or not named:
                     append_tokens(folder, split, counts[split]["tokens"], block, block.dtype, plan["shard_tokens"])
                 counts[split]["tokens"] += len(block)
@@ -788,8 +771,6 @@ def finish(partial: Path, final: Path, tokenizer: Tokenizer, progress: dict, tal
     for split, counts in splits.items():
         ratio = f", {counts['bytes'] / counts['tokens']:.2f} bytes per token" if counts["tokens"] else ""
         print(f"{split:5}  {counts['documents']:>8,} documents  {counts['tokens']:>13,} tokens{ratio}")
-        if not counts["documents"] and plan.get(f"{split}_fraction"):
-            print(f"warning: no document fell into {split}; with few documents raise --{split}_fraction")
     for line in [f"notes: {notes}"] * bool(notes) + [f"warning: {warning}" for warning in warnings]:
         print(line)
     print(f"{final} is ready: vocabulary {tokenizer.vocab_size:,}, fingerprint of the data in its meta.json")

@@ -36,9 +36,9 @@ PIECE = 4_000_000  # bytes of a text that are read at a time: a longer document 
 LONGEST = 16_000_000  # bytes of a JSON line or a table's cell, which have to be held whole: a longer one is left out
 TOO_LONG = "too long for one line or cell"
 REMEDY = (
-    "With a network, look at the name, --hf_config and --hf_split, and run the same command again. Without one, bring the "
-    "files from elsewhere (hf download NAME --repo-type=dataset --local-dir=FOLDER) and type --source=FOLDER; or take "
-    "--source=python, or text of your own"
+    "With a network, look at the name, --hf_config and --hf_split, and run the same command again. Without one, bring "
+    "the files from elsewhere (hf download NAME --repo-type=dataset --local-dir=FOLDER) and type --source=FOLDER; or "
+    "take --source=python, or text of your own"
 )
 WORD_END = re.compile(rb".*[A-Za-z0-9](?=[ \n])", re.DOTALL)  # the last one, for .* takes all it can
 
@@ -92,8 +92,8 @@ def text_files(source: str) -> dict[Path, str]:
     folder it lies in. Where there are tables nothing else is text: beside them lie descriptions."""
     files: dict[Path, str] = {}
     for path in sorted(map(Path, glob(source, recursive=True))) or [Path(source)]:
-        told = f"--source={source}: no such file or folder, and nothing matches it as a glob. Give python, shakespeare, "
-        require(path.exists(), told + "hf:NAME, synthetic:TASKS, - or paths: files, folders, globs in quotes")
+        told = f"--source={source}: no such file or folder, and nothing matches it as a glob. Give python, shakespeare"
+        require(path.exists(), f"{told}, hf:NAME, synthetic:TASKS, - or paths: files, folders, globs in quotes")
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             parts = file.relative_to(path).parts
             if not any(part.startswith(".") for part in parts) and (file.is_file() or file.is_symlink()):
@@ -126,7 +126,8 @@ def find_units(config, data_root: Path) -> list[Unit]:
             units |= {str(file): Unit("nanogpt", str(file), source, file.stat().st_size) for file in ready}
         else:
             special = {"python": python_files, "shakespeare": shakespeare_file, "-": standard_input}
-            for file, label in (special[source](config, data_root) if source in special else text_files(source)).items():
+            files = special[source](config, data_root) if source in special else text_files(source)
+            for file, label in files.items():
                 suffix = Path(file.name.removesuffix(".gz").removesuffix(".zst")).suffix[1:]
                 lines = suffix == "jsonl" or suffix in ("json", "stdin") and config.text_key
                 kind = "jsonl" if lines else suffix if suffix in ("parquet", "arrow") else "text"
@@ -136,9 +137,9 @@ def find_units(config, data_root: Path) -> list[Unit]:
 
 def shakespeare_file(config, data_root: Path) -> dict[Path, str]:
     flags = " ".join(f"--{key}={value}" for key, value in SHAKESPEARE_OPTIONS.items()).replace("=0.0", "=0")
-    remedy = f"With a local copy of nanoGPT's input.txt, type:\n  python prepare_data.py --source=PATH/input.txt {flags}"
+    remedy = "With a local copy of nanoGPT's input.txt, type:\n  python prepare_data.py --source=PATH/input.txt "
     path = data_root / "tinyshakespeare.txt"
-    return {download(SHAKESPEARE_URL, SHAKESPEARE_SHA256, path, remedy): "shakespeare"}
+    return {download(SHAKESPEARE_URL, SHAKESPEARE_SHA256, path, remedy + flags): "shakespeare"}
 
 
 def standard_input(config, data_root: Path) -> dict[Path, str]:
@@ -154,8 +155,8 @@ def standard_input(config, data_root: Path) -> dict[Path, str]:
 
 
 def read(unit: Unit, config, cuts: tuple[int, ...] = ()) -> Iterator[Block]:
-    """A unit in blocks, holding a few megabytes. What cannot be read becomes a note. cuts: where a single text is split by
-    position, in bytes: the ends of train and of test."""
+    """A unit in blocks, holding a few megabytes. What cannot be read becomes a note. cuts: where a single text is split
+    by position, in bytes: the ends of train and of test."""
     fault: list[str] = []
     source, empty = until_fault(stream(unit, config), fault), True
     fixed = Path(unit.path).stem if unit.kind == "nanogpt" else None
@@ -177,8 +178,8 @@ def until_fault(source: Iterator, fault: list[str]) -> Iterator:
 
 def stream(unit: Unit, config) -> Iterator:
     """A file's (bytes, position in the file); or (values, number of the first) of a few rows at a time: the numbers of
-    synthetic texts, which the workers make; Claude's answers; cells of a Parquet file, of what save_to_disk has written,
-    or of a data set on the hub, streamed by `datasets`, whose version 4 and later run no code of a data set."""
+    synthetic texts, which the workers make; Claude's answers; cells of a Parquet file, of what save_to_disk has
+    written, or of a data set on the hub, streamed by `datasets`, whose version 4 and later run no code of its own."""
     if unit.kind in ("text", "jsonl", "nanogpt"):
         decode = nanogpt_text(Path(unit.path)) if unit.kind == "nanogpt" else bytes
         yield from ((decode(chunk), used) for chunk, used in chunks(Path(unit.path)))
@@ -221,15 +222,15 @@ def nanogpt_text(path: Path):
     """A function from nanoGPT's two-byte token ids to UTF-8. For a text by characters nanoGPT keeps the vocabulary in
     meta.pkl, and a pickle can run code; but the vocabulary is the sorted characters of the input.txt beside it."""
     text = path.with_name("input.txt")
-    told = f"{path} holds numbers of characters. Which ones is in meta.pkl, a pickle, which can run code and is not read"
-    require(text.is_file(), f"{told}: put nanoGPT's input.txt beside it, whose sorted characters are the vocabulary")
+    told = f"{path} holds numbers of characters, and which ones is in meta.pkl, a pickle, which can run code: not read"
+    require(text.is_file(), f"{told}. Put nanoGPT's input.txt beside it, whose sorted characters are the vocabulary")
     with open(text, encoding="utf-8") as file:
         characters = np.array(sorted(set().union(*file)))
 
     def decode(ids: bytes) -> bytes:
         numbers = np.frombuffer(ids, dtype="<u2")
-        known = numbers.max() < len(characters)
-        require(known, f"{path} holds token {numbers.max()}, {text} has {len(characters)} characters: it is another text")
+        told = f"{path} holds token {numbers.max()}, {text} has {len(characters)} characters: it is another text"
+        require(numbers.max() < len(characters), told)
         return characters[numbers].tobytes().decode("utf-32").encode("utf-8")
 
     return decode
