@@ -19,12 +19,10 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import sys
 import time
 from bisect import bisect_right, insort
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
@@ -39,9 +37,10 @@ from console import (
     write_json,
 )  # fmt: skip
 from corpus.claude import ClaudeConfig
-from corpus.curation import CurationConfig, Curator, Seen, View, look
-from corpus.report import Tally, facts, write_report
-from corpus.sources import SHAKESPEARE_OPTIONS, Block, Document, Unit, documents, find_units, read, token_files
+from corpus.curation import CurationConfig, Seen
+from corpus.report import Tally, write_report
+from corpus.sources import SHAKESPEARE_OPTIONS, Unit, find_units, read, token_files
+from corpus.worker import Understanding, batches, bpe_texts
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Tokenizers. A token is a byte string, so any text can be encoded and the bytes of a prediction can be counted exactly.
@@ -287,21 +286,26 @@ class Data:
 
 
 class Mixture:
-    """Several prepared folders with one tokenizer, drawn from in fixed shares.
+    """Several prepared folders with one tokenizer, drawn from in fixed shares: FOLDER:SHARE,FOLDER:SHARE,…
 
     sources: name of the folder to (its share, its Data); shares sum to 1. tokenizer, fingerprint, entropy: as in Data.
+    Raises UserError.
     """
 
-    def __init__(self, sources: list[tuple[float, Data]]):
-        total = sum(share for share, _ in sources)
-        self.sources = {data.folder.name: (share / total, data) for share, data in sources}
-        require(len(self.sources) == len(sources), "two of the folders in --data have the same name: rename one")
-        self.folder, self.tokenizer = ",".join(str(data.folder) for _, data in sources), sources[0][1].tokenizer
-        for _, data in sources:
-            same = data.tokenizer.fingerprint == self.tokenizer.fingerprint
-            told = f"'{data.folder}' has another tokenizer than '{sources[0][1].folder}'"
-            require(same, f"{told}: prepare it anew with --tokenizer={sources[0][1].folder}")
-        contents = "\n".join(f"{share / total:.9f} {data.fingerprint}" for share, data in sources)
+    def __init__(self, spec: str):
+        told = f"--data={spec}: a mixture is FOLDER:SHARE,FOLDER:SHARE with shares above 0, as data/a:0.65,data/b:0.35"
+        folders, shares = zip(*(part.rpartition(":")[::2] for part in spec.split(",")))
+        with explained(told, "or name one folder"):
+            shares = [float(share) for share in shares]
+        require(all(0 < share < math.inf for share in shares), told)
+        self.folder, parts = spec, [Data(folder) for folder in folders]
+        self.sources = {data.folder.name: (share / sum(shares), data) for share, data in zip(shares, parts)}
+        require(len(self.sources) == len(parts), "two of the folders in --data have the same name: rename one")
+        self.tokenizer = parts[0].tokenizer
+        for data in parts:
+            told = f"'{data.folder}' has another tokenizer than '{folders[0]}': prepare it anew with --tokenizer"
+            require(data.tokenizer.fingerprint == self.tokenizer.fingerprint, f"{told}={folders[0]}")
+        contents = "\n".join(f"{share:.9f} {data.fingerprint}" for share, data in self.sources.values())
         self.fingerprint = hashlib.sha256(contents.encode()).hexdigest()[:16]
         self.entropy = int(self.fingerprint, 16)
 
@@ -321,15 +325,8 @@ class Mixture:
 
 
 def open_data(spec: str) -> Data | Mixture:
-    """The data that --data names: one folder, or FOLDER:SHARE,FOLDER:SHARE,… Raises UserError."""
-    if Path(spec).exists() or ":" not in spec:
-        return Data(spec)
-    told = f"--data={spec}: a mixture is FOLDER:SHARE,FOLDER:SHARE with shares above 0, as data/a:0.65,data/b:0.35"
-    parts = [part.rpartition(":") for part in spec.split(",")]
-    with explained(told, "or name one folder"):
-        shares = [float(share) for _, _, share in parts]
-    require(all(0 < share < math.inf for share in shares), told)
-    return Mixture([(share, Data(folder)) for share, (folder, _, _) in zip(shares, parts)])
+    """The data that --data names: one folder, or a mixture of several. Raises UserError."""
+    return Data(spec) if Path(spec).exists() or ":" not in spec else Mixture(spec)
 
 
 class Windows:
@@ -461,91 +458,9 @@ class PrepareConfig(CurationConfig, ClaudeConfig):
     overwrite: bool = False  # replace data/<name> if it is there
 
 
-BPE_TRAINING_BYTES = 100_000_000  # a tokenizer is trained on this much text at most; more changes it very little
-BATCH_BYTES = 1_000_000  # of the source, for a worker at a time
 SMALL_BYTES = 4_000_000  # a smaller source is not worth starting workers
 COMMIT_SECONDS = 3.0  # between two notes of progress
 HELD_TOKENS = 64_000_000  # wait at most to be shuffled
-LONGEST_RUN = 8192  # characters without white space, or of nothing else, that are encoded together
-
-
-def split_of(digest: bytes, val_fraction: float, test_fraction: float) -> str:
-    """The split of a document, from the SHA-256 of its text: equal texts never land in different splits."""
-    place = int.from_bytes(digest[:8], "big") / 2**64
-    return "val" if place < val_fraction else "test" if place < val_fraction + test_fraction else "train"
-
-
-def parts_of(text: str) -> list[str]:
-    """A text, cut where a run without white space, or of nothing else, is longer than LONGEST_RUN: merging the bytes
-    of what the tokenizer's pattern does not cut can take time in the square of its length."""
-    half = LONGEST_RUN // 2  # a longer run fills one of these stretches
-    stretches = (text[i : i + half] for i in range(0, len(text) - half, half))
-    if all((" " in stretch or "\n" in stretch) and not stretch.isspace() for stretch in stretches):
-        return [text]
-    runs = re.finditer(r"\S+|\s+", text)
-    cuts = [cut for run in runs for cut in range(run.start() + LONGEST_RUN, run.end(), LONGEST_RUN)]
-    return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)])]
-
-
-class Understanding:
-    """A worker's task: a batch to the place behind it and its rows."""
-
-    def __init__(self, config: SimpleNamespace, tokenizer: Tokenizer | None):
-        self.config, self.tokenizer, self.curator = config, tokenizer, Curator(config)
-
-    def __call__(self, batch: tuple) -> tuple[list[int], int, list[SimpleNamespace]]:
-        place, used, blocks = batch
-        found = [(unit, block, *pair) for unit, block in blocks for pair in documents(unit, block, self.config)]
-        views = look([document.text for _, _, document, _ in found]) if found else []
-        return place, used, [self.row(*what, view) for what, view in zip(found, views)]
-
-    def row(self, unit: Unit, block: Block, document: Document, split: str | None, view: View) -> SimpleNamespace:
-        """What is known of a document, or of a piece of one: content is its tokens (without a tokenizer its text, to
-        train one on), verdict the rule of curation that drops it, signature that by which copies are found."""
-        made, content = unit.kind == "synthetic", []  # rules and copies are for text that was found
-        split = split or split_of(view.digest.tobytes(), self.config.val_fraction, self.config.test_fraction)
-        verdict = self.curator.judge(view) if document.text and not made else None
-        signature = view.digest[:0] if made or not document.text else self.curator.signature(view)
-        if document.text and not verdict:
-            content = parts_of(document.text)
-        if content and self.tokenizer:
-            head = [] if block.continued else [np.array([self.tokenizer.end_of_text], dtype=np.uint32)]
-            content = np.concatenate(head + [self.tokenizer.encode(part) for part in content])
-            # bits per byte is only as true as this sum: every byte of the text is in exactly one token.
-            same = self.tokenizer.token_bytes[content].sum() == len(view.raw)
-            assert same, f"{document.where}: the tokens' bytes are not the text's bytes"
-            content = content.astype(np.uint16 if self.tokenizer.vocab_size <= 65536 else np.uint32)
-        told = facts(view, self.curator.language(view)) if self.tokenizer and document.text else None
-        return SimpleNamespace(source=unit.source, where=document.where, note=document.note, continued=block.continued,
-                               size=len(view.raw), split=split, verdict=verdict, signature=signature, facts=told,
-                               content=content)  # fmt: skip
-
-
-def batches(units: list[Unit], config, cuts: tuple[int, ...], place: list[int]) -> Iterator[tuple]:
-    """Yields ([unit, blocks of it] behind the batch, bytes of that unit, [(unit, block), …]) from a place on, about
-    BATCH_BYTES at a time. What was done of a unit is read again and thrown away: reading is the cheap part."""
-    batch, size, (first, skip) = [], 0, place
-    for index in range(first, len(units)):
-        for done, block in enumerate(read(units[index], config, cuts), 1):
-            if index == first and done <= skip:
-                continue
-            batch.append((units[index], block))
-            size += len(block.payload) if isinstance(block.payload, bytes) else BATCH_BYTES // 8
-            if size >= BATCH_BYTES or len(batch) == 1000:
-                yield [index, done], block.used, batch
-                batch, size = [], 0
-    yield [len(units), 0], 0, batch
-
-
-def bpe_texts(results: Iterator[tuple], config: PrepareConfig) -> Iterator[str]:
-    """The training documents' text, up to BPE_TRAINING_BYTES: held-out text shapes nothing, not even the tokenizer."""
-    count, size, split = 0, 0, None
-    for row in (row for _, _, rows in results for row in rows if row.content):
-        count, split = (count, split) if row.continued else (count + 1, row.split)
-        if size >= min(BPE_TRAINING_BYTES, config.max_bytes or math.inf) or count > (config.max_documents or math.inf):
-            return
-        yield from row.content if split == "train" else []
-        size += row.size
 
 
 class Writer:

@@ -12,6 +12,7 @@ import pytest
 
 import corpus.sources
 import prepare_data
+from corpus import worker
 from console import UserError
 from prepare_data import Data, PrepareConfig, Tokenizer, TrainBatches, make_tokenizer, prepare
 from tests.conftest import ROOT, make_documents
@@ -218,7 +219,8 @@ def test_preparing_twice_gives_the_same_bytes_and_fingerprint(tmp_path):
 def test_a_killed_preparation_goes_on_to_the_same_bytes(tmp_path, monkeypatch, capsys, writes_before_the_kill, more):
     source = write_texts(tmp_path / "s", make_documents(60) + make_documents(5))
     (tmp_path / "s" / "long.txt").write_text(" ".join(make_documents(30, seed=1)))
-    for name, value in (("BATCH_BYTES", 1000), ("SMALL_BYTES", 10**9), ("COMMIT_SECONDS", 0)):
+    monkeypatch.setattr(worker, "BATCH_BYTES", 1000)
+    for name, value in (("SMALL_BYTES", 10**9), ("COMMIT_SECONDS", 0)):
         monkeypatch.setattr(prepare_data, name, value)
     monkeypatch.setattr(corpus.sources, "PIECE", 1500)
     config = options(source, tokenizer="bpe:300", shard_tokens=200, **more)

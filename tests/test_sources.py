@@ -18,7 +18,9 @@ import corpus.sources
 import prepare_data
 from console import UserError
 from corpus.sources import find_units
-from prepare_data import Data, PrepareConfig, make_tokenizer, parts_of, prepare
+from corpus import worker
+from corpus.worker import parts_of
+from prepare_data import Data, PrepareConfig, make_tokenizer, prepare
 from tests.conftest import ROOT, make_documents
 
 zstandard = pytest.importorskip("zstandard")
@@ -355,7 +357,7 @@ def test_a_long_text_in_pieces_gives_the_tokens_of_the_whole(tmp_path, monkeypat
 
 def test_all_pieces_of_a_document_share_its_split_and_its_verdict(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus.sources, "PIECE", 300)
-    monkeypatch.setattr(prepare_data, "BATCH_BYTES", 500)
+    monkeypatch.setattr(worker, "BATCH_BYTES", 500)
     (tmp_path / "s").mkdir()
     for i, text in enumerate(make_documents(30)):
         (tmp_path / "s" / f"{i:02}.txt").write_text(f"{i} " + text * 5)
@@ -388,7 +390,7 @@ def test_a_line_too_long_to_hold_is_left_out_and_named(tmp_path, monkeypatch, en
 @pytest.mark.parametrize("text", ["a" * 100_000, " " * 100_000, "1" * 50_000, "日" * 30_000, "ab " * 9 + "x" * 20_000])
 def test_a_run_without_a_break_is_encoded_in_parts(text):
     parts = parts_of(text)
-    assert "".join(parts) == text and max(map(len, parts)) <= prepare_data.LONGEST_RUN + 27 and len(parts) > 1
+    assert "".join(parts) == text and max(map(len, parts)) <= worker.LONGEST_RUN + 27 and len(parts) > 1
     tokenizer = make_tokenizer("bpe:300", ["aaaa bbbb"])
     assert tokenizer.decode(np.concatenate([tokenizer.encode(part) for part in parts])) == text
 
@@ -408,7 +410,7 @@ def test_limits_end_the_reading(tmp_path):
 
 
 def test_a_shuffle_moves_documents_within_its_buffer_and_repeats_with_its_seed(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_data, "BATCH_BYTES", 1)  # it is filled by whole batches
+    monkeypatch.setattr(worker, "BATCH_BYTES", 1)  # it is filled by whole batches
     (tmp_path / "s").mkdir()
     for i in range(100):
         (tmp_path / "s" / f"{i:03}.txt").write_text(str(i))
