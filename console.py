@@ -281,7 +281,8 @@ def chunks(path: Path) -> Iterator[tuple[bytes, int]]:
             while packed:
                 if make and unpacking.eof:  # packed files joined one behind the other are one file
                     unpacking = make()
-                yield unpacking.decompress(packed) if make else packed, file.tell()
+                if chunk := unpacking.decompress(packed) if make else packed:  # the decompressor may still be gathering
+                    yield chunk, file.tell()
                 packed = unpacking.unused_data if make else b""
         if make and not unpacking.eof:
             raise EOFError("the packed file ends too early")

@@ -88,6 +88,15 @@ def test_every_format_gives_the_same_tokens(tmp_path, plain, name):
     assert prepared(tmp_path, tmp_path / name, tokenizer="bpe:300").fingerprint == plain.fingerprint
 
 
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress], ids=["gz", "zst"])
+def test_a_large_compressed_file_is_read_whole(tmp_path, pack):
+    """Larger than a step of reading, and than what a decompressor gathers before it gives anything."""
+    texts = ["".join(make_documents(20, seed=i)) + str(i) for i in range(500)]
+    (tmp_path / "a.jsonl").write_bytes(pack(json_lines(texts)))
+    data = prepared(tmp_path, tmp_path / "a.jsonl", val_fraction=0, test_fraction=0)
+    assert texts_of(data) == texts and notes_of(data) == {}
+
+
 def test_compressed_text_is_text(tmp_path):
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "a.txt.gz").write_bytes(gzip.compress(b"first text"))
