@@ -356,7 +356,10 @@ def decode(job: SimpleNamespace) -> dict:
         names = nanogpt.GPTConfig.__dataclass_fields__
         network = nanogpt.GPT(nanogpt.GPTConfig(**{name: getattr(options, name) for name in names}))
     else:
+        import sample
+
         network = GPT(options, dtype)
+        sample.cast_weights(network, dtype)
     network.to(device).eval()
     for length, batch in [(first, 1), *((n, 1) for n in others)] + ([] if theirs else [(first, 8), (first, 32)]):
         prompts = torch.zeros(batch, 1, dtype=torch.long, device=device) if theirs else [[0]] * batch

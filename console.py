@@ -14,9 +14,16 @@ import json
 import math
 import os
 import runpy
+import shutil
 import signal
 import sys
+import threading
+import time
+import urllib.request
 import zipfile
+import zlib
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -190,9 +197,145 @@ def write_json(path: Path, value) -> None:
     replace_file(path, lambda file: file.write(text.encode("utf-8")))
 
 
+class JsonLines:
+    """A file of JSON rows, one a line, that only grows; a row is on the disk before `append` returns.
+
+    take: called with every row that is there already and with every one appended. hide: a word that is blotted out of
+    them, a key say. A last line that a kill has cut off is dropped. Raises UserError, and leaves the file as it is,
+    where that holds anything else.
+    """
+
+    def __init__(self, path: Path, take, hide: str = "\n"):  # JSON has no line end inside
+        self.take, self.hide, self.file = take, hide, open(path, "a+")
+        self.file.seek(0)
+        whole, end, _ = self.file.read().rpartition("\n")
+        with explained(f"{path} holds something else than it should", "move it away to begin anew"):
+            for line in whole.splitlines():
+                take(json.loads(line))
+        self.file.truncate(len(whole + end))  # json.dumps writes ASCII
+
+    def append(self, row: dict) -> None:
+        line = json.dumps(row).replace(self.hide, "[hidden]")
+        print(line, file=self.file, flush=True)
+        os.fsync(self.file.fileno())
+        self.take(json.loads(line))
+
+
 def sha256_of_file(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def replace_folder(partial: Path, final: Path) -> None:
+    """Make the files in `partial` durable and let it take the place of `final`, which is there, old or new, at any
+    moment but one between two renames."""
+    for path in partial.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    old = final.with_name(final.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)  # of a program that was killed right here
+    if final.exists():
+        os.replace(final, old)
+    os.replace(partial, final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def link_or_copy(path: Path, to: Path) -> None:
+    try:
+        os.link(path, to)
+    except OSError:  # another disk, or a file system without links
+        shutil.copyfile(path, to)
+
+
+def download(url: str, sha256: str, path: Path, remedy: str) -> Path:
+    """The file behind `url`, fetched once to `path`. Raises UserError if it is not to be had, or is another file."""
+    if not path.is_file() or sha256_of_file(path) != sha256:
+        print(f"downloading {url}")
+        try:
+            with urllib.request.urlopen(url, timeout=30) as response:
+                content = response.read()
+        except OSError as error:  # URLError and time-outs are OSErrors
+            raise UserError(f"{url} could not be downloaded ({error}). {remedy}") from None
+        same = hashlib.sha256(content).hexdigest() == sha256
+        require(same, f"{url} did not give the file that was expected: its SHA-256 is not {sha256}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, lambda file: file.write(content))
+    return path
+
+
+def chunks(path: Path) -> Iterator[tuple[bytes, int]]:
+    """Yields (bytes of a file, position in the file), unpacked if its first bytes are gzip's or Zstandard's. It is read
+    a little at a time, for that may stand for a thousand times as much. Raises OSError, EOFError, zlib's and
+    zstandard's errors, after all that was good."""
+    with open(path, "rb") as file:
+        magic, make, step = file.read(4), None, 2**20
+        file.seek(0)
+        if magic[:2] == b"\x1f\x8b":
+            make, step = lambda: zlib.decompressobj(wbits=31), 4096
+        elif magic == b"\x28\xb5\x2f\xfd":
+            import zstandard
+
+            make, step = zstandard.ZstdDecompressor().decompressobj, 512
+        unpacking = make and make()
+        while packed := file.read(step):
+            while packed:
+                if make and unpacking.eof:  # packed files joined one behind the other are one file
+                    unpacking = make()
+                yield unpacking.decompress(packed) if make else packed, file.tell()
+                packed = unpacking.unused_data if make else b""
+        if make and not unpacking.eof:
+            raise EOFError("the packed file ends too early")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Several processes
+
+
+def ordered_map(make, arguments: tuple, items, workers: int) -> Iterator:
+    """Yields make(*arguments)(item) for each item, in their order, a few items ahead.
+
+    workers: processes, each of which makes a function of its own, for it to keep what is costly to send; 0: none.
+    """
+    if not workers:
+        yield from map(make(*arguments), items)
+        return
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
+    # A fork is at work at once; where the system advises against it, a worker imports what it needs anew.
+    context, waiting = get_context("fork" if sys.platform == "linux" else "spawn"), deque()
+    pool = ProcessPoolExecutor(workers, context, begin_work, (os.getpid(), make, arguments))
+    try:
+        for item in items:
+            waiting.append(pool.submit(do_work, item))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        told = "a worker process ended, as when memory runs out and the system ends the largest"
+        raise UserError(f"{told}. Run the same command again, perhaps with --workers=1: it goes on") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def begin_work(parent: int, make, arguments: tuple) -> None:
+    """A worker's beginning. It leaves Ctrl-C to its parent, and ends with it even if that is killed."""
+    global work
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
+    work = make(*arguments)
+
+
+def do_work(item):
+    return work(item)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -14,23 +14,34 @@ Reading order: tokenizers, shards, the reader (what train.py uses), the preparat
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
+import time
 from bisect import bisect_right, insort
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
-from console import UserError, explained, read_options, require, run_command, sha256_of_file, write_json
-from corpus.sources import SHAKESPEARE_OPTIONS, python_files, read_document, shakespeare_file, text_files
+from console import (
+    UserError, explained, link_or_copy, ordered_map, read_options, replace_folder, require, run_command, sha256_of_file,
+    write_json,
+)  # fmt: skip
+from corpus.claude import ClaudeConfig
+from corpus.curation import CurationConfig, Curator, Seen, View, look
+from corpus.report import Tally, facts, write_report
+from corpus.sources import SHAKESPEARE_OPTIONS, Block, Document, Unit, documents, find_units, read, token_files
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Tokenizers. A token is a byte string, so any text can be encoded and the bytes of a prediction can be counted exactly.
@@ -424,179 +435,316 @@ class TrainBatches:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The preparation: files → documents → splits → shards.
+# The preparation: the main process reads in order, workers turn what it read into tokens, it writes them in order.
 
 
-@dataclass(frozen=True)
-class PrepareConfig:
-    """Text to data/<name>/: token shards, a tokenizer and meta.json."""
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig(CurationConfig, ClaudeConfig):
+    """Text to data/<name>/: token shards, a tokenizer, meta.json and a report."""
 
-    source: tuple[str, ...]  # python, shakespeare (with nanoGPT's options), or paths: files, folders, globs in quotes
+    source: tuple[str, ...]  # python, shakespeare, hf:NAME, synthetic:TASKS, claude:PROMPTS.jsonl, - (stdin), or paths
     name: str | None = None  # the folder below data/; None: made from the source
     tokenizer: str | None = None  # byte, bpe:N, tiktoken's gpt2 …, or a folder to take it from; None: bpe:4096
+    text_key: str | None = None  # the field of JSON or the column of a table that holds the text; None: text
+    hf_config: str | None = None  # of a Hugging Face data set, as sample-10BT
+    hf_split: str = "train"  # of a Hugging Face data set
+    max_documents: int | None = None  # stop after so many documents were kept
+    max_bytes: int | None = None  # stop after so many bytes of text were kept
     val_fraction: float | None = None  # share of the text held out to steer by; None: 0.05
     test_fraction: float | None = None  # share held out to confirm with; None: 0.05
+    shuffle_buffer: int | None = None  # write at least so many documents at a time in random order; None: as they come
+    seed: int = 0  # of that order, and of synthetic text
     include_site_packages: bool = False  # with --source=python: the installed packages' sources too, hundreds of MB
+    strict: bool = False  # stop at the first fault in the input, instead of counting it
+    workers: int | None = None  # processes; None: as many as cores, none for a small source. The result is the same
     shard_tokens: int = 100_000_000  # tokens per shard file
     overwrite: bool = False  # replace data/<name> if it is there
 
 
 BPE_TRAINING_BYTES = 100_000_000  # a tokenizer is trained on this much text at most; more changes it very little
-BATCH_CHARS = 4_000_000  # text encoded at a time, and between two notes of progress
+BATCH_BYTES = 1_000_000  # of the source, for a worker at a time
+SMALL_BYTES = 4_000_000  # a smaller source is not worth starting workers
+COMMIT_SECONDS = 3.0  # between two notes of progress
+HELD_TOKENS = 64_000_000  # wait at most to be shuffled
+LONGEST_RUN = 8192  # characters without white space, or of nothing else, that are encoded together
 
 
-def split_of(text: str, val_fraction: float, test_fraction: float) -> str:
-    """The split of a document, from a hash of its text: equal texts never land in different splits."""
-    place = int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") / 2**64
+def split_of(digest: bytes, val_fraction: float, test_fraction: float) -> str:
+    """The split of a document, from the SHA-256 of its text: equal texts never land in different splits."""
+    place = int.from_bytes(digest[:8], "big") / 2**64
     return "val" if place < val_fraction else "test" if place < val_fraction + test_fraction else "train"
 
 
-def documents(files: list[Path], options: dict, first: int = 0):
-    """Yields (file index, split, text, note) from file number `first` on; a note says why text is left out or changed.
-
-    A source that is one single file is split by position: train, then test, then the last val_fraction for validation.
-    """
-    val_fraction, test_fraction = options["val_fraction"], options["test_fraction"]
-    for index in range(first, len(files)):
-        text, note = read_document(files[index])
-        if len(files) > 1 or not text:
-            yield index, split_of(text, val_fraction, test_fraction), text, note
-            continue
-        test_start, val_start = (int(len(text) * (1 - part)) for part in (val_fraction + test_fraction, val_fraction))
-        yield index, "train", text[:test_start], note
-        yield index, "test", text[test_start:val_start], None
-        yield index, "val", text[val_start:], None
+def parts_of(text: str) -> list[str]:
+    """A text, cut where a run without white space, or of nothing else, is longer than LONGEST_RUN: merging the bytes
+    of what the tokenizer's pattern does not cut can take time in the square of its length."""
+    half = LONGEST_RUN // 2  # a longer run fills one of these stretches
+    stretches = (text[i : i + half] for i in range(0, len(text) - half, half))
+    if all((" " in stretch or "\n" in stretch) and not stretch.isspace() for stretch in stretches):
+        return [text]
+    runs = re.finditer(r"\S+|\s+", text)
+    cuts = [cut for run in runs for cut in range(run.start() + LONGEST_RUN, run.end(), LONGEST_RUN)]
+    return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)])]
 
 
-def batches(files: list[Path], options: dict, first: int):
-    """Lists of documents with about BATCH_CHARS of text in all; a file's documents are never torn apart."""
-    batch, size = [], 0
-    for document in documents(files, options, first):
-        if size >= BATCH_CHARS and document[0] != batch[-1][0]:
-            yield batch
-            batch, size = [], 0
-        batch.append(document)
-        size += len(document[2])
-    if batch:
-        yield batch
+class Understanding:
+    """A worker's task: a batch to the place behind it and its rows."""
+
+    def __init__(self, config: SimpleNamespace, tokenizer: Tokenizer | None):
+        self.config, self.tokenizer, self.curator = config, tokenizer, Curator(config)
+
+    def __call__(self, batch: tuple) -> tuple[list[int], int, list[SimpleNamespace]]:
+        place, used, blocks = batch
+        found = [(unit, block, *pair) for unit, block in blocks for pair in documents(unit, block, self.config)]
+        views = look([document.text for _, _, document, _ in found]) if found else []
+        return place, used, [self.row(*what, view) for what, view in zip(found, views)]
+
+    def row(self, unit: Unit, block: Block, document: Document, split: str | None, view: View) -> SimpleNamespace:
+        """What is known of a document, or of a piece of one: content is its tokens (without a tokenizer its text, to
+        train one on), verdict the rule of curation that drops it, signature that by which copies are found."""
+        made, content = unit.kind == "synthetic", []  # rules and copies are for text that was found
+        split = split or split_of(view.digest.tobytes(), self.config.val_fraction, self.config.test_fraction)
+        verdict = self.curator.judge(view) if document.text and not made else None
+        signature = view.digest[:0] if made or not document.text else self.curator.signature(view)
+        if document.text and not verdict:
+            content = parts_of(document.text)
+        if content and self.tokenizer:
+            head = [] if block.continued else [np.array([self.tokenizer.end_of_text], dtype=np.uint32)]
+            content = np.concatenate(head + [self.tokenizer.encode(part) for part in content])
+            # bits per byte is only as true as this sum: every byte of the text is in exactly one token.
+            same = self.tokenizer.token_bytes[content].sum() == len(view.raw)
+            assert same, f"{document.where}: the tokens' bytes are not the text's bytes"
+            content = content.astype(np.uint16 if self.tokenizer.vocab_size <= 65536 else np.uint32)
+        told = facts(view, self.curator.language(view)) if self.tokenizer and document.text else None
+        return SimpleNamespace(source=unit.source, where=document.where, note=document.note, continued=block.continued,
+                               size=len(view.raw), split=split, verdict=verdict, signature=signature, facts=told,
+                               content=content)  # fmt: skip
 
 
-def bpe_texts(files: list[Path], options: dict):
+def batches(units: list[Unit], config, cuts: tuple[int, ...], place: list[int]) -> Iterator[tuple]:
+    """Yields ([unit, blocks of it] behind the batch, bytes of that unit, [(unit, block), …]) from a place on, about
+    BATCH_BYTES at a time. What was done of a unit is read again and thrown away: reading is the cheap part."""
+    batch, size, (first, skip) = [], 0, place
+    for index in range(first, len(units)):
+        for done, block in enumerate(read(units[index], config, cuts), 1):
+            if index == first and done <= skip:
+                continue
+            batch.append((units[index], block))
+            size += len(block.payload) if isinstance(block.payload, bytes) else BATCH_BYTES // 8
+            if size >= BATCH_BYTES or len(batch) == 1000:
+                yield [index, done], block.used, batch
+                batch, size = [], 0
+    yield [len(units), 0], 0, batch
+
+
+def bpe_texts(results: Iterator[tuple], config: PrepareConfig) -> Iterator[str]:
     """The training documents' text, up to BPE_TRAINING_BYTES: held-out text shapes nothing, not even the tokenizer."""
-    total = 0
-    for _, split, text, _ in documents(files, options):
-        if split == "train" and text:
-            yield text
-            total += len(text)
-            if total >= BPE_TRAINING_BYTES:
-                return
+    count, size, split = 0, 0, None
+    for row in (row for _, _, rows in results for row in rows if row.content):
+        count, split = (count, split) if row.continued else (count + 1, row.split)
+        if size >= min(BPE_TRAINING_BYTES, config.max_bytes or math.inf) or count > (config.max_documents or math.inf):
+            return
+        yield from row.content if split == "train" else []
+        size += row.size
 
 
-def resolve(config: PrepareConfig, data_root: Path) -> tuple[list[Path], str, dict]:
-    """The files to read, the folder's name, and the options that decide the tokens, defaults filled in and checked."""
-    special = config.source[0] if len(config.source) == 1 else None
-    options = {"name": None, "tokenizer": "bpe:4096", "val_fraction": 0.05, "test_fraction": 0.05}
-    if special == "shakespeare":
-        options = dict(SHAKESPEARE_OPTIONS)
+class Writer:
+    """The main process's half: takes the rows in order, finds copies, keeps count, writes tokens.
+
+    progress: all that going on after a kill needs; it is noted in progress.json when all before it is written.
+    """
+
+    def __init__(self, config: PrepareConfig, folder: Path, tokenizer: Tokenizer, progress: dict):
+        self.config, self.folder, self.progress, self.noted = config, folder, progress, time.monotonic()
+        self.tally = Tally.from_json(progress["tally"]) if progress["tally"] else Tally(tokenizer.vocab_size)
+        self.seen, self.items, self.held, self.signatures = Seen(config), [], 0, []
+        if progress["signatures"]:
+            os.truncate(folder / "signatures.bin", progress["signatures"])  # what came after the note comes again
+            with open(folder / "signatures.bin", "rb") as file:
+                while len(kept := np.fromfile(file, np.uint64, 10_000 * len(self.seen.filters))):
+                    self.seen.replay(kept.reshape(-1, len(self.seen.filters)))
+
+    def full(self) -> bool:
+        """Whether the limits of the options are reached; the pieces of a document are told by max_bytes alone."""
+        count, size = (sum(split[key] for split in self.progress["splits"].values()) for key in ("documents", "bytes"))
+        return count >= (self.config.max_documents or math.inf) or size >= (self.config.max_bytes or math.inf)
+
+    def count(self, kind: str, name: str, where: str) -> None:
+        row = self.progress[kind].setdefault(name, {"documents": 0, "examples": []})
+        row["documents"] += 1
+        row["examples"] = (row["examples"] + [where])[:10]
+
+    def add(self, row: SimpleNamespace) -> None:
+        """The next document, or piece of one: what is decided of its first piece holds for all."""
+        latest = self.progress["latest"]  # (where, split, verdict, notes) of the document whose pieces are coming
+        if not row.continued:
+            if len(row.signature) and not row.verdict:
+                row.verdict = self.seen.verdict(row.signature)
+                self.signatures += [] if row.verdict else [row.signature]
+            if row.verdict:
+                self.count("dropped", row.verdict, row.where)
+            latest[:] = row.where, row.split, row.verdict, latest[3] if latest[0] == row.where else []
+        where, split, verdict, notes = latest
+        if row.note and row.note not in notes:
+            told = f"{where}: {row.note}. Mend it or leave it out, or type --strict=False, to count faults and go on"
+            require(not self.config.strict or row.note == "empty", told)
+            notes.append(row.note)
+            self.count("notes", row.note, where)
+        if row.facts and (verdict or len(row.content)):
+            self.tally.add(row.facts, row.source, where, split, verdict, row.content)
+        if len(row.content) and not verdict:
+            self.progress["splits"][split]["documents"] += not row.continued
+            self.progress["splits"][split]["bytes"] += row.size
+            self.items += [] if row.continued and self.items else [(split, [])]
+            self.items[-1][1].append(row.content)
+            self.held += len(row.content)
+
+    def flush(self, place: list[int]) -> None:
+        """Write what is at hand, all up to `place`; in random order, if wanted, but for the two that may go on."""
+        order, counts = range(len(self.items)), self.progress["splits"]
+        if self.config.shuffle_buffer and len(order) > 2:
+            inner = np.random.default_rng([self.config.seed, *place]).permutation(order[1:-1])
+            order = [0, *inner, order[-1]]
+        for split in SPLITS:
+            parts = [part for i in order if self.items[i][0] == split for part in self.items[i][1]]
+            tokens = np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint16)
+            append_tokens(self.folder, split, counts[split]["tokens"], tokens, tokens.dtype, self.config.shard_tokens)
+            counts[split]["tokens"] += len(tokens)
+        self.items, self.held = [], 0
+        if time.monotonic() - self.noted >= COMMIT_SECONDS:
+            with open(self.folder / "signatures.bin", "ab") as file:
+                self.progress["signatures"] += file.write(b"".join(one.tobytes() for one in self.signatures))
+            self.progress |= {"place": place, "tally": self.tally.to_json()}
+            write_json(self.folder / "progress.json", self.progress)
+            self.signatures, self.noted = [], time.monotonic()
+
+
+def resolve(config: PrepareConfig) -> tuple[str, dict, list[Path]]:
+    """The folder's name, the options that decide the tokens, defaults filled in and checked, and ready tokens."""
+    require(config.source and all(config.source), "--source is empty: give python, shakespeare, or paths to text")
+    source, ready = config.source[0], token_files(config.source)
+    characters = bool(ready) and ready[0].with_name("meta.pkl").exists()
+    kind = "byte" if characters else "gpt2" if ready else "bpe:4096"
+    options = {"name": None, "tokenizer": kind, "val_fraction": 0.05, "test_fraction": 0.05}
+    options |= SHAKESPEARE_OPTIONS if config.source == ("shakespeare",) else {}
     options |= {key: getattr(config, key) for key in options if getattr(config, key) is not None}
     val_fraction, test_fraction = options["val_fraction"], options["test_fraction"]
     valid = val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction < 1
     require(valid, f"{val_fraction=} and {test_fraction=}: each must be at least 0 and their sum below 1")
     if options["tokenizer"].startswith("bpe:"):
         bpe_size(options["tokenizer"])
-    require(config.shard_tokens >= 1, f"shard_tokens={config.shard_tokens} must be at least 1")
-    alone = config.include_site_packages and special != "python"
+    for key in ("shard_tokens", "max_documents", "max_bytes", "shuffle_buffer", "workers"):
+        value = getattr(config, key)
+        require(value is None or value >= 1, f"{key}={value} must be at least 1")
+    alone = config.include_site_packages and "python" not in config.source
     require(not alone, "--include_site_packages=True goes with --source=python")
-    require(config.source and all(config.source), "--source is empty: give python, shakespeare, or paths to text")
-    if special == "python":
-        files, name = python_files(config.include_site_packages), "python"
-    elif special == "shakespeare":
-        files, name = [shakespeare_file(data_root)], ""
-    else:
-        files, name = text_files(config.source), Path(config.source[0]).resolve().stem
-    name = options.pop("name") or name
-    plain = not name.startswith(".") and not set(name) & set("/\\*?[:,")
-    require(plain, f"{name!r} cannot name a folder below {data_root}: type a plain word, as --name=mine")
-    return files, name, options
+    stem = "stdin" if source == "-" else Path(source.partition(":")[2] or Path(source).resolve()).stem
+    name = options.pop("name") or stem
+    plain = name and not name.startswith(".") and not set(name) & set("/\\*?[:,")
+    require(plain, f"{name!r} cannot name a folder: type a plain word, as --name=mine")
+    return name, options, [] if characters else ready
 
 
 def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
     """Make data/<name>/ and return its path. Raises UserError.
 
-    All is written to data/<name>.partial and renamed at the end. progress.json in there notes how many files are done
-    and how long each split's stream is; the same command after a kill goes on from there, to the same bytes.
+    All is written to data/<name>.partial and renamed at the end. progress.json in there notes the place in the source
+    and what was counted so far; the same command after a kill goes on from there, to the same bytes.
     """
     from tqdm import tqdm
 
-    files, name, options = resolve(config, data_root)
+    name, options, ready = resolve(config)
     final, partial = data_root / name, data_root / f"{name}.partial"
-    sizes = [file.stat().st_size for file in files]
-    top = os.path.commonpath([file.resolve().parent for file in files])
-    listing = "\n".join(f"{os.path.relpath(file, top)} {size}" for file, size in zip(files, sizes))
-    plan = {
-        "format": 1, "source": list(config.source), "include_site_packages": config.include_site_packages,
-        "python_version": sys.version.split()[0], "files": len(files),
-        "files_fingerprint": hashlib.sha256(listing.encode()).hexdigest()[:16],
-        **options, "shard_tokens": config.shard_tokens,
-    }  # fmt: skip
     told = f"'{final}' is there already: type --overwrite=True to make it anew, or choose another --name"
     require(config.overwrite or not final.exists(), told)
-
+    units = [Unit("tokens", str(path), "", path.stat().st_size) for path in ready] or find_units(config, data_root)
+    sizes = np.cumsum([0] + [unit.size for unit in units])
+    listing = "\n".join(f"{Path(unit.path).name} {unit.size}" for unit in units)
+    plan = {key: value for key, value in asdict(config).items() if key not in ("workers", "strict", "overwrite")}
+    plan |= {"format": 2, "python_version": sys.version.split()[0], "source": list(config.source), "files": len(units),
+             "files_fingerprint": hashlib.sha256(listing.encode()).hexdigest()[:16], **options}  # fmt: skip
     try:
         progress = json.loads((partial / "progress.json").read_text(encoding="utf-8"))
         tokenizer = Tokenizer.from_json(json.loads((partial / "tokenizer.json").read_text(encoding="utf-8")))
         if progress["plan"] != plan:
             raise ValueError("another source or other options")
-        print(f"going on with {partial}: {progress['files_done']:,} of {len(files):,} files are done")
+        print(f"going on with {partial}: {progress['place'][0]:,} of {len(units):,} files are done")
     except (OSError, ValueError, KeyError):
         shutil.rmtree(partial, ignore_errors=True)
+        counts = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in SPLITS}
+        progress = {"plan": plan, "place": [0, 0], "splits": counts, "notes": {}, "dropped": {}, "signatures": 0,
+                    "latest": [None, None, None, []], "tally": None}  # fmt: skip
+        tokenizer = None
+
+    job, cuts = SimpleNamespace(**asdict(config) | options, answers=data_root / f"{name}.claude.jsonl"), ()
+    if len(units) == 1 and units[0].kind == "text":  # a single text is split by position
+        total = min(sum(len(block.payload) for block in read(units[0], job)), config.max_bytes or math.inf)
+        ends = options["val_fraction"] + options["test_fraction"], options["val_fraction"]
+        cuts = tuple(int(total * (1 - part)) for part in ends)
+    if not tokenizer:
         if options["tokenizer"].startswith("bpe:"):
             print(f"training the tokenizer {options['tokenizer']} on the training documents")
-        tokenizer = make_tokenizer(options["tokenizer"], bpe_texts(files, options))
+        texts = bpe_texts(map(Understanding(job, None), batches(units, job, cuts, [0, 0])), config)
+        tokenizer = make_tokenizer(options["tokenizer"], texts)
         partial.mkdir(parents=True)
         write_json(partial / "tokenizer.json", tokenizer.to_json())
-        counts = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in SPLITS}
-        progress = {"plan": plan, "files_done": 0, "splits": counts, "notes": {}}
-
-    done = progress["files_done"]
-    with tqdm(total=sum(sizes), initial=sum(sizes[:done]), unit="B", unit_scale=True, desc=f"encoding {final}") as bar:
-        with ThreadPoolExecutor() as pool:  # tiktoken releases the interpreter lock while it encodes
-            for batch in batches(files, options, done):
-                write_batch(batch, files, partial, tokenizer, progress, pool)
-                progress["files_done"] = batch[-1][0] + 1
-                write_json(partial / "progress.json", progress)
-                bar.update(sum(sizes[: progress["files_done"]]) - bar.n)
-    return finish(partial, final, tokenizer, progress)
-
-
-def write_batch(batch: list, files: list[Path], folder: Path, tokenizer: Tokenizer, progress: dict, pool) -> None:
-    """Encode a list of documents, append them to their splits' shards, and count them in `progress`."""
-    encoded = pool.map(tokenizer.encode, [text for _, _, text, _ in batch])
-    streams: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-    text_bytes = dict.fromkeys(SPLITS, 0)
-    for (index, split, text, note), tokens in zip(batch, encoded):
-        if note:
-            row = progress["notes"].setdefault(note, {"documents": 0, "examples": []})
-            row["documents"] += 1
-            row["examples"] = (row["examples"] + [str(files[index])])[:10]
-        if text:
-            streams[split] += [np.array([tokenizer.end_of_text], dtype=np.uint32), tokens]
-            text_bytes[split] += len(text.encode("utf-8"))
-            progress["splits"][split]["documents"] += 1
-    for split, parts in streams.items():
-        tokens, counts = np.concatenate(parts or [np.zeros(0, dtype=np.uint32)]), progress["splits"][split]
-        # bits per byte is only as true as this sum: every byte of the text is in exactly one token.
-        assert tokenizer.token_bytes[tokens].sum() == text_bytes[split], "the tokens' bytes are not the text's bytes"
-        dtype = np.uint16 if tokenizer.vocab_size <= 65536 else np.uint32
-        append_tokens(folder, split, counts["tokens"], tokens, dtype, progress["plan"]["shard_tokens"])
-        counts["tokens"] += len(tokens)
-        counts["bytes"] += text_bytes[split]
+    if ready:
+        import_tokens(ready, partial, tokenizer, progress)
+        return finish(partial, final, tokenizer, progress, None)
+    writer, place = Writer(config, partial, tokenizer, progress), progress["place"]
+    small = 0 < sizes[-1] < SMALL_BYTES
+    workers = config.workers or (0 if small else os.cpu_count())
+    results = ordered_map(Understanding, (job, tokenizer), batches(units, job, cuts, place), workers)
+    with tqdm(total=int(sizes[-1]) or None, initial=int(sizes[place[0]]), unit="B", unit_scale=True,
+              desc=f"encoding {final}") as bar, contextlib.closing(results):  # fmt: skip
+        for place, used, rows in results:
+            for row in rows:
+                if not writer.full():
+                    writer.add(row)
+            if writer.full() or len(writer.items) >= (config.shuffle_buffer or 0) or writer.held > HELD_TOKENS:
+                writer.flush(place)
+            bar.update(int(sizes[place[0]]) + used - bar.n)
+            if writer.full():
+                break
+        writer.flush(place)
+    for unit in units:
+        if unit.source == "-":
+            os.unlink(unit.path)
+    return finish(partial, final, tokenizer, progress, writer.tally)
 
 
-def finish(partial: Path, final: Path, tokenizer: Tokenizer, progress: dict) -> Path:
-    """Write meta.json, make all durable, and give the folder its final name."""
+def import_tokens(ready: list[Path], folder: Path, tokenizer: Tokenizer, progress: dict) -> None:
+    """Take over ready tokens: llm.c's shards by a link, nanoGPT's bare uint16 as shards of our own. A name with val or
+    test in it decides the split; where none has, the last tokens are held out as the options say."""
+    plan, counts, start = progress["plan"], progress["splits"], 0
+    bare = [path for path in ready if int(np.fromfile(path, "<i4", 1)[0]) not in dict(FORMATS.values())]
+    require(bare in ([], ready), f"{bare[:1]} has no header, others have one: import them one after the other")
+    streams = [np.memmap(path, "<u2", "r") if bare else open_shard(path, "Fetch it again") for path in ready]
+    total, shards, named = sum(map(len, streams)), dict.fromkeys(SPLITS, 0), any("val" in path.name for path in ready)
+    val_start, test_start = (int(total * (1 - plan["val_fraction"] - part)) for part in (0, plan["test_fraction"]))
+    windows = {"train": (0, test_start), "test": (test_start, val_start), "val": (val_start, total)}
+    for path, tokens in zip(ready, streams):
+        split = "val" if "val" in path.name else "test" if "test" in path.name else "train"
+        for split, (first, end) in ({split: (start, total)} if named else windows).items():
+            part = tokens[max(0, first - start) : max(0, end - start)]
+            for block in (part[i : i + 2**24] for i in range(0, len(part), 2**24)):
+                told = f"{path} holds token {block.max()}, the tokenizer {tokenizer.name} has {tokenizer.vocab_size}"
+                require(block.max() < tokenizer.vocab_size, f"{told}: name the one it was made with by --tokenizer")
+                if bare or not named:
+                    append_tokens(folder, split, counts[split]["tokens"], block, block.dtype, plan["shard_tokens"])
+                counts[split]["tokens"] += len(block)
+                counts[split]["bytes"] += int(tokenizer.token_bytes[block].sum())
+                counts[split]["documents"] += int((block == tokenizer.end_of_text).sum())
+            if named and not bare:
+                link_or_copy(path, folder / f"{split}_{shards[split]:06d}.bin")
+                shards[split] += 1
+        start += len(tokens)
+
+
+def finish(partial: Path, final: Path, tokenizer: Tokenizer, progress: dict, tally: Tally | None) -> Path:
+    """Write meta.json and the report, make all durable, and give the folder its final name."""
     splits, plan = progress["splits"], progress["plan"]
-    rows = progress["notes"].items()
+    rows = [*progress["notes"].items(), *progress["dropped"].items()]
     notes = "; ".join(f"{row['documents']:,} {note} (as {row['examples'][0]})" for note, row in rows)
     if not splits["train"]["tokens"]:
         shutil.rmtree(partial)
@@ -605,36 +753,26 @@ def finish(partial: Path, final: Path, tokenizer: Tokenizer, progress: dict) -> 
         remedy = "Give text in UTF-8, or lower --val_fraction and --test_fraction"
         raise UserError(f"{told} {held_out:,} are in val and test{'; ' + notes if notes else ''}. {remedy}")
     shards = []
-    for split in SPLITS:
-        for path in sorted(partial.glob(f"{split}_*.bin")):
-            tokens = len(open_shard(path, "Run the same command again"))
-            shards.append({"file": path.name, "split": split, "tokens": tokens, "bytes": path.stat().st_size,
-                           "sha256": sha256_of_file(path)})  # fmt: skip
+    for path in (path for split in SPLITS for path in sorted(partial.glob(f"{split}_*.bin"))):
+        tokens = len(open_shard(path, "Run the same command again"))
+        shards.append({"file": path.name, "split": path.name.split("_")[0], "tokens": tokens,
+                       "bytes": path.stat().st_size, "sha256": sha256_of_file(path)})  # fmt: skip
     contents = [tokenizer.fingerprint] + [f"{row['file']} {row['sha256']}" for row in shards]
     write_json(partial / "meta.json", {
         "fingerprint": hashlib.sha256("\n".join(contents).encode()).hexdigest()[:16],
         "prepared_from": plan, "splits": splits, "shards": shards, "notes": progress["notes"],
+        "dropped": progress["dropped"],
         "tokenizer": {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint},
     })  # fmt: skip
-    (partial / "progress.json").unlink()
-    for path in partial.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    if final.exists():
-        old = final.with_name(final.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)  # of a preparation that was killed right here
-        os.replace(final, old)
-        os.replace(partial, final)
-        shutil.rmtree(old)
-    else:
-        os.replace(partial, final)
+    warnings = write_report(partial, tally, plan | {"name": final.name}, tokenizer) if tally else []
+    for name in ("progress.json", "signatures.bin"):
+        (partial / name).unlink(missing_ok=True)
+    replace_folder(partial, final)
     for split, counts in splits.items():
         ratio = f", {counts['bytes'] / counts['tokens']:.2f} bytes per token" if counts["tokens"] else ""
         print(f"{split:5}  {counts['documents']:>8,} documents  {counts['tokens']:>13,} tokens{ratio}")
-        if not counts["documents"] and plan.get(f"{split}_fraction"):
-            print(f"warning: no document fell into {split}; with few documents raise --{split}_fraction")
-    if notes:
-        print(f"notes: {notes}")
+    for line in [f"notes: {notes}"] * bool(notes) + [f"warning: {warning}" for warning in warnings]:
+        print(line)
     print(f"{final} is ready: vocabulary {tokenizer.vocab_size:,}, fingerprint of the data in its meta.json")
     return final
 

@@ -241,7 +241,8 @@ def adopt(config: TrainConfig, begin: dict | None, data, resuming: bool) -> Trai
     fixed |= {"document_token": data.tokenizer.end_of_text} if config.document_mask else {}
     if begin:
         shape = [field.name for field in fields(GPTConfig) if resuming or field.name != "dropout"]
-        fixed = {name: begin["config"][name] for name in shape + ["seed", "batch_tokens", "optimizer"] * resuming}
+        course = ["seed", "batch_tokens", "align_documents", "optimizer"] * resuming
+        fixed = {name: begin["config"][name] for name in shape + course}
         if not resuming:
             fixed["block_size"] = min(config.block_size, fixed["block_size"])
         theirs, ours = begin["tokenizer"], data.tokenizer  # GPT-2's weights come without one: then the size has to do

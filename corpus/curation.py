@@ -23,6 +23,7 @@ import numpy as np
 from console import require
 
 SETS = tomllib.loads(Path(__file__).with_name("rules.toml").read_text(encoding="utf-8"))
+LINES, KINDS = SETS.pop("LINES"), SETS.pop("KINDS")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +51,24 @@ BANDS, ROWS = 14, 8  # see Seen
 COLUMNS = {None: 0, "exact": 1, "near": 1 + BANDS}  # of a signature
 
 
-def mixed(x: np.ndarray) -> np.ndarray:
-    """uint64 to uint64, one to one, so that every bit depends on many: half of splitmix64 (Steele et al. 2014)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    return x ^ (x >> np.uint64(27))
+ODD = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], dtype=np.uint64)  # factors to mix with
+
+
+def ngrams(hashes: np.ndarray, n: int) -> np.ndarray:
+    """Hashes of all n words in a row, (words - n + 1,) uint64; of all words at once where there are fewer."""
+    n, total = max(1, min(n, len(hashes))), np.uint64(0)
+    for i in range(n):
+        total = total * ODD[0] + hashes[i : len(hashes) - n + 1 + i]
+    return total
 
 
 class View:
-    """One document; what several rules need is computed once, when it is first asked for."""
+    """One document; made by `look`. What only some rules need is computed when it is first asked for.
+
+    text: its beginning. raw: all of it in UTF-8. hashes, places, lengths: of every run of letters and digits, in either
+    case, its hash (uint64), its position and its length in bytes. shingles: hashes of five runs in a row.
+    bands: (BANDS,) uint64, see Seen.
+    """
 
     def __init__(self, text: str):
         self.text = text[:VIEW_CHARS]
@@ -66,42 +77,44 @@ class View:
     words = cached_property(lambda self: self.text.split())  # what stands between white space
     lines = cached_property(lambda self: [line.strip() for line in self.text.splitlines() if line.strip()])
     digest = cached_property(lambda self: np.frombuffer(hashlib.sha256(self.raw).digest()[:8], dtype="<u8"))
-    shingles = cached_property(lambda self: self.ngrams(5) if len(self.tokens[0]) else self.digest)
     # The most likely language of the beginning, as "en" (langid.py: Lui and Baldwin 2012).
     language = cached_property(lambda self: importlib.import_module("py3langid").classify(self.text[:2000])[0])
 
-    @cached_property
-    def tokens(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(hash, position in bytes, length in bytes) of every run of letters and digits, upper case as lower case.
 
-        Characters of three bytes or more in UTF-8 begin a run: Chinese or Thai has no spaces, there a character counts
-        as a word. A hash is made of a run's first eight bytes, its last eight and its length, which numpy reads from
-        every position at once: no loop over characters, a few milliseconds per megabyte.
-        """
-        folded = np.frombuffer(bytes(8) + self.raw[:VIEW_CHARS].translate(FOLD) + bytes(8), dtype=np.uint8)
-        cuts = np.flatnonzero(((folded[1:] > 0) != (folded[:-1] > 0)) | (folded[1:] >= 0xE0)) + 1
-        inside = folded[cuts[:-1]] > 0
-        starts, ends = cuts[:-1][inside], cuts[1:][inside]
-        eight = np.ndarray(len(folded) - 7, "<u8", folded, strides=(1,))  # the eight bytes from every position on
-        spare = (64 - 8 * np.minimum(ends - starts, 8)).astype(np.uint64)  # bits of them that are not the run's
-        tails = (eight[ends - 8] >> spare) * np.uint64(0x94D049BB133111EB) + (ends - starts).astype(np.uint64)
-        return mixed((eight[starts] << spare) + tails), starts - 8, ends - starts
+def look(texts: list[str]) -> list[View]:
+    """Views of many documents at once: numpy takes as long for one short text as for a hundred.
 
-    def ngrams(self, n: int) -> np.ndarray:
-        """Hashes of all n words in a row, (words - n + 1,) uint64; of all words at once where there are fewer."""
-        hashes = self.tokens[0]
-        n, total = max(1, min(n, len(hashes))), np.uint64(0)
-        for i in range(n):
-            total = total * np.uint64(0x9E3779B97F4A7C15) + hashes[i : len(hashes) - n + 1 + i]
-        return total
+    Characters of three bytes or more in UTF-8 begin a run: Chinese or Thai has no spaces, there a character counts as a
+    word. A hash is made of a run's first eight bytes, its last eight and its length, which numpy reads from every
+    position at once: no loop over characters.
+    """
+    from rensa import RMinHash
 
-    @cached_property
-    def bands(self) -> np.ndarray:
-        """(BANDS,) uint64: two documents that have one of them in common are taken for near copies."""
-        rensa, ends = importlib.import_module("rensa"), [0, len(self.shingles)]
-        rows = rensa.RMinHash.digest_matrix_from_flat_token_hashes(self.shingles, ends, BANDS * ROWS, 1).to_rows()
-        weights = mixed(np.arange(1, ROWS + 1, dtype=np.uint64)) | np.uint64(1)
-        return mixed((np.array(rows, dtype=np.uint64).reshape(BANDS, ROWS) * weights).sum(axis=1, dtype=np.uint64))
+    views = [View(text) for text in texts]
+    parts = [view.raw[:VIEW_CHARS].translate(FOLD) + bytes(8) for view in views]
+    folded = np.frombuffer(bytes(8) + b"".join(parts), dtype=np.uint8)
+    cuts = np.flatnonzero(((folded[1:] > 0) != (folded[:-1] > 0)) | (folded[1:] >= 0xE0)) + 1
+    inside = folded[cuts[:-1]] > 0
+    starts, ends = cuts[:-1][inside], cuts[1:][inside]
+    eight = np.ndarray(len(folded) - 7, "<u8", folded, strides=(1,))  # the eight bytes from every position on
+    lengths = ends - starts
+    spare = (64 - 8 * np.minimum(lengths, 8)).astype(np.uint64)  # bits of them that are not the run's
+    hashes = (eight[starts] << spare) + (eight[ends - 8] >> spare) * ODD[0] + lengths.astype(np.uint64)
+    hashes = (hashes ^ (hashes >> np.uint64(30))) * ODD[1]  # the mixing of splitmix64 (Steele et al. 2014)
+    hashes = (hashes ^ (hashes >> np.uint64(27))) * ODD[2]
+    hashes ^= hashes >> np.uint64(31)
+    shingles, offsets = ngrams(hashes, 5), np.cumsum([8] + [len(part) for part in parts])
+    bounds = np.searchsorted(starts, offsets).tolist()
+    for view, offset, first, last in zip(views, offsets, bounds, bounds[1:]):
+        view.hashes, view.lengths, view.places = hashes[first:last], lengths[first:last], starts[first:last] - offset
+        few = ngrams(view.hashes, 5) if last > first else view.digest
+        view.shingles = shingles[first : last - 4] if last - first > 4 else few
+    flat, counts = np.concatenate([view.shingles for view in views]), [len(view.shingles) for view in views]
+    sketch = RMinHash.digest_matrix_from_flat_token_hashes(flat, np.cumsum([0] + counts).tolist(), BANDS * ROWS, 1)
+    minima = np.array(sketch.to_rows(), dtype=np.uint64).reshape(-1, BANDS, ROWS)
+    for view, bands in zip(views, (minima * np.cumprod(np.full(ROWS, ODD[0]))).sum(axis=2, dtype=np.uint64)):
+        view.bands = bands
+    return views
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -112,28 +125,23 @@ def share(part, whole) -> float:
     return float(part / max(1, whole))
 
 
-def share_of_lines(view: View, test) -> float:
-    return share(sum(map(bool, map(test, view.lines))), len(view.lines))
-
-
 def repeated(view: View, n: int, top: bool) -> float:
     """Share of the words' bytes inside the most frequent n words in a row, or inside n words that occurred before."""
-    lengths = view.tokens[2]
-    _, first, place, counts = np.unique(view.ngrams(n), return_index=True, return_inverse=True, return_counts=True)
+    lengths, grams = view.lengths, ngrams(view.hashes, n)
+    _, first, place, counts = np.unique(grams, return_index=True, return_inverse=True, return_counts=True)
     most = np.append(counts, 1).argmax()  # where none occurs twice, one that is not there
     inside = (place == most) & (counts[place] > 1) if top else np.arange(len(place)) != first[place]
-    return share(lengths[np.convolve(inside, np.ones(n))[: len(lengths)] > 0].sum(), lengths.sum())
+    covered = np.convolve(np.append(inside, False), np.ones(n))[: len(lengths)] > 0
+    return share(lengths[covered].sum(), lengths.sum())
 
 
 STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
-POLICY = re.compile("javascript|terms of use|privacy policy|cookie policy|uses? (of )?cookies", re.IGNORECASE)
-MEASURES = {
+MEASURES = {name: lambda v, find=re.compile(pattern, re.IGNORECASE).search: share(sum(map(bool, map(find, v.lines))),
+            len(v.lines)) for name, pattern in LINES.items()} | {
     # Gopher's; words are what stands between white space.
     "words": lambda v: len(v.words),
     "word_length": lambda v: share(sum(map(len, v.words)), len(v.words)),
     "symbols": lambda v: share(max(v.text.count("#"), v.text.count("...") + v.text.count("…")), len(v.words)),
-    "bullets": lambda v: share_of_lines(v, lambda line: line[0] in "•‣▪*-"),
-    "ellipses": lambda v: share_of_lines(v, lambda line: line.endswith(("...", "…"))),
     "alphabetic": lambda v: share(sum(any(map(str.isalpha, word)) for word in v.words), len(v.words)),
     "stop_words": lambda v: len(STOP_WORDS & set(v.text.lower().split())),
     "repeated_lines": lambda v: share(len(v.lines) - len(set(v.lines)), len(v.lines)),
@@ -142,14 +150,9 @@ MEASURES = {
     # repeated 5- to 10-grams. What they fall by is added here, so that the first limit is the limit for all.
     "top_ngrams": lambda v: max(repeated(v, n, top=True) + 0.02 * (n - 2) for n in (2, 3, 4)),
     "repeated_ngrams": lambda v: max(repeated(v, n, top=False) + 0.01 * (n - 5) for n in range(5, 11)),
-    # C4's and FineWeb's.
-    "sentences": lambda v: len(re.findall(r"[.!?][\"'”’)]*(?:\s|$)", v.text)),
-    "policy_lines": lambda v: share_of_lines(v, POLICY.search),
-    "punctuated_lines": lambda v: share_of_lines(v, lambda line: line.endswith((".", "!", "?", '"', "”", "…"))),
-    "short_lines": lambda v: share_of_lines(v, lambda line: len(line) < 30),
-    # In none of the sets; NeMo Curator's limit is 0.15.
-    "digits": lambda v: share(sum(map(v.text.count, "0123456789")), len(v.text)),
-}
+    "sentences": lambda v: len(re.findall(r"[.!?][\"'”’)]*(?:\s|$)", v.text)),  # C4's
+    "digits": lambda v: share(sum(map(v.text.count, "0123456789")), len(v.text)),  # NeMo Curator's limit is 0.15
+}  # fmt: skip
 
 
 def read_rules(quality: str | None) -> dict[str, float]:
@@ -170,15 +173,16 @@ def read_rules(quality: str | None) -> dict[str, float]:
 def evaluation_ngrams(path: Path) -> np.ndarray:
     """Hashes of all 13 words in a row in a file or folder, sorted; from .json and .jsonl every string that is in them.
 
-    GPT-3's appendix C (Brown et al. 2020, arXiv:2005.14165) cuts 200 characters around the overlap out of a document;
-    here all of it goes. Eight bytes a word are held in every worker.
+    Plain text is read by paragraphs. GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C) cuts 200 characters around
+    the overlap out of a document; here all of it goes. Eight bytes a word are held in every worker.
     """
-    texts: list[str] = []
+    grams = []
     for file in sorted(file for file in path.rglob("*") if file.is_file()) or [path]:
         text = file.read_text(encoding="utf-8", errors="replace")
         strings = re.findall(r'"(?:[^"\\]|\\.)*"', text) if ".json" in file.suffix else []
-        texts += [json.loads(string, strict=False) for string in strings] or [text]
-    return np.unique(np.concatenate([View(text).ngrams(13) for text in texts]))
+        items = [json.loads(string, strict=False) for string in strings] or text.split("\n\n")
+        grams += [ngrams(view.hashes, 13) for view in look(items)]
+    return np.unique(np.concatenate(grams))
 
 
 class Curator:
@@ -198,11 +202,11 @@ class Curator:
             value = MEASURES[rule[4:]](view)
             if value < limit if rule.startswith("min") else value > limit:
                 return f"{rule}={limit:g}"
-        if self.config.languages not in (None, "all") and view.language not in self.config.languages.split(","):
+        if self.config.languages and not {"all", view.language} & set(self.config.languages.split(",")):
             return "language"
-        asked = view.ngrams(13) if self.questions is not None else ()
-        nearest = np.searchsorted(self.questions, asked).clip(max=len(self.questions) - 1) if len(asked) else ()
-        return "decontaminate" if len(asked) and (self.questions[nearest] == asked).any() else None
+        if self.questions is not None and len(asked := ngrams(view.hashes, 13)):
+            nearest = np.searchsorted(self.questions, asked).clip(max=len(self.questions) - 1)
+            return "decontaminate" if (self.questions[nearest] == asked).any() else None
 
     def signature(self, view: View) -> np.ndarray:
         """By which Seen knows a document, uint64: its hash, with duplicates=near its bands too, otherwise nothing."""
@@ -238,7 +242,7 @@ class Seen:
 
     def places(self, signatures: np.ndarray) -> tuple:
         """((filter, byte), bit) of signatures (…, columns): each (…, columns, PROBES)."""
-        step = mixed(signatures) | np.uint64(1)  # double hashing: Kirsch and Mitzenmacher 2006
+        step = signatures * ODD[1] | np.uint64(1)  # double hashing: Kirsch and Mitzenmacher 2006
         place = (signatures[..., None] + np.arange(self.PROBES, dtype=np.uint64) * step[..., None]) % self.bits
         return (np.arange(len(self.filters))[:, None], place >> 3), np.uint8(1) << (place & 7).astype(np.uint8)
 

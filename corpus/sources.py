@@ -1,15 +1,28 @@
-"""Where text comes from: which files, in which order, and what is in them.
+"""Where text comes from: files, tables, the Hugging Face hub, standard input, ready answers; and what is in them.
 
-The order of the files is the order of the documents, so it never depends on the file system.
+The main process only reads: `read` cuts a source, in order and in constant memory, into blocks. The workers make
+documents of them: `documents` decodes, parses JSON, and names what is wrong. The blocks of a unit are always the same
+ones, so a preparation that was killed goes on behind the block that it had reached.
 """
 
-import hashlib
+import json
+import re
+import shutil
+import sys
 import sysconfig
-import urllib.request
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from glob import glob
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
-from console import UserError, replace_file, require, sha256_of_file
+import numpy as np
+
+from console import UserError, chunks, download, explained, replace_file, require, sha256_of_file
+from corpus import synthetic
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -18,63 +31,291 @@ SHAKESPEARE_OPTIONS = {"name": "shakespeare_char", "tokenizer": "byte", "val_fra
 # Folders of Python source that are not what the interpreter's authors wrote for use: tests, copies of other projects.
 NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "_vendor", "_vendored", "__pycache__"}
 
+BLOCK = 1_000_000  # bytes of lines or rows that are read at a time
+PIECE = 4_000_000  # bytes of a text that are read at a time: a longer document is encoded in pieces
+LONGEST = 16_000_000  # bytes of a JSON line or a table's cell, which have to be held whole: a longer one is left out
+TOO_LONG = "too long for one line or cell"
+REMEDY = (
+    "With a network, look at the name, --hf_config and --hf_split, and run the same command again. Without one, bring "
+    "the files from elsewhere (hf download NAME --repo-type=dataset --local-dir=FOLDER) and type --source=FOLDER; or "
+    "take --source=python, or text of your own"
+)
+WORD_END = re.compile(rb".*[A-Za-z0-9](?=[ \n])", re.DOTALL)  # the last one, for .* takes all it can
 
-def python_files(include_site_packages: bool) -> list[Path]:
-    """The running interpreter's standard library, and with include_site_packages what is installed beside it."""
+
+class Unit(NamedTuple):
+    """One thing to read from its beginning to its end."""
+
+    kind: str  # text, nanogpt, jsonl, parquet, arrow, hf, synthetic, claude
+    path: str
+    source: str  # under which name the report counts it
+    size: int = 0  # bytes on disk, for the progress bar
+
+
+class Block(NamedTuple):
+    """A part of a unit as the main process has read it."""
+
+    payload: bytes | list  # a piece of a text, whole lines of JSON, or the values of rows
+    number: int = 0  # of its first line or row, from 1
+    used: int = 0  # bytes of the file so far, for the progress bar
+    note: str | None = None
+    split: str | None = None  # where its place decides that
+    continued: bool = False  # a further piece of the document before it
+
+
+class Document(NamedTuple):
+    text: str
+    note: str | None  # what was wrong with it: "empty", "broken JSON", "invalid UTF-8 replaced" …
+    where: str  # for people: the file, with the line or row in it
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From --source to units. The order of the files never depends on the file system.
+
+
+def python_files(config, data_root: Path | None = None) -> dict[Path, str]:
+    """The running interpreter's standard library, and with include_site_packages what is installed beside it; each file
+    with the name of its package."""
     paths = sysconfig.get_paths()
-    roots = [paths["stdlib"]] + ([paths["purelib"], paths["platlib"]] if include_site_packages else [])
-    files = []
+    roots = [paths["stdlib"]] + ([paths["purelib"], paths["platlib"]] if config.include_site_packages else [])
+    files: dict[Path, str] = {}
     for root in dict.fromkeys(Path(path).resolve() for path in roots):  # purelib and platlib are often one folder
-        files += sorted(file for file in root.rglob("*.py") if not NOT_LIBRARY & set(file.relative_to(root).parts[:-1]))
+        for file in sorted(root.rglob("*.py")):
+            *folders, _ = file.relative_to(root).parts
+            if not NOT_LIBRARY & set(folders):
+                files[file] = [*folders, root.name][0]
     return files
 
 
-def text_files(sources: tuple[str, ...]) -> list[Path]:
-    """Files, folders (everything below them but hidden files) and globs, as a list of files in a fixed order."""
-    files: list[Path] = []
-    for source in sources:
-        matches = sorted(Path(match) for match in glob(source, recursive=True)) or [Path(source)]
-        for path in matches:
-            if path.is_dir():
-                inside = (file for file in path.rglob("*") if file.is_file())
-                files += sorted(f for f in inside if not any(p.startswith(".") for p in f.relative_to(path).parts))
-            else:
-                told = f"--source={source}: no such file or folder, and nothing matches it as a glob"
-                require(path.is_file(), f"{told}. Give python, shakespeare, or paths: files, folders, globs in quotes")
-                files.append(path)
-    require(files, f"--source={' '.join(sources)}: the folder holds no files")
-    return list(dict.fromkeys(files))  # a file named twice is read once
+def text_files(source: str) -> dict[Path, str]:
+    """A file, a folder (everything below it but hidden files) or a glob: files in a fixed order, each with the topmost
+    folder it lies in. Where there are tables nothing else is text: beside them lie descriptions."""
+    files: dict[Path, str] = {}
+    for path in sorted(map(Path, glob(source, recursive=True))) or [Path(source)]:
+        told = f"--source={source}: no such file or folder, and nothing matches it as a glob. Give python, shakespeare"
+        require(path.exists(), f"{told}, hf:NAME, synthetic:TASKS, - or paths: files, folders, globs in quotes")
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            parts = file.relative_to(path).parts
+            if not any(part.startswith(".") for part in parts) and (file.is_file() or file.is_symlink()):
+                files[file] = parts[0] if len(parts) > 1 else source
+    tables = {file: label for file, label in files.items() if file.suffix in (".parquet", ".arrow")}
+    require(files, f"--source={source}: the folder holds no files")
+    return tables or files
 
 
-def shakespeare_file(data_root: Path) -> Path:
-    """Tiny Shakespeare, downloaded once to data/tinyshakespeare.txt and checked."""
+def token_files(sources: tuple[str, ...]) -> list[Path]:
+    """The sources' files of ready tokens: llm.c's shards, by their first bytes, and nanoGPT's train.bin and val.bin."""
+    paths = [Path(path) for source in sources for path in sorted(glob(source, recursive=True))]
+    files = [file for path in paths for file in (sorted(path.glob("*.bin")) if path.is_dir() else [path])]
+    return [file for file in files if file.name in ("train.bin", "val.bin") or has_magic(file)]
+
+
+def has_magic(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return int.from_bytes(file.read(4), "little") in (20240520, 20240801)
+
+
+def find_units(config, data_root: Path) -> list[Unit]:
+    """What the options `config` (a PrepareConfig) ask for, in the order of reading. Raises UserError."""
+    units: dict[str, Unit] = {}  # by path: a file named twice is read once
+    for source in config.source:
+        kind, _, rest = source.partition(":")
+        if kind in ("hf", "synthetic", "claude") and rest:
+            units[source] = Unit(kind, rest, source)
+        elif ready := token_files((source,)):
+            units |= {str(file): Unit("nanogpt", str(file), source, file.stat().st_size) for file in ready}
+        else:
+            special = {"python": python_files, "shakespeare": shakespeare_file, "-": standard_input}
+            files = special[source](config, data_root) if source in special else text_files(source)
+            for file, label in files.items():
+                suffix = Path(file.name.removesuffix(".gz").removesuffix(".zst")).suffix[1:]
+                lines = suffix == "jsonl" or suffix in ("json", "stdin") and config.text_key
+                kind = "jsonl" if lines else suffix if suffix in ("parquet", "arrow") else "text"
+                units.setdefault(str(file), Unit(kind, str(file), label, file.stat().st_size if file.exists() else 0))
+    return list(units.values())
+
+
+def shakespeare_file(config, data_root: Path) -> dict[Path, str]:
+    flags = " ".join(f"--{key}={value}" for key, value in SHAKESPEARE_OPTIONS.items()).replace("=0.0", "=0")
+    remedy = "With a local copy of nanoGPT's input.txt, type:\n  python prepare_data.py --source=PATH/input.txt "
     path = data_root / "tinyshakespeare.txt"
-    if not path.is_file() or sha256_of_file(path) != SHAKESPEARE_SHA256:
-        print(f"downloading {SHAKESPEARE_URL}")
-        try:
-            with urllib.request.urlopen(SHAKESPEARE_URL, timeout=30) as response:
-                content = response.read()
-        except OSError as error:  # URLError and time-outs are OSErrors
-            options = " ".join(f"--{key}={value}" for key, value in SHAKESPEARE_OPTIONS.items())
-            raise UserError(
-                f"tiny Shakespeare could not be downloaded ({error}). With a local copy of nanoGPT's input.txt, type:\n"
-                f"  python prepare_data.py --source=PATH/input.txt {options.replace('=0.0', '=0')}"
-            ) from None
-        same = hashlib.sha256(content).hexdigest() == SHAKESPEARE_SHA256
-        require(same, f"{SHAKESPEARE_URL} did not give nanoGPT's text: its SHA-256 is not {SHAKESPEARE_SHA256}")
-        data_root.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda file: file.write(content))
-    return path
+    return {download(SHAKESPEARE_URL, SHAKESPEARE_SHA256, path, remedy + flags): "shakespeare"}
 
 
-def read_document(path: Path) -> tuple[str, str | None]:
-    """(text, why it is left out or changed). Line ends and byte order marks stay as they are: bytes count."""
-    content = path.read_bytes()
-    if not content:
-        return "", "empty"
-    if b"\0" in content:
-        return "", "binary"
+def standard_input(config, data_root: Path) -> dict[Path, str]:
+    """Standard input as a file: a tokenizer is trained before the text is encoded, so it is read twice."""
+    data_root.mkdir(parents=True, exist_ok=True)
+    path = data_root / "standard_input"
+    replace_file(path, lambda file: shutil.copyfileobj(sys.stdin.buffer, file, 2**20))
+    return {path.rename(data_root / f"{sha256_of_file(path)[:16]}.stdin"): "-"}  # another text is another source
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading, in the main process.
+
+
+def read(unit: Unit, config, cuts: tuple[int, ...] = ()) -> Iterator[Block]:
+    """A unit in blocks, holding a few megabytes. What cannot be read becomes a note. cuts: where a single text is split
+    by position, in bytes: the ends of train and of test."""
+    fault: list[str] = []
+    source, empty = until_fault(stream(unit, config), fault), True
+    fixed = Path(unit.path).stem if unit.kind == "nanogpt" else None
+    made = {"jsonl": lines, "text": partial(pieces, cuts=cuts), "nanogpt": partial(pieces, split=fixed)}
+    for block in made.get(unit.kind, rows)(source):
+        yield block
+        empty = False
+    yield from (Block(b"", note=note) for note in fault or ["empty"] * empty)
+
+
+def until_fault(source: Iterator, fault: list[str]) -> Iterator:
     try:
-        return content.decode("utf-8"), None
-    except UnicodeDecodeError:
-        return content.decode("utf-8", errors="replace"), "invalid UTF-8 replaced"
+        yield from source
+    except (UserError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # of many kinds: zlib's, zstandard's, pyarrow's own
+        fault.append("unreadable" if isinstance(error, OSError) else "corrupt file")
+
+
+def stream(unit: Unit, config) -> Iterator:
+    """A file's (bytes, position in the file); or (values, number of the first) of a few rows at a time: the numbers of
+    synthetic texts, which the workers make; Claude's answers; cells of a Parquet file, of what save_to_disk has
+    written, or of a data set on the hub, streamed by `datasets`, whose version 4 and later run no code of its own."""
+    if unit.kind in ("text", "jsonl", "nanogpt"):
+        decode = nanogpt_text(Path(unit.path)) if unit.kind == "nanogpt" else bytes
+        yield from ((decode(chunk), used) for chunk, used in chunks(Path(unit.path)))
+    elif unit.kind == "synthetic":
+        count = config.max_documents or 10_000
+        yield from (([min(first + 1000, count)], first) for first in range(0, count, 1000))
+    elif unit.kind == "claude":
+        from corpus import claude  # which imports Document from here
+
+        yield from (([answer], 0) for answer in claude.documents(Path(unit.path), config, config.answers))
+    else:
+        number, key = 1, config.text_key or "text"
+        with explained(f"--source={unit.source} could not be read", REMEDY) if unit.kind == "hf" else nullcontext():
+            names, tables = open_table(unit, config, key)
+            require(key in names, f"{unit.path} has no column {key!r}: give --text_key, one of {', '.join(names)}")
+            for table in tables:
+                for values in (table[key].slice(i, 64) for i in range(0, len(table), 64)):
+                    yield values.cast("large_binary").to_pylist(), number  # bytes: its UTF-8 is not trusted
+                    number += len(values)
+
+
+def open_table(unit: Unit, config, key: str) -> tuple[list[str], Iterator]:
+    """(names of the columns, pyarrow tables)."""
+    import pyarrow
+    import pyarrow.parquet
+
+    if unit.kind == "parquet":
+        file = pyarrow.parquet.ParquetFile(unit.path, pre_buffer=False, buffer_size=2**20)
+        return file.schema_arrow.names, file.iter_batches(64, columns=[key])
+    if unit.kind == "arrow":
+        file = pyarrow.ipc.open_stream(pyarrow.OSFile(unit.path))
+        return file.schema.names, file
+    from datasets import load_dataset
+
+    data = load_dataset(unit.path, config.hf_config, split=config.hf_split, streaming=True)
+    return data.column_names or list(next(iter(data))), data.with_format("arrow").iter(batch_size=64)
+
+
+def nanogpt_text(path: Path):
+    """A function from nanoGPT's two-byte token ids to UTF-8. For a text by characters nanoGPT keeps the vocabulary in
+    meta.pkl, and a pickle can run code; but the vocabulary is the sorted characters of the input.txt beside it."""
+    text = path.with_name("input.txt")
+    told = f"{path} holds numbers of characters, and which ones is in meta.pkl, a pickle, which can run code: not read"
+    require(text.is_file(), f"{told}. Put nanoGPT's input.txt beside it, whose sorted characters are the vocabulary")
+    with open(text, encoding="utf-8") as file:
+        characters = np.array(sorted(set().union(*file)))
+
+    def decode(ids: bytes) -> bytes:
+        numbers = np.frombuffer(ids, dtype="<u2")
+        told = f"{path} holds token {numbers.max()}, {text} has {len(characters)} characters: it is another text"
+        require(numbers.max() < len(characters), told)
+        return characters[numbers].tobytes().decode("utf-32").encode("utf-8")
+
+    return decode
+
+
+def pieces(source: Iterator, cuts: tuple[int, ...] = (), split: str | None = None) -> Iterator[Block]:
+    """A text in pieces of at most PIECE bytes, cut behind a word, for tiktoken's patterns cut there too and the tokens
+    stay those of the whole; or at one of the `cuts`; but never inside a character."""
+    held, offset, part = bytearray(), 0, None
+    for chunk, used in chain(source, [(b"", 0)]):
+        held += chunk
+        while len(held) > (room := min([PIECE] + [c - offset for c in cuts if c > offset])) + 3 or held and not chunk:
+            word = WORD_END.match(held, max(0, room - 65536), room + 1) if PIECE == room < len(held) else None
+            cut = word.end() if word else room
+            cut += next((i for i in range(4) if held[cut + i : cut + i + 1] < b"\x80" or held[cut + i] >= 0xC0), 0)
+            before, part = part, bisect_right(cuts, offset)
+            place = ("train", "test", "val")[part] if cuts else split
+            yield Block(bytes(held[:cut]), 0, used, None, place, part == before)
+            offset += cut
+            del held[:cut]
+
+
+def lines(source: Iterator) -> Iterator[Block]:
+    """Whole lines, about BLOCK bytes of them at a time. One that is much longer than LONGEST is passed over."""
+    held, number, long = bytearray(), 1, False
+    for chunk, used in chain(source, [(b"", 0)]):
+        if long and (b"\n" in chunk or not chunk):
+            yield Block(b"", number, used, TOO_LONG)
+            number, long, chunk = number + 1, False, chunk.partition(b"\n")[2]
+        held += b"" if long else chunk
+        cut = held.rfind(b"\n") + 1 if chunk else len(held)
+        if cut and (len(held) >= BLOCK or not chunk):
+            yield Block(bytes(held[:cut]), number, used)
+            number += held.count(b"\n", 0, cut)
+            del held[:cut]
+        if len(held) > LONGEST:
+            held, long = bytearray(), True
+
+
+def rows(source: Iterator) -> Iterator[Block]:
+    for values, number in source:
+        yield Block([False if isinstance(v, bytes) and len(v) > LONGEST else v for v in values], number)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Understanding, in the workers.
+
+
+def documents(unit: Unit, block: Block, config) -> Iterator[tuple[Document, str | None]]:
+    """(document, its split where its source or place decides it) for all that was read; each fault is named."""
+    if unit.kind == "synthetic":
+        for index, split, text in synthetic.documents(unit.path, config.seed, block.payload[0], block.number):
+            yield Document(text, None, f"{unit.source} {index}"), split
+    elif block.note:
+        yield Document("", block.note, f"{unit.path}:{block.number}" if block.number else unit.path), None
+    elif unit.kind == "jsonl":
+        for number, line in enumerate(block.payload.split(b"\n"), block.number):
+            if line.strip():
+                yield Document(*parse(line, config.text_key or "text"), f"{unit.path}:{number}"), None
+    elif isinstance(block.payload, bytes):
+        text, note = ("", "binary") if b"\0" in block.payload else clean(block.payload)
+        yield Document(text, note, unit.path), block.split
+    else:
+        for number, value in enumerate(block.payload, block.number):
+            document = value if isinstance(value, Document) else Document(*clean(value), f"{unit.path} row {number}")
+            yield document, None
+
+
+def parse(line: bytes, key: str) -> tuple[str, str | None]:
+    """(text, note) of a line of JSON."""
+    content, note = clean(line)
+    try:
+        row = json.loads(content.removeprefix("\ufeff"))
+    except (ValueError, RecursionError):
+        return "", "broken JSON"
+    text, found = clean(row.get(key) if isinstance(row, dict) else None)
+    return text, found or note
+
+
+def clean(value) -> tuple[str, str | None]:
+    """(text, note) of what should be a text."""
+    if not isinstance(value, str | bytes):
+        return "", TOO_LONG if value is False else "no text"
+    raw = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+    try:
+        return raw.decode("utf-8"), None if raw else "empty"
+    except UnicodeDecodeError:  # JSON can spell half a character, as \\ud800
+        return raw.decode("utf-8", errors="replace"), "invalid UTF-8 replaced"

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -212,28 +213,32 @@ def test_preparing_twice_gives_the_same_bytes_and_fingerprint(tmp_path):
     assert Data(prepare(options(changed, tokenizer="bpe:300"), tmp_path)).fingerprint != Data(folders[0]).fingerprint
 
 
-@pytest.mark.parametrize("batches_before_the_kill", [0, 1, 4])
-def test_a_killed_preparation_goes_on_to_the_same_bytes(tmp_path, monkeypatch, capsys, batches_before_the_kill):
-    source = write_texts(tmp_path / "s", make_documents(30))
-    monkeypatch.setattr(prepare_data, "BATCH_CHARS", 1000)
-    config = options(source, tokenizer="bpe:300", shard_tokens=200)
+@pytest.mark.parametrize("more", [{}, {"workers": 2}, {"shuffle_buffer": 7}, {"duplicates": "near"}], ids=str)
+@pytest.mark.parametrize("writes_before_the_kill", [0, 1, 5])
+def test_a_killed_preparation_goes_on_to_the_same_bytes(tmp_path, monkeypatch, capsys, writes_before_the_kill, more):
+    source = write_texts(tmp_path / "s", make_documents(60) + make_documents(5))
+    (tmp_path / "s" / "long.txt").write_text(" ".join(make_documents(30, seed=1)))
+    for name, value in (("BATCH_BYTES", 1000), ("SMALL_BYTES", 10**9), ("COMMIT_SECONDS", 0)):
+        monkeypatch.setattr(prepare_data, name, value)
+    monkeypatch.setattr(corpus.sources, "PIECE", 1500)
+    config = options(source, tokenizer="bpe:300", shard_tokens=200, **more)
     whole = prepare(config, tmp_path / "whole")
 
-    write, calls = prepare_data.write_batch, []
+    write, calls = prepare_data.write_json, []
 
-    def killed(*args):
-        if len(calls) == batches_before_the_kill:
-            write(*args)  # the shards are ahead of the noted progress, as after a kill
-            raise KeyboardInterrupt
-        calls.append(write(*args))
+    def killed(path, value):
+        calls.append(path.name)
+        if calls.count("progress.json") > writes_before_the_kill:
+            raise KeyboardInterrupt  # the shards are ahead of the noted progress
+        write(path, value)
 
-    monkeypatch.setattr(prepare_data, "write_batch", killed)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(config, tmp_path / "data")
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare_data, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config, tmp_path / "data")
     assert not (tmp_path / "data" / "d").exists()  # nothing that looks complete
-    monkeypatch.setattr(prepare_data, "write_batch", write)
     resumed = prepare(config, tmp_path / "data")
-    assert ("going on" in capsys.readouterr().out) == (batches_before_the_kill > 0)
+    assert ("going on" in capsys.readouterr().out) == (writes_before_the_kill > 0)
     assert sorted(os.listdir(resumed)) == sorted(os.listdir(whole))
     for name in os.listdir(whole):
         assert (resumed / name).read_bytes() == (whole / name).read_bytes(), name
@@ -266,21 +271,12 @@ def test_what_is_left_out_is_counted_and_named(tmp_path, capsys):
     assert sum(split["documents"] for split in data.meta["splits"].values()) == 21
 
 
-def test_folders_globs_and_files_give_files_in_a_fixed_order(tmp_path):
-    write_texts(tmp_path / "s", ["a", "b", "c"])
-    (tmp_path / "s" / ".hidden").write_text("no")
-    names = lambda *sources: [path.name for path in corpus.sources.text_files(tuple(map(str, sources)))]  # noqa: E731
-    assert names(tmp_path / "s") == ["000.txt", "001.txt", "002.txt"]
-    assert names(tmp_path / "s" / "*1.txt", tmp_path / "s" / "000.txt") == ["001.txt", "000.txt"]
-    assert names(tmp_path / "s" / "000.txt", tmp_path / "s") == ["000.txt", "001.txt", "002.txt"]  # once each
-
-
 def test_the_python_source_is_the_standard_library_without_tests():
-    files = corpus.sources.python_files(include_site_packages=False)
+    files = corpus.sources.python_files(SimpleNamespace(include_site_packages=False))
     names = {"/".join(path.parts[-2:]) for path in files}
     assert any(name.endswith("/argparse.py") for name in names) and "json/decoder.py" in names
     assert not any({"test", "tests", "site-packages", "_vendor"} & set(path.parts) for path in files)
-    more = corpus.sources.python_files(include_site_packages=True)
+    more = corpus.sources.python_files(SimpleNamespace(include_site_packages=True))
     assert any(path.parts[-2:] == ("numpy", "__init__.py") for path in more)
 
 

@@ -177,6 +177,16 @@ def test_a_run_with_aligned_documents_says_what_it_crops_and_learns(folders, con
     assert "of tokens cropped" in capsys.readouterr().out and summary["val_loss"] < 4
 
 
+def test_a_run_with_aligned_documents_goes_on_with_them(folders, config, tmp_path):
+    """… though the option is not typed again: a resumed run sees the same sequences."""
+    options = dict(data=folders["lower"], max_steps=6)
+    train.train(config(**options, align_documents=True, out=str(tmp_path / "whole")))
+    train.train(config(**options, align_documents=True), lambda: ["stop"])
+    train.train(config(**options, resume=True))
+    whole, parts = (load_checkpoint(tmp_path / name / "last.pt")["model"] for name in ("whole", "run"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
 def test_the_plan_of_rows_is_a_function_of_data_and_seed(folders, monkeypatch):
     monkeypatch.setattr(Rows, "WAITING", 5)  # fewer than there are, so that their order matters
     data = open_data(folders["lower"])

@@ -1,0 +1,341 @@
+"""The report: planted faults are named, good text is not blamed, and nothing depends on when a run was interrupted."""
+
+import base64
+import json
+import random
+import runpy
+from collections import Counter
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import prepare_data
+from corpus import report
+from corpus.curation import look
+from corpus.report import Tally, divergence, facts, near_copies, summarize, write_report
+from tests.conftest import ROOT
+
+LETTERS = "etaoinshrdlu"
+WORDS = ["".join(random.Random(i).choices(LETTERS, k=random.Random(-i).randint(2, 9))) for i in range(2000)]
+
+
+def prose(seed: int, count: int) -> str:
+    """Sentences of made-up words, frequent ones more often, as Zipf's law has it."""
+    rng = random.Random(seed)
+    words = [WORDS[int(len(WORDS) ** rng.random()) - 1] for _ in range(count)]
+    return " ".join(word + ".\n" * (rng.random() < 0.08) for word in words) + ".\n"
+
+
+def russian(seed: int) -> str:
+    rng = random.Random(seed)
+    return " ".join("".join(rng.choices("оеаинтсрвл", k=6)) for _ in range(200))
+
+
+def good_corpus(count: int = 200) -> list[tuple]:
+    """(source, where, split, text) of documents that have nothing wrong with them, but that they are few."""
+    splits = ("train",) * 8 + ("val", "test")
+    return [(f"shelf {i % 2}", f"{i}.txt", splits[i % 10], prose(i, 300)) for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return prepare_data.make_tokenizer("bpe:1000", [text for _, _, _, text in good_corpus()])
+
+
+def tally_of(documents, tokenizer, languages=lambda text: None, interrupt=()) -> Tally:
+    tally = Tally(tokenizer.vocab_size)
+    for index, (source, where, split, text, *verdict) in enumerate(documents):
+        verdict = verdict[0] if verdict else None
+        tokens = None if verdict else tokenizer.encode(text)
+        tally.add(facts(look([text])[0], languages(text)), source, where, split, verdict, tokens)
+        if index in interrupt:
+            tally = Tally.from_json(json.loads(json.dumps(tally.to_json())))
+    return tally
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Planted faults
+
+
+def test_good_text_is_blamed_for_nothing_but_being_little(tokenizer, tmp_path):
+    warnings = write_report(tmp_path, tally_of(good_corpus(), tokenizer), {}, tokenizer)
+    assert [warning.split(":")[0] for warning in warnings] == ["little text"]
+
+
+def one_document():
+    return [("shelf 0", "big.txt", "train", prose(5000, 20_000))]
+
+
+def boilerplate():
+    end = "\nWe use cookies on this site: read our policy and accept.\n"
+    return [("shelf 0", f"page{i}", "train", prose(1000 + i, 60) + end) for i in range(120)]
+
+
+def near_copies_across():
+    return [("shelf 1", f"copy{i}", "val", prose(10 * i, 300).replace(WORDS[40], "changed")) for i in range(20)]
+
+
+def long_span():
+    span = prose(7777, 16_000)
+    assert len(span) > 80_000
+    return [("shelf 0", f"log{i}.txt", "train", prose(100 + i, 50) + span) for i in range(2)]
+
+
+def blob():
+    return [("shelf 0", "blob.txt", "train", base64.b64encode(random.Random(1).randbytes(20_000)).decode())]
+
+
+def binary():
+    return [("shelf 0", "image.dat", "train", random.Random(2).randbytes(3_000).decode("utf-8", "replace"))]
+
+
+def other_language():
+    return [("shelf 1", f"ru{i}.txt", "train", russian(i)) for i in range(20)]
+
+
+def other_validation():
+    return [("shelf 1", f"val{i}.txt", "val", russian(i)) for i in range(40)]
+
+
+def other_source():
+    return [("archive", f"a{i}.txt", "train", prose(i + 9000, 4000)) for i in range(100)]
+
+
+PLANTED = {
+    one_document: "one document dominates: 'big.txt'",
+    other_source: "one source dominates: 'archive'",
+    boilerplate: "boilerplate",
+    near_copies_across: "near copies across the splits",
+    long_span: "very long repeated spans",
+    blob: "encoded data",
+    binary: "binary data",
+    other_language: "several languages or scripts",
+    other_validation: "validation is unlike train",
+}
+
+
+@pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
+def test_a_planted_fault_is_named(plant, tokenizer, tmp_path):
+    faulty = good_corpus() + plant()
+    warnings = write_report(tmp_path, tally_of(faulty, tokenizer), {}, tokenizer)
+    assert any(warning.startswith(PLANTED[plant]) for warning in warnings), warnings
+
+
+def test_all_planted_faults_together_are_named_with_reason_and_remedy(tmp_path):
+    """But for the dominating source: with it in front, nothing else would be much of the corpus."""
+    misfit = prepare_data.make_tokenizer("bpe:1000", [russian(i) for i in range(300)])
+    plants = [plant for plant in PLANTED if plant is not other_source]
+    documents = good_corpus() + [row for plant in plants for row in plant()]
+    warnings = write_report(tmp_path, tally_of(documents, misfit), {"name": "bad"}, misfit)
+    value, page = json.loads((tmp_path / "report.json").read_text()), (tmp_path / "report.html").read_text()
+    for name in [PLANTED[plant] for plant in plants] + ["the tokenizer does not fit", "little text"]:
+        assert any(warning.startswith(name) for warning in warnings), name
+        assert name.split(":")[0] in page
+    assert all(len(found) > 20 and len(advice) > 40 for found, advice in value["warnings"])
+
+
+def test_a_tokenizer_of_another_language_is_named(tokenizer, tmp_path):
+    other = prepare_data.make_tokenizer("bpe:1000", [russian(i) for i in range(300)])
+    warnings = write_report(tmp_path, tally_of(good_corpus(), other), {}, other)
+    assert any("the tokenizer does not fit" in warning for warning in warnings)
+    assert any("of the vocabulary's 1,000 tokens occur" in warning for warning in warnings)
+
+
+def test_bytes_are_no_misfit(tmp_path):
+    byte = prepare_data.make_tokenizer("byte", [])
+    warnings = write_report(tmp_path, tally_of(good_corpus(), byte), {}, byte)
+    assert not any("tokenizer" in warning or "vocabulary" in warning for warning in warnings)
+
+
+def test_an_empty_split_is_named_unless_none_was_wanted(tokenizer, tmp_path):
+    documents = [(source, where, "train", text) for source, where, _, text in good_corpus(20)]
+    warnings = write_report(tmp_path, tally_of(documents, tokenizer), {"test_fraction": 0.0}, tokenizer)
+    assert any("no document is in val" in warning for warning in warnings)
+    assert not any("no document is in test" in warning for warning in warnings)
+
+
+def test_epochs_are_those_of_the_recipes(tokenizer):
+    tally = tally_of(good_corpus(20), tokenizer)
+    epochs = summarize(tally, {}, tokenizer)["epochs"]
+    trained = sum(len(tokenizer.encode(text)) for _, _, split, text in good_corpus(20) if split == "train")
+    for name in ("quickstart", "gpt2"):
+        assert epochs[name] == runpy.run_path(str(ROOT / "config" / f"{name}.py"))["max_tokens"] / trained
+
+
+def test_a_language_that_was_told_counts_more_than_the_script(tokenizer, tmp_path):
+    tally = tally_of(good_corpus(), tokenizer, languages=lambda text: "en" if len(text) % 4 else "nl")
+    warnings = write_report(tmp_path, tally, {}, tokenizer)
+    assert any("is not en" in warning for warning in warnings)
+    assert "nl" in json.loads((tmp_path / "report.json").read_text())["language"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The figures
+
+
+def test_documents_and_bytes_are_counted_by_rule_split_and_source(tokenizer):
+    documents = [
+        ("a", "1", "train", "one two"),
+        ("b", "2", "val", "three"),
+        ("a", "3", "train", "dropped!", "min_words=50"),
+    ]
+    f = summarize(tally_of(documents, tokenizer), {}, tokenizer)
+    assert (f["kept"]["documents"], f["kept"]["bytes"], f["kept"]["words"]) == (2, 12, 3)
+    assert f["dropped"]["min_words=50"]["bytes"] == 8 and f["examples"]["min_words=50"] == [[8, "3", "dropped!"]]
+    assert {name: row["documents"] for name, row in f["source"].items()} == {"a": 1, "b": 1}
+    assert f["split"]["val"]["bytes"] == 5 and sum(f["lengths"]) == 2
+
+
+def test_the_tokens_are_counted_exactly(tokenizer):
+    documents = good_corpus(30)
+    counts = Counter(token for *_, text in documents for token in tokenizer.encode(text).tolist())
+    tally = tally_of(documents, tokenizer)
+    assert {i: n for i, n in enumerate(tally.tokens.sum(axis=0).tolist()) if n} == counts
+    f = summarize(tally, {}, tokenizer)
+    assert f["tokens"] == counts.total() and f["vocabulary_used"] == len(counts) / 1000
+    assert [n for _, n in f["most_frequent"]] == sorted(counts.values(), reverse=True)[:20]
+    assert [n for _, n in f["least_frequent"]] == sorted(counts.values())[:20]
+
+
+def test_characters_are_counted_by_their_kind():
+    counts = facts(look(["Ab1 .дом中文é\x01"])[0])["counts"]
+    kinds = {name: counts[name] for name in report.NAMES if counts[name] and name != "inside"}
+    assert kinds == {"Latin": 3, "digits": 1, "space": 1, "signs": 1, "Cyrillic": 3, "Chinese": 2, "control": 1}
+
+
+def test_divergence_is_jensen_and_shannons():
+    assert divergence(np.array([3, 5]), np.array([6, 10])) == pytest.approx(0)
+    assert divergence(np.array([1, 0]), np.array([0, 7])) == pytest.approx(1)
+    entropy = lambda p: -sum(x * np.log2(x) for x in p if x)  # noqa: E731
+    p, q = np.array([0.5, 0.3, 0.2]), np.array([0.1, 0.1, 0.8])
+    assert divergence(p * 10, q * 70) == pytest.approx(entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2)
+
+
+@pytest.mark.parametrize("held_out", [2, 10])
+def test_a_small_validation_split_is_not_called_unlike_train(held_out, tokenizer, tmp_path):
+    """Few tokens differ from many by chance alone: a control group of the same size shows by how much."""
+    documents = [("s", f"{i}", "val" if i % 100 < held_out else "train", prose(i, 150)) for i in range(300)]
+    tally = tally_of(documents, tokenizer)
+    both = summarize(tally, {}, tokenizer)["divergence"]
+    assert both["val"] > 0.01 and both["chance"] / 2 < both["val"] < 2 * both["chance"]
+    assert not any("unlike" in warning for warning in write_report(tmp_path, tally, {}, tokenizer))
+
+
+def test_near_copies_are_estimated_from_a_sample_of_any_size(tokenizer, monkeypatch):
+    """A fifth of the held-out documents stands in train with one word changed; nothing else is copied."""
+    documents = [("s", f"{i}", "train", prose(i, 60)) for i in range(600)]
+    documents += [
+        ("s", f"v{i}", "val", prose(i if i % 5 == 0 else i + 10_000, 60).replace(".", "!")) for i in range(1, 601)
+    ]
+    everything = tally_of(documents, tokenizer)
+    assert near_copies(everything.sample)[1] == pytest.approx(0.2, abs=0.01)
+    monkeypatch.setattr(report, "MAX_SAMPLE", 400)
+    part = tally_of(documents, tokenizer)
+    assert 100 < len(part.sample) <= 400
+    assert near_copies(part.sample) == pytest.approx(near_copies(everything.sample), abs=0.08)
+
+
+def test_a_repeated_span_is_found_with_its_place_and_length(tokenizer):
+    span = prose(1, 5000)
+    first, second = prose(2, 700) + span + prose(3, 900), prose(4, 100) + span + prose(5, 50)
+    tally = tally_of([("s", "a", "train", first), ("s", "b", "train", second)], tokenizer)
+    [[length, where, _]] = tally.examples["repeated"]
+    assert len(span) - 9000 < length <= len(span) and where.startswith("b, from byte")
+    assert len(prose(4, 100)) <= int(where.split()[-1].replace(",", "")) < len(prose(4, 100)) + 9000
+    inside = tally_of([("s", "c", "train", span + prose(6, 99) + span)], tokenizer)
+    assert inside.examples["repeated"][0][0] > len(span) - 9000
+
+
+def test_short_repeats_at_equal_distances_are_no_long_span(tokenizer):
+    parts = []
+    for i in range(10):
+        phrase = prose(i, 400)
+        between = prose(100 + i, 900)[: 5000 - len(phrase)]
+        parts += [phrase, between, phrase, prose(200 + i, 1500)[: 12_000 - 2 * len(phrase)]]
+    assert "repeated" not in tally_of([("s", "w", "train", " ".join(parts))], tokenizer).examples
+
+
+def test_a_repeated_line_is_found_among_many(monkeypatch, tokenizer):
+    """Misra and Gries: of N lines, a count is too low by N / MAX_LINES at most."""
+    monkeypatch.setattr(report, "MAX_LINES", 50)
+    line = "A line that stands at the end of every fourth document."
+    documents = [("s", f"{i}", "train", prose(i, 40) + line * (i % 4 == 0)) for i in range(400)]
+    tally = tally_of(documents, tokenizer)
+    assert len(tally.lines) <= 50 and 60 <= tally.lines[line] <= 100
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Interruptions, memory, and hostile text
+
+
+def everything_at_once():
+    return good_corpus(60) + [row for plant in PLANTED for row in plant()[:30]]
+
+
+def test_an_interrupted_tally_ends_with_the_same_report(tokenizer, tmp_path, monkeypatch):
+    for name in ("MAX_ANCHORS", "MAX_SAMPLE", "MAX_LINES"):
+        monkeypatch.setattr(report, name, 60)  # so that all samples are thinned out
+    documents = everything_at_once()
+    documents += [("s", "x", "train", "short", "min_words=50")] * 3
+    pages = []
+    for interrupt in ((), range(0, 400, 7)):
+        folder = tmp_path / str(len(pages)) / "same"
+        folder.mkdir(parents=True)
+        write_report(folder, tally_of(documents, tokenizer, interrupt=interrupt), {}, tokenizer)
+        pages.append([(folder / name).read_bytes() for name in ("report.json", "report.html")])
+    assert pages[0] == pages[1]
+
+
+def test_what_a_tally_holds_is_bounded(tokenizer, monkeypatch):
+    for name in ("MAX_ANCHORS", "MAX_SAMPLE", "MAX_LINES"):
+        monkeypatch.setattr(report, name, 60)
+    tally = tally_of(everything_at_once(), tokenizer)
+    for held in (tally.anchors, tally.sample, tally.lines):
+        assert 10 < len(held) <= 60
+    assert all(len(rows) <= 5 for rows in tally.examples.values())
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.values = Counter(), []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] += 1
+        self.values += [value for _, value in attrs if value]
+
+
+def test_text_cannot_become_part_of_the_page(tmp_path):
+    """Text, file names and source names come from anywhere; the page loads nothing and runs nothing."""
+    hostile = "</pre><script>alert(1)</script><img src=http://x/y onerror=alert(2)> {{ 7 * 7 }} \x1b[31m | "
+    byte = prepare_data.make_tokenizer("byte", [])
+    tally = tally_of([(hostile, hostile, "train", (hostile + "\n") * 6, rule) for rule in (None, None, hostile)], byte,
+                     languages=lambda text: hostile)  # fmt: skip
+    plain = tally_of([("s", "w", "train", "plain text\n" * 6, rule) for rule in (None, None, "rule")], byte)
+    warnings = write_report(tmp_path, tally, {"name": hostile}, byte)
+    page = (tmp_path / "report.html").read_text()
+    found = Page(page)
+    write_report(tmp_path, plain, {"name": "plain"}, byte)
+    assert set(found.tags) <= set(Page((tmp_path / "report.html").read_text()).tags) | {"p", "th", "code", "i", "span"}
+    assert not {"script", "img", "link", "iframe"} & set(found.tags)
+    assert not any("http" in value or "alert" in value for value in found.values) and "url(" not in page
+    assert not any("\x1b" in warning or "\n" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("documents", [[], [("s", "w", "train", "")], [("s", "w", "val", "?")]])
+def test_a_report_of_almost_nothing_is_written(documents, tokenizer, tmp_path):
+    assert write_report(tmp_path, tally_of(documents, tokenizer), {}, tokenizer)
+    json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
+    assert Page((tmp_path / "report.html").read_text()).tags["h1"] == 1
+
+
+def test_the_report_is_replaced_at_once_or_not_at_all(tokenizer, tmp_path, monkeypatch):
+    tally = tally_of(good_corpus(20), tokenizer)
+    write_report(tmp_path, tally, {"name": "old"}, tokenizer)
+    before = (tmp_path / "report.html").read_bytes()
+    monkeypatch.setattr("console.os.replace", lambda *paths: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError):
+        write_report(tmp_path, tally, {"name": "new"}, tokenizer)
+    assert (tmp_path / "report.html").read_bytes() == before and not list(tmp_path.glob("*.tmp"))
