@@ -47,6 +47,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 import prepare_data
 import train
 from console import PEAK_FLOPS, explained, peak_memory_mb, read_options, require, run_command, show, write_json
+from corpus.sources import text_files
 from model import GPT
 
 ROOT = Path(__file__).resolve().parent
@@ -176,9 +177,8 @@ def used_memory_mb(device: torch.device) -> float | None:
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """The floating-point operations per second that the product of two large square matrices reaches here."""
-    size = 8192 if device.type == "cuda" else 2048
-    a = torch.randn(size, size, device=device).to(dtype)
-    return 2 * size**3 / median([timed(device, torch.matmul, a, a)[1] for _ in range(8)][2:])
+    a = torch.randn((8192, 8192) if device.type == "cuda" else (2048, 2048), device=device).to(dtype)
+    return 2 * len(a) ** 3 / median([timed(device, torch.matmul, a, a)[1] for _ in range(8)][2:])
 
 
 def step_parts(take_step: Callable, run, network, batches) -> dict[str, float]:
@@ -353,8 +353,7 @@ def decode(job: SimpleNamespace) -> dict:
         enter_nanogpt(job.checkout)
         import model as nanogpt
 
-        names = nanogpt.GPTConfig.__dataclass_fields__
-        network = nanogpt.GPT(nanogpt.GPTConfig(**{name: getattr(options, name) for name in names}))
+        network = nanogpt.GPT(options)  # it asks for names that both configurations have
     else:
         import sample
 
@@ -392,7 +391,7 @@ def prepare(job: SimpleNamespace) -> dict:
     source, own = Path(job.options.prepare_text).resolve(), Path(job.options.data, "tokenizer.json").resolve()
     tokenizer = prepare_data.make_tokenizer(str(own) if own.is_file() else "gpt2", [])
     require(tokenizer.pattern and tokenizer.vocab_size <= 65536, f"name --data with byte pairs, not {tokenizer.name}")
-    files, memory = [str(path) for path in prepare_data.text_files((str(source),))], [tree_memory_mb()]
+    files, memory = list(map(str, text_files(str(source)))), [tree_memory_mb()]
 
     def watch() -> None:
         while True:
@@ -406,8 +405,8 @@ def prepare(job: SimpleNamespace) -> dict:
     threading.Thread(target=watch, daemon=True).start()
     work = theirs if is_nanogpt(job.checkout) else (prepare_data.main, [f"--source={source}", *options])
     _, seconds = timed(torch.device("cpu"), *work)
-    header = 0 if is_nanogpt(job.checkout) else prepare_data.HEADER_BYTES
-    tokens = sum(os.path.getsize(shard) - header for shard in Path().rglob("*.bin")) // 2
+    # Two bytes a token, and in front of each of our shards, which have a number in their name, a header.
+    tokens = sum(os.path.getsize(path) // 2 - 512 * ("_" in path.name) for path in Path().rglob("*.bin"))
     speed, memory_mb = sum(map(os.path.getsize, files)) / 1e6 / seconds, max(memory) - memory[0]
     return {"megabytes_per_second": speed, "memory_mb": memory_mb, "tokens": tokens}
 
