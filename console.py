@@ -304,9 +304,8 @@ def ordered_map(make, arguments: tuple, items, workers: int) -> Iterator:
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
-    # A fork is at work at once; where the system advises against it, a worker imports what it needs anew.
-    context, waiting = get_context("fork" if sys.platform == "linux" else "spawn"), deque()
-    pool = ProcessPoolExecutor(workers, context, begin_work, (os.getpid(), make, arguments))
+    # Each worker is a new interpreter. A fork begins sooner, but inherits locks that threads of Rust libraries hold.
+    pool, waiting = ProcessPoolExecutor(workers, get_context("spawn"), begin_work, (os.getpid(), make, arguments)), deque()
     try:
         for item in items:
             waiting.append(pool.submit(do_work, item))

@@ -9,6 +9,8 @@ table of contents.
 """
 
 import math
+import subprocess
+import sys
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -353,7 +355,8 @@ def train(config: TrainConfig, watch=list) -> dict:
     makes_it = [f"data/{word[7:]}" for word in (config.prepare or "").split() if word.startswith("--name=")]
     if config.data in makes_it and not Path(config.data).exists():
         print(f"'{config.data}' is not there, making it: python prepare_data.py {config.prepare}")
-        prepare_data.main(config.prepare.split())
+        prepared = subprocess.run([sys.executable, prepare_data.__file__, *config.prepare.split()])
+        require(prepared.returncode == 0, "the data could not be made: the reason stands above")
     data = open_data(config.data)
     check_folder(out, config.resume or config.eval_only, config.overwrite)
     checkpoint = load_latest(out) if config.resume else None
