@@ -1,0 +1,437 @@
+"""One trial: a change is applied, trained beside the baseline, probed, scored, decided on and recorded.
+
+A pair is a baseline run and a candidate run with one seed on the same cores, one after the other; which goes first
+alternates. Only the judge's own flags, clock and figures count; what a run says of itself is kept as a claim.
+"""
+
+import glob
+import itertools
+import json
+import marshal
+import os
+import platform
+import shutil
+import secrets
+import statistics
+import subprocess
+import sysconfig
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import prepare_data
+from console import UserError, read_options, require, write_json
+from corpus.sources import python_files, read_document
+from research import patch, score, verdict
+from research.ledger import Ledger, new_id
+from research.sandbox import Sandbox
+
+PATIENCE = 3  # times that a pair of a change may overrun the seconds it was given before it is refused
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a trial is judged."""
+
+    config: str = "config/quickstart.py"  # the recipe that is changed
+    budget: str | None = None  # of each run, as 60s, 500steps or 2e6tokens; None: the recipe's own
+    max_pairs: int = verdict.MAX_PAIRS  # pairs of runs in each of the two rounds, at most
+    level: float = verdict.LEVEL  # share of false ones among all that is kept
+    minimum_effect: float = verdict.MINIMUM_EFFECT  # bits per byte: a smaller gain is not worth a change
+    slowdown: float = 2.0  # with a budget of steps or tokens: times the baseline's time that a run may take
+    eval_tokens: int = 2**17  # of a split that are scored
+    folder: str = "out/research"  # where the ledger and the working copies are
+    workers: int = 1  # pairs at once on this machine; its cores are divided, GPUs are given one each
+    ray: bool = False  # run the pairs on a Ray cluster instead (pip install ray); folder and data must be shared
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every run of a trial shares; plain values, so that it can be sent to another machine."""
+
+    config: str
+    kind: str  # "seconds" or "tokens"
+    amount: float
+    flags: tuple[str, ...]
+    data: str
+    folder: str
+    slowdown: float
+    eval_tokens: int
+
+
+def set_up(options: Options) -> Setup:
+    """Read the recipe and the budget, and make the data if it is missing. Raises UserError."""
+    import train
+
+    path = Path(options.config)
+    require(patch.may_change(options.config), f"--config={options.config}: name a recipe of the project, as config/quickstart.py")
+    config = read_options(train.TrainConfig, [str(patch.ROOT / path)], "-m research")
+    require(not config.init_from, f"{path} begins from weights (init_from), which the referee does not judge")
+    kind, amount = next(((kind, value) for kind, value in (("seconds", config.max_seconds), ("tokens", config.max_tokens),
+                        ("steps", config.max_steps)) if value), None)  # fmt: skip
+    if options.budget:
+        kind = next((kind for kind in ("seconds", "steps", "tokens") if options.budget.endswith((kind, kind[:1]))), "")
+        number = options.budget.removesuffix(kind if options.budget.endswith(kind) else kind[:1])
+        told = f"--budget={options.budget}: write it as 60s, 500steps or 2e6tokens"
+        try:
+            amount = float(number)
+        except ValueError:
+            raise UserError(told) from None
+        require(kind and amount > 0, told)
+    if kind == "steps":
+        kind, amount = "tokens", amount * config.batch_tokens
+    limits = {"max_seconds": None, "max_tokens": None, "max_steps": None}
+    flags = {"data": "/box/data", "out": "/box/out", "prepare": None, "init_from": None, "resume": False, "wandb": False,
+             "overwrite": False, "eval_only": False, "eval_interval": None, "save_interval": None, "sample_prompt": None,
+             "device": config.device, "log_interval": config.log_interval, **limits}  # fmt: skip
+    folder = Path(config.data) if Path(config.data).is_absolute() else patch.ROOT / config.data
+    if not folder.exists() and config.prepare:
+        print(f"'{folder}' is not there, making it: python prepare_data.py {config.prepare}", flush=True)
+        options_ = read_options(prepare_data.PrepareConfig, config.prepare.split(), "prepare_data.py")
+        prepare_data.prepare(options_, folder.parent)
+    held_out = prepare_data.Data(folder).splits
+    told = f"'{folder}' has no {' and no '.join(split for split in ('val', 'test') if not len(held_out[split]))} split"
+    require(len(held_out["val"]) and len(held_out["test"]), f"{told}: a verdict needs both, prepare it with test_fraction")
+    out = Path(options.folder).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    return Setup(options.config, kind, amount, tuple(f"--{k}={v}" for k, v in flags.items()), str(folder), str(out),
+                 options.slowdown, options.eval_tokens)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a run may see of the data
+
+
+def training_data(data: prepare_data.Data, folder: Path) -> Path:
+    """A prepared folder with the training split alone: the same shards, the same order of batches."""
+    folder.mkdir()
+    shards = [row for row in data.meta["shards"] if row["split"] == "train"]
+    for row in shards:
+        try:
+            os.link(data.folder / row["file"], folder / row["file"])
+        except OSError:
+            shutil.copyfile(data.folder / row["file"], folder / row["file"])
+    write_json(folder / "tokenizer.json", data.tokenizer.to_json())
+    kept = {name: data.meta[name] for name in ("fingerprint", "tokenizer")}
+    write_json(folder / "meta.json", {**kept, "shards": shards, "splits": {"train": data.meta["splits"]["train"]}})
+    return folder
+
+
+def library_covers(data: prepare_data.Data, folder: Path) -> list[tuple[str, str]]:
+    """Where the text is the interpreter's own library: stand-ins for the files of it that were held out.
+
+    A stand-in works like its file, but holds bytecode without comments and docstrings instead of the text.
+    """
+    plan = data.meta.get("prepared_from", {})
+    if plan.get("source") != ["python"]:
+        return []
+    folder.mkdir()
+    (folder / "empty").touch()
+    covers, library = [], Path(sysconfig.get_paths()["stdlib"]).resolve()
+    for number, file in enumerate(python_files(plan["include_site_packages"])):
+        text, _ = read_document(file)
+        if text and prepare_data.split_of(text, plan["val_fraction"], plan["test_fraction"]) != "train":
+            code = marshal.dumps(compile(text, str(file), "exec", optimize=2, dont_inherit=True))
+            (folder / f"{number}.py").write_text(f"import marshal\nexec(marshal.loads({code!r}))\n")
+            cached = glob.glob(str(file.parent / "__pycache__" / f"{glob.escape(file.stem)}.*.pyc"))
+            covers += [(str(file), str(folder / f"{number}.py")), *((path, str(folder / "empty")) for path in cached)]
+    (folder / "other").mkdir()
+    others = [path for place in ("/usr/lib", "/usr/lib64", "/usr/local/lib") for path in glob.glob(f"{place}/python3*")]
+    return covers + [(path, str(folder / "other")) for path in others if not library.is_relative_to(path)
+                     and not os.path.islink(path)]  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs and pairs
+
+
+class Slot:
+    """A place to run pairs: cores, a sandbox on them, the two trees on disk, and the time that the baseline takes."""
+
+    def __init__(self, setup: Setup, base: dict, candidate: dict, cores: list[int] | None = None, gpu: str | None = None):
+        self.setup, self.data, self.folder = setup, prepare_data.Data(setup.data), Path(tempfile.mkdtemp(dir=setup.folder))
+        self.folder.chmod(0o755)
+        self.trees = {"baseline": patch.write_tree(base, self.folder / "baseline"),
+                      "candidate": patch.write_tree(candidate, self.folder / "candidate")}  # fmt: skip
+        self.train_only = training_data(self.data, self.folder / "data")
+        covers = library_covers(self.data, self.folder / "covers")
+        cores = cores or sorted(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count()))
+        self.box = Sandbox(Path(setup.folder), cores, [self.data.folder], covers, gpu)
+        self.seconds, self.eval_seconds, self.charge, self.overruns = [], [], 0.0, 0
+
+    def train(self, arm: str, seed: int) -> tuple[Path, float, dict]:
+        """One run of an arm: (checkpoint, seconds on the judge's clock, its claims). Raises score.Refused."""
+        setup, model = self.setup, self.folder / f"{arm}.pt"
+        usual, late = statistics.median(self.seconds or [0.0]), arm == "candidate"
+        amount = max(setup.amount - self.charge * late, setup.amount / 2) if setup.kind == "seconds" else int(setup.amount)
+        limit = 600 + 20 * setup.amount if setup.kind == "seconds" else 24 * 3600
+        if late:  # the baseline's time is the candidate's; what it needs more to begin, it has less to train
+            allowed = usual + 0.5 + 0.01 * setup.amount if setup.kind == "seconds" else usual * setup.slowdown + 2
+            limit = allowed + 3 + 0.25 * setup.amount if setup.kind == "seconds" else allowed
+        flags = [*setup.flags, f"--max_{setup.kind}={amount}", f"--seed={seed}"]
+        log = self.folder / "log.jsonl"
+        result = self.box.start(["/box/tree/train.py", setup.config, *flags],
+                                {"/box/tree": self.trees[arm], "/box/data": self.train_only}, limit,
+                                {"/box/out/last.pt": model, "/box/out/log.jsonl": log}).finish()  # fmt: skip
+        error = None
+        if result.late:
+            told = f"training took more than {limit:.1f} seconds where the baseline takes {usual:.1f}"
+            error = score.Refused(f"{told}: it was ended" + " (or allow --slowdown)" * (setup.kind == "tokens"))
+        elif result.status:
+            error = score.Crashed(f"training ended with exit status {result.status}")
+        elif not model.stat().st_size:
+            error = score.Crashed("training left no checkpoint")
+        elif late and setup.kind == "seconds" and result.seconds > allowed:
+            self.overruns, self.charge = self.overruns + 1, self.charge + result.seconds - allowed + 0.2
+            if self.overruns <= PATIENCE:
+                return self.train(arm, seed)
+            error = score.Refused(f"training took {result.seconds:.1f} seconds where the baseline takes {usual:.1f}")
+        if error:
+            error.text = result.text
+            raise error
+        return model, result.seconds, {"curve": read_curve(log), "text": result.text}
+
+    def run(self, arm: str, seed: int, split: str) -> dict:
+        """Train and score one arm. Raises score.Refused for a candidate, UserError where the baseline itself fails."""
+        try:
+            model, seconds, claims = self.train(arm, seed)
+            usual = statistics.median(self.eval_seconds or [0.0])
+            limit = 5 + 8 * usual if arm == "candidate" else 3600
+            bpb, spent = score.score(self.box, self.trees[arm], model, self.data, split, limit, self.setup.eval_tokens)
+        except score.Refused as error:
+            if arm == "baseline":
+                raise UserError(f"the baseline itself cannot be judged: {error}\n{error.text}") from None
+            raise
+        if arm == "baseline":
+            self.seconds.append(seconds)
+            self.eval_seconds.append(spent)
+        return {"bpb": bpb, "seconds": seconds, "curve": claims["curve"]}
+
+    def pair(self, seed: int, split: str, candidate_first: bool) -> dict:
+        """Both arms with one seed. The row has "failed" where the candidate was refused or crashed."""
+        order = ["baseline", "candidate"]
+        order.reverse() if candidate_first and self.seconds else None
+        row = {"seed": seed, "split": split, "order": "-".join(order), "isolation": self.box.isolation}
+        try:
+            row |= {arm: self.run(arm, seed, split) for arm in order}
+        except score.Refused as error:
+            verdict_ = "crash" if isinstance(error, score.Crashed) else "invalid"
+            row["failed"] = {"verdict": verdict_, "reason": str(error), "stderr": error.text}
+        return row
+
+    def close(self) -> None:
+        self.box.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def read_curve(log: Path) -> list[list[float]]:
+    """(tokens, loss) of the rows of a log.jsonl, of which nothing is believed: at most 500 pairs of numbers."""
+    curve = []
+    for line in log.read_bytes().splitlines()[:20_000]:
+        try:
+            row = json.loads(line)
+            curve.append([int(row["tokens"]), round(float(row["loss"]), 5)])
+        except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+            continue
+    return curve[:: max(1, len(curve) // 500 + 1)]
+
+
+def share_cores(workers: int) -> list[tuple[list[int], str | None]]:
+    """For each worker its CPU cores and its GPU. Raises UserError where there are fewer than workers."""
+    cores = sorted(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+    gpus = len(glob.glob("/dev/nvidia[0-9]*"))
+    require(1 <= workers <= len(cores), f"--workers={workers}: this machine gives {len(cores)} cores")
+    require(not gpus or workers <= gpus, f"--workers={workers}: this machine has {gpus} GPUs, one for each worker")
+    each = len(cores) // workers
+    return [(cores[i * each : (i + 1) * each], str(i) if gpus else None) for i in range(workers)]
+
+
+class Slots:
+    """Several slots at once. A pair stays in one slot; results come in the order of the seeds."""
+
+    def __init__(self, setup: Setup, base: dict, candidate: dict, options: Options):
+        if options.ray:
+            import ray
+
+            actor = ray.remote(num_cpus=1)(Slot)
+            self.slots = [actor.remote(setup, base, candidate) for _ in range(options.workers)]
+            self.get, self.wait = ray.get, ray.wait
+            self.call = lambda slot, *job: slot.pair.remote(*job)
+            self.end = lambda: [ray.get(slot.close.remote()) for slot in self.slots]
+            return
+        self.slots = [Slot(setup, base, candidate, *place) for place in share_cores(options.workers)]
+        pool = ThreadPoolExecutor(options.workers)
+        self.get, self.call = lambda job: job.result(), lambda slot, *job: pool.submit(slot.pair, *job)
+        self.end = lambda: [slot.close() for slot in self.slots]
+
+    def pairs(self, seeds, split: str):
+        """Yields the row of each seed's pair; as many are under way as there are slots."""
+        waiting = []
+        for number, seed in enumerate(seeds):
+            waiting.append(self.call(self.slots[number % len(self.slots)], seed, split, number % 2 == 1))
+            if len(waiting) == len(self.slots):
+                yield self.get(waiting.pop(0))
+        for job in waiting:
+            yield self.get(job)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The trial
+
+
+def hardware() -> str:
+    """The kind of machine: scores are compared within one kind only."""
+    names = [line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")] if (
+        os.path.exists("/proc/cpuinfo")) else [platform.processor()]  # fmt: skip
+    shown = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    gpus = subprocess.run(shown, capture_output=True, text=True).stdout.split("\n")[:-1] if shutil.which(shown[0]) else []
+    return f"{os.cpu_count()} × {(names or [platform.machine()])[0]}" + "".join(f", {gpu}" for gpu in gpus)
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"python": platform.python_version(), "torch": version("torch"), "system": platform.system()}
+
+
+def git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=patch.ROOT, capture_output=True, text=True) if shutil.which("git") else None
+    return done.stdout.strip() if done and not done.returncode else ""
+
+
+def begin(ledger: Ledger, kind: str, options: Options, base: dict, change: patch.Change | None, hypothesis: str, **more) -> dict:
+    """The row before a trial, in the ledger."""
+    parts = {"diff": change.diff, "diff_hash": change.hash, "added": change.added, "removed": change.removed} if change else {}
+    row = {"id": new_id(kind), "state": "begun", "kind": kind, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+           "hypothesis": hypothesis[:2000], "config": options.config, "budget": options.budget,
+           "options": asdict(options), "parent": git("rev-parse", "HEAD"), "tree": patch.tree_hash(base),
+           "hardware": hardware(), "versions": versions(), **parts, **more}  # fmt: skip
+    return ledger.append(row)
+
+
+def try_change(options: Options, patch_file: str | None = None, settings: str | None = None, tree: str | None = None,
+               hypothesis: str = "", tell=print, **more) -> dict:  # fmt: skip
+    """Make the change, judge it, record it; returns the finished row. Raises UserError for mistakes of the caller.
+
+    Exactly one of patch_file, settings ("key=value …") and tree.
+    """
+    base = patch.read_tree(patch.ROOT)
+    given = [name for name, value in (("PATCH", patch_file), ("--set", settings), ("--tree", tree)) if value is not None]
+    require(len(given) == 1, f"give exactly one of PATCH, --set and --tree; there is {' and '.join(given) or 'none'}")
+    setup, ledger = set_up(options), Ledger(Path(options.folder))
+    try:
+        if settings is not None:
+            change = patch.from_settings(base, options.config, settings)
+        else:
+            change = patch.from_patch(base, Path(patch_file)) if patch_file else patch.from_tree(base, Path(tree))
+        patch.refuse(not change.files, "it changes nothing")
+        data = prepare_data.Data(setup.data)
+        held_out = b"\n".join(data.tokenizer.decode_bytes(data.splits[s].read(0, len(data.splits[s]))) for s in ("val", "test"))
+        copied = patch.copied_text(change, held_out)
+        patch.refuse(copied, "it spells out held-out text")
+    except patch.Invalid as error:
+        row = begin(ledger, "trial", options, base, None, hypothesis, **more)
+        return ledger.append(row | {"state": "done", "verdict": "invalid", "reason": str(error)})
+    return judge(change, base, setup, options, ledger, hypothesis, tell, **more)
+
+
+def judge(change, base: dict, setup: Setup, options: Options, ledger: Ledger, hypothesis: str, tell, seeds=None, **more) -> dict:
+    """Run a trial's pairs until it is decided, and record it; returns the finished row.
+
+    seeds: of the two rounds' pairs, for a trial that is done again; None: fresh ones, which no patch could have met.
+    """
+    night, noise = verdict.Night.of(ledger.trials(), options.level), known_noise(ledger, options, base)
+    row = begin(ledger, "trial", options, base, change, hypothesis, alpha=night.alpha(), seeds=[[], []], **more)
+    rules = {"alpha": row["alpha"], "minimum_effect": options.minimum_effect, "max_pairs": options.max_pairs,
+             "noise": noise, "lines": change.added - change.removed}  # fmt: skip
+    rounds, failed, started, decision = {"val": [], "test": []}, None, time.time(), None
+    ending = {"verdict": "undecided", "reason": "interrupted"}
+    slots = Slots(setup, base, patch.apply(base, change), options)
+    try:
+        for number, (split, decide) in enumerate((("val", verdict.decide), ("test", verdict.confirm))):
+            chosen = seeds[number] if seeds else [secrets.randbelow(2**31) for _ in range(options.max_pairs)]
+            for pair in slots.pairs(chosen, split):
+                rounds[split].append(pair)
+                failed = pair.get("failed") or same_for_every_seed(rounds[split])
+                if failed:
+                    break
+                differences = [p["candidate"]["bpb"] - p["baseline"]["bpb"] for p in rounds[split]]
+                decision = decide(differences, **rules)
+                figures = f"baseline {pair['baseline']['bpb']:.4f}, candidate {pair['candidate']['bpb']:.4f}"
+                tell(f"{split} pair {len(differences)}: {figures}, difference {differences[-1]:+.4f} bits per byte")
+                if decision and not (seeds and len(differences) < len(chosen)):
+                    break
+            if failed or not decision.verdict.startswith("keep"):
+                break
+        ending = failed or {"verdict": decision.verdict, "reason": decision.reason, "mean": decision.mean,
+                            "interval": list(decision.interval)}  # fmt: skip
+    finally:
+        slots.end()
+        every = rounds["val"] + rounds["test"]
+        plain = {s: [{**p, **{arm: p[arm]["bpb"] for arm in ("baseline", "candidate") if arm in p}} for p in rounds[s]]
+                 for s in rounds}  # fmt: skip
+        curves = {arm: [p[arm]["curve"] for p in every if arm in p] for arm in ("baseline", "candidate")}
+        seconds = {arm: [round(p[arm]["seconds"], 2) for p in every if arm in p] for arm in curves}
+        row |= {"state": "done", "pairs": plain["val"], "confirmation": plain["test"], "curves": curves,
+                "seeds": [[p["seed"] for p in rounds[s]] for s in rounds], "run_seconds": seconds,
+                "differences": [p["candidate"] - p["baseline"] for p in plain["val"] if "candidate" in p and "baseline" in p],
+                "data": prepare_data.Data(setup.data).fingerprint, "seconds": round(time.time() - started, 1),
+                "tokens": curves["candidate"][-1][-1][0] if curves["candidate"] and curves["candidate"][-1] else None,
+                "isolation": every[0]["isolation"] if every else None, **ending}  # fmt: skip
+        ledger.append(row)
+    return row
+
+
+def same_for_every_seed(pairs: list[dict]) -> dict | None:
+    """A candidate that scores the same to the last bit with several seeds has chosen its own."""
+    bits = {arm: {pair[arm]["bpb"] for pair in pairs} for arm in ("baseline", "candidate")}
+    if len(pairs) > 1 and len(bits["candidate"]) < len(pairs) == len(bits["baseline"]):
+        return {"verdict": "invalid", "reason": "it scores the same with different seeds: it ignores the seed it is given"}
+    return None
+
+
+def known_noise(ledger: Ledger, options: Options, base: dict) -> verdict.Noise | None:
+    """The noise floor measured last for this recipe, budget and machine; None where it never was."""
+    key = (options.config, options.budget, hardware())
+    rows = [row for row in ledger.trials() if row["kind"] == "noise" and row["state"] == "done"
+            and (row["config"], row["budget"], row["hardware"]) == key]  # fmt: skip
+    return verdict.Noise.of(rows[-1]["differences"]) if rows else None
+
+
+def score_settings(options: Options, settings: dict, seed: int) -> dict:
+    """One run of the recipe with some options changed, scored on val: {"bpb", "curve", "seconds"}. Raises score.Refused."""
+    base, setup = patch.read_tree(patch.ROOT), set_up(options)
+    change = patch.from_settings(base, options.config, " ".join(f"{k}={v}" for k, v in settings.items()))
+    slot = Slot(setup, base, patch.apply(base, change))
+    try:
+        slot.seconds = [1e6]
+        slot.eval_seconds = [1e6]
+        return slot.run("candidate", seed, "val")
+    finally:
+        slot.close()
+
+
+def measure_noise(options: Options, pairs: int, tell=print) -> dict:
+    """A/A pairs: the recipe against itself with two seeds each; records the differences and says what they allow."""
+    require(pairs >= 3, f"--pairs={pairs}: at least 3, or the spread means nothing")
+    base, setup, ledger = patch.read_tree(patch.ROOT), set_up(options), Ledger(Path(options.folder))
+    row, differences, started = begin(ledger, "noise", options, base, None, ""), [], time.time()
+    slot = Slot(setup, base, base)
+    try:
+        for pair in range(pairs):
+            bpb = [slot.run("baseline", secrets.randbelow(2**31), "val")["bpb"] for _ in range(2)]
+            differences.append(bpb[1] - bpb[0])
+            tell(f"pair {pair + 1}: {bpb[0]:.4f} and {bpb[1]:.4f}, difference {differences[-1]:+.4f} bits per byte")
+    finally:
+        slot.close()
+    floor = verdict.Noise.of(differences)
+    row |= {"state": "done", "differences": differences, "noise": floor.sd, "seconds": round(time.time() - started, 1),
+            "isolation": slot.box.isolation}  # fmt: skip
+    ledger.append(row)
+    tell(f"noise floor: {floor.sd:.4f} bits per byte, the standard deviation of a pair's difference")
+    for count in sorted({3, 4, options.max_pairs, 2 * options.max_pairs}):
+        effect = verdict.smallest_effect(floor.sd, count, verdict.Night.of(ledger.trials(), options.level).alpha())
+        tell(f"{count} pairs of each round keep a gain of {effect:.4f} four times in five")
+    return row

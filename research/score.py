@@ -1,0 +1,204 @@
+"""Bits per byte of a trained candidate, computed by the judge, and the probes that make the figure mean something.
+
+The candidate's process (worker.py) gets windows of tokens and returns logits. Everything that counts is computed here,
+from the judge's own copy of the data and of the bytes per token. But a window holds the next token of all its positions
+but the last: a model that looks ahead would be told the answers. So every window that counts comes back, changed from
+some place on, and what was said of the part before that place has to be the same. Scored and changed windows are mixed
+and shuffled, and a window and its changed copies never go to the same process, so that none can know which counts, or
+remember what it has said: two processes answer, one after the other, that share no memory.
+
+What escapes: a model that looks ahead at a share f of all positions is missed with probability (1 - f)^R, R being the
+number of changed windows; and a dependence too small for LEAK, in nats per token.
+"""
+
+import os
+import select
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from prepare_data import Data
+
+TOKENS_AT_ONCE = 4096  # in one question to the worker
+JUMP = 0.25  # nats by which one prediction may change with the batch around it: rounding in bfloat16 does a tenth
+LEAK = 3e-4  # nats by which they may change on average, beside six standard errors
+CHANGED_WINDOWS = 256  # at least, however few windows the split has
+
+
+class Refused(Exception):
+    """The candidate broke a rule or failed a probe; the message says which, in the judge's words alone."""
+
+    text = ""  # what it printed, untrusted
+
+
+class Crashed(Refused):
+    """It did not come to an end."""
+
+
+def refuse(condition, message: str) -> None:
+    if condition:
+        raise Refused(message)
+
+
+class Worker:
+    """A candidate's process, asked over pipes. Raises Refused where it answers late, badly or not at all."""
+
+    def __init__(self, box, tree: Path, checkpoint: Path, seconds: float):
+        shown = {"/box/tree": tree, "/box/model.pt": checkpoint}
+        argv = ["/box/worker.py", "/box/model.pt", "/box/tree"]
+        self.run, self.deadline, self.limit = box.start(argv, shown, seconds, talk=True), time.monotonic() + seconds, seconds
+        self.block_size, self.vocab_size = np.frombuffer(self.read(8), dtype="<i4").tolist()
+
+    def read(self, count: int) -> bytearray:
+        content, place = bytearray(count), 0
+        while place < count:
+            ready, _, _ = select.select([self.run.answers], [], [], max(0.0, self.deadline - time.monotonic()))
+            refuse(not ready, f"evaluation takes more than {self.limit:.0f} seconds, far more than the baseline's")
+            part = os.readv(self.run.answers, [memoryview(content)[place:]])
+            if not part:
+                error = Crashed("its evaluation ended before it had answered")
+                error.text = self.close()
+                raise error
+            place += part
+        return content
+
+    def ask(self, tokens: np.ndarray) -> np.ndarray:
+        """(B, T) token ids to (B, T, V) float32 logits."""
+        question, expected = memoryview(np.array([*tokens.shape, *tokens.ravel()], dtype="<i4").tobytes()), tokens.shape
+        try:
+            while question:
+                question = question[os.write(self.run.requests, question) :]
+        except BrokenPipeError:
+            self.read(1)
+        shape = np.frombuffer(self.read(12), dtype="<i4").tolist()
+        told = f"its logits have the shape {shape}, not {[*expected, self.vocab_size]}"
+        refuse(shape != [*expected, self.vocab_size], told)
+        return np.frombuffer(self.read(4 * int(np.prod(shape))), dtype="<f4").reshape(shape)
+
+    def close(self) -> str:
+        """End the process; returns the end of what it printed, untrusted."""
+        run, self.run = self.run, None
+        if run:
+            run.end(late=False)
+            return run.finish().text
+        return ""
+
+
+def surprise(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Nats of the targets, (B, T) float64: the judge's own normalisation. Raises Refused for logits that are no answer."""
+    below = logits - logits.max(axis=-1, keepdims=True)
+    chosen = np.take_along_axis(below, targets[..., None], axis=-1)[..., 0]
+    total = np.exp(below, out=below).sum(axis=-1)  # (B, T)
+    refuse(not np.isfinite(total).all() or not np.isfinite(chosen).all(), "its logits are not finite")
+    refuse(total.min() > logits.shape[-1] * 0.999, "its logits are constant")
+    return np.log(total, dtype=np.float64) - chosen
+
+
+@dataclass
+class Plan:
+    """Windows to ask about. tokens, targets: (N, T); targets of a changed window are those of its original, known up to
+    `cut` (inclusive). original: (N,) index of the window it was made from, itself where it counts."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    counted: np.ndarray
+    original: np.ndarray
+    cut: np.ndarray
+
+
+def make_plan(data: Data, split: str, block_size: int, max_tokens: int, rng: np.random.Generator) -> Plan:
+    """All windows of the split, or max_tokens' worth evenly spread over it, and changed copies of each."""
+    batches = list(data.eval_batches(split, block_size, 1))
+    keep = np.unique(np.linspace(0, len(batches) - 1, max(1, min(len(batches), max_tokens // block_size))).astype(int))
+    tokens, targets = (np.concatenate([batches[i][part] for i in keep]) for part in (0, 1))  # (N, T)
+    length, count = (targets >= 0).sum(axis=1), len(tokens)
+    copies = max(1, min(32, -(-CHANGED_WINDOWS // count)))
+    original = np.concatenate([np.arange(count), np.tile(np.arange(count), copies)])
+    cut = (rng.random(len(original)) * np.maximum(length[original] - 1, 1)).astype(int)
+    cut[:count] = length - 1
+    changed, vocabulary = tokens[original], data.tokenizer.vocab_size
+    for row in range(count, len(original)):
+        after, other = cut[row] + 1, tokens[rng.integers(count)]
+        if after < block_size:
+            # The text of another place, or one other token alone; the first of them is another token for certain.
+            end = block_size if row % 4 else after + 1
+            changed[row, after:end] = other[after:end]
+            if changed[row, after] == tokens[original[row], after]:
+                changed[row, after] = (changed[row, after] + rng.integers(1, vocabulary)) % vocabulary
+    return Plan(changed, targets[original], np.arange(len(original)) < count, original, cut)
+
+
+def answer(worker: Worker, plan: Plan, rows: np.ndarray, losses: np.ndarray, rng: np.random.Generator) -> None:
+    """Ask about `rows` in the order given, in batches of one shape, and write their (T,) nats into `losses`."""
+    size = max(2, TOKENS_AT_ONCE // plan.tokens.shape[1])
+    filled = np.concatenate([rows, rng.choice(rows, -len(rows) % size)])  # the same shape throughout: the same rounding
+    for batch in filled.reshape(-1, size):
+        losses[batch] = surprise(worker.ask(plan.tokens[batch]), np.maximum(plan.targets[batch], 0))
+
+
+def diagnose(worker: Worker, plan: Plan, rng: np.random.Generator) -> str:
+    """Why equal beginnings got different answers: state, the other rows of the batch, or later tokens."""
+    size = max(2, TOKENS_AT_ONCE // plan.tokens.shape[1])
+    rows, others = (rng.choice(np.flatnonzero(plan.counted), size) for _ in range(2))
+    half, targets = size // 2, np.maximum(plan.targets[rows], 0)
+    first, again = (surprise(worker.ask(plan.tokens[rows]), targets) for _ in range(2))
+    if np.abs(first - again).max() > 1e-3:
+        return "the same input gets different answers: it keeps state between calls, or draws random numbers"
+    company = plan.tokens[np.concatenate([rows[:half], others[half:]])]
+    if np.abs(surprise(worker.ask(company), targets) - first)[:half].max() > 1e-3:
+        return "a prediction depends on the other rows of the batch"
+    return "a prediction depends on tokens that come after it"
+
+
+def check(plan: Plan, losses: np.ndarray, moment: np.ndarray) -> str | None:
+    """Compare every changed window with its original up to the cut; says what is wrong, None where all is well.
+
+    losses: (N, T) nats. moment: (N,) when each was asked: a candidate that learns from what it is asked gets better.
+    """
+    changed = np.flatnonzero(~plan.counted)
+    before = np.arange(plan.tokens.shape[1]) <= plan.cut[changed, None]  # (N, T)
+    apart = np.where(before, losses[changed] - losses[plan.original[changed]], 0.0)
+    at_cut = apart[np.arange(len(changed)), plan.cut[changed]]
+    later = np.sign(moment[changed] - moment[plan.original[changed]]) * apart.sum(axis=1) / before.sum(axis=1)
+    if np.abs(apart).max() > JUMP:
+        return f"predictions change by up to {np.abs(apart).max():.2f} nats"
+    for values, told in ((at_cut, "when the next token is another"), (later, "when asked again")):
+        if abs(values.mean()) > LEAK + 6 * values.std() / len(values) ** 0.5:
+            return f"predictions change by {abs(values.mean()):.4f} nats on average {told}"
+    return None
+
+
+def score(box, tree: Path, checkpoint: Path, data: Data, split: str, seconds: float, max_tokens: int) -> tuple[float, float]:
+    """(bits per byte of the split, seconds of evaluation). Raises Refused.
+
+    max_tokens: of the split that are scored. The places of the changes and the order are drawn anew each time.
+    """
+    rng, started, spent, plan = np.random.default_rng(), time.monotonic(), 0.0, None
+    for half in range(2):
+        worker = Worker(box, tree, checkpoint, seconds - (time.monotonic() - started))
+        try:
+            if plan is None:
+                size, vocabulary = worker.block_size, data.tokenizer.vocab_size
+                refuse(worker.vocab_size != vocabulary, f"its vocabulary is {worker.vocab_size}, not the data's {vocabulary}")
+                refuse(not 1 <= size <= 2**17, f"block_size={size} is out of bounds")
+                plan = make_plan(data, split, size, max_tokens, rng)
+                side = rng.integers(2, size=plan.counted.sum())[plan.original] ^ ~plan.counted
+                losses, moment = np.zeros(plan.tokens.shape), np.zeros(len(plan.tokens))
+            refuse(worker.block_size != size, "its block_size changes from process to process")
+            rows = rng.permutation(np.flatnonzero(side == half))
+            moment[rows] = np.arange(len(rows)) / max(1, len(rows)) + rng.random() * 1e-9
+            if len(rows):
+                answer(worker, plan, rows, losses, rng)
+        finally:
+            worker.close()
+    if wrong := check(plan, losses, moment):
+        worker = Worker(box, tree, checkpoint, seconds)
+        try:
+            raise Refused(f"{diagnose(worker, plan, rng)} ({wrong})")
+        finally:
+            worker.close()
+    scored = plan.counted[:, None] & (plan.targets >= 0)
+    n_bytes = np.where(scored, data.tokenizer.token_bytes[np.maximum(plan.targets, 0)], 0)
+    return float((losses * (n_bytes > 0)).sum() / n_bytes.sum() / np.log(2)), time.monotonic() - started
