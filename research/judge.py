@@ -8,6 +8,7 @@ import glob
 import itertools
 import json
 import marshal
+import math
 import os
 import platform
 import shutil
@@ -61,13 +62,13 @@ class Setup:
     eval_tokens: int
 
 
-def set_up(options: Options) -> Setup:
-    """Read the recipe and the budget, and make the data if it is missing. Raises UserError."""
+def set_up(options: Options, root: Path = patch.ROOT) -> Setup:
+    """Read the recipe in `root` and the budget, and make the data if it is missing. Raises UserError."""
     import train
 
     path = Path(options.config)
     require(patch.may_change(options.config), f"--config={options.config}: name a recipe of the project, as config/quickstart.py")
-    config = read_options(train.TrainConfig, [str(patch.ROOT / path)], "-m research")
+    config = read_options(train.TrainConfig, [str(root / path)], "-m research")
     require(not config.init_from, f"{path} begins from weights (init_from), which the referee does not judge")
     kind, amount = next(((kind, value) for kind, value in (("seconds", config.max_seconds), ("tokens", config.max_tokens),
                         ("steps", config.max_steps)) if value), None)  # fmt: skip
@@ -96,7 +97,7 @@ def set_up(options: Options) -> Setup:
     require(len(held_out["val"]) and len(held_out["test"]), f"{told}: a verdict needs both, prepare it with test_fraction")
     out = Path(options.folder).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    return Setup(options.config, kind, amount, tuple(f"--{k}={v}" for k, v in flags.items()), str(folder), str(out),
+    return Setup(options.config, kind, amount, tuple(f"--{k}={v}" for k, v in flags.items()), str(folder.resolve()), str(out),
                  options.slowdown, options.eval_tokens)  # fmt: skip
 
 
@@ -150,16 +151,20 @@ def library_covers(data: prepare_data.Data, folder: Path) -> list[tuple[str, str
 class Slot:
     """A place to run pairs: cores, a sandbox on them, the two trees on disk, and the time that the baseline takes."""
 
-    def __init__(self, setup: Setup, base: dict, candidate: dict, cores: list[int] | None = None, gpu: str | None = None):
+    def __init__(self, setup: Setup, base: dict, cores: list[int] | None = None, gpu: str | None = None):
         self.setup, self.data, self.folder = setup, prepare_data.Data(setup.data), Path(tempfile.mkdtemp(dir=setup.folder))
         self.folder.chmod(0o755)
-        self.trees = {"baseline": patch.write_tree(base, self.folder / "baseline"),
-                      "candidate": patch.write_tree(candidate, self.folder / "candidate")}  # fmt: skip
+        self.trees = {"baseline": patch.write_tree(base, self.folder / "baseline")}
         self.train_only = training_data(self.data, self.folder / "data")
         covers = library_covers(self.data, self.folder / "covers")
-        cores = cores or sorted(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count()))
-        self.box = Sandbox(Path(setup.folder), cores, [self.data.folder], covers, gpu)
+        self.box = Sandbox(Path(setup.folder), cores or available_cores(), [self.data.folder], covers, gpu)
         self.seconds, self.eval_seconds, self.charge, self.overruns = [], [], 0.0, 0
+
+    def place(self, candidate: dict) -> None:
+        """Put the candidate's tree where the pairs to come take it from."""
+        self.trees["candidate"], self.charge, self.overruns = self.folder / "candidate", 0.0, 0
+        shutil.rmtree(self.trees["candidate"], ignore_errors=True)
+        patch.write_tree(candidate, self.trees["candidate"])
 
     def train(self, arm: str, seed: int) -> tuple[Path, float, dict]:
         """One run of an arm: (checkpoint, seconds on the judge's clock, its claims). Raises score.Refused."""
@@ -198,7 +203,7 @@ class Slot:
         try:
             model, seconds, claims = self.train(arm, seed)
             usual = statistics.median(self.eval_seconds or [0.0])
-            limit = 5 + 8 * usual if arm == "candidate" else 3600
+            limit = 3 + 8 * usual if arm == "candidate" else 3600
             bpb, spent = score.score(self.box, self.trees[arm], model, self.data, split, limit, self.setup.eval_tokens)
         except score.Refused as error:
             if arm == "baseline":
@@ -238,9 +243,13 @@ def read_curve(log: Path) -> list[list[float]]:
     return curve[:: max(1, len(curve) // 500 + 1)]
 
 
+def available_cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
+
+
 def share_cores(workers: int) -> list[tuple[list[int], str | None]]:
     """For each worker its CPU cores and its GPU. Raises UserError where there are fewer than workers."""
-    cores = sorted(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+    cores = available_cores()
     gpus = len(glob.glob("/dev/nvidia[0-9]*"))
     require(1 <= workers <= len(cores), f"--workers={workers}: this machine gives {len(cores)} cores")
     require(not gpus or workers <= gpus, f"--workers={workers}: this machine has {gpus} GPUs, one for each worker")
@@ -256,12 +265,14 @@ class Slots:
             import ray
 
             actor = ray.remote(num_cpus=1)(Slot)
-            self.slots = [actor.remote(setup, base, candidate) for _ in range(options.workers)]
-            self.get, self.wait = ray.get, ray.wait
+            self.slots, self.get = [actor.remote(setup, base) for _ in range(options.workers)], ray.get
+            ray.get([slot.place.remote(candidate) for slot in self.slots])
             self.call = lambda slot, *job: slot.pair.remote(*job)
             self.end = lambda: [ray.get(slot.close.remote()) for slot in self.slots]
             return
-        self.slots = [Slot(setup, base, candidate, *place) for place in share_cores(options.workers)]
+        self.slots = [Slot(setup, base, *place) for place in share_cores(options.workers)]
+        for slot in self.slots:
+            slot.place(candidate)
         pool = ThreadPoolExecutor(options.workers)
         self.get, self.call = lambda job: job.result(), lambda slot, *job: pool.submit(slot.pair, *job)
         self.end = lambda: [slot.close() for slot in self.slots]
@@ -296,45 +307,47 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": version("torch"), "system": platform.system()}
 
 
-def git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=patch.ROOT, capture_output=True, text=True) if shutil.which("git") else None
+def git(*arguments: str, root: Path = patch.ROOT) -> str:
+    """What git prints; "" where it fails or is not installed."""
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True) if shutil.which("git") else None
     return done.stdout.strip() if done and not done.returncode else ""
 
 
-def begin(ledger: Ledger, kind: str, options: Options, base: dict, change: patch.Change | None, hypothesis: str, **more) -> dict:
+def begin(ledger: Ledger, kind: str, options: Options, base: dict, change: patch.Change | None, hypothesis: str,
+          root: Path = patch.ROOT, **more) -> dict:  # fmt: skip
     """The row before a trial, in the ledger."""
     parts = {"diff": change.diff, "diff_hash": change.hash, "added": change.added, "removed": change.removed} if change else {}
     row = {"id": new_id(kind), "state": "begun", "kind": kind, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
            "hypothesis": hypothesis[:2000], "config": options.config, "budget": options.budget,
-           "options": asdict(options), "parent": git("rev-parse", "HEAD"), "tree": patch.tree_hash(base),
+           "options": asdict(options), "parent": git("rev-parse", "HEAD", root=root), "tree": patch.tree_hash(base),
            "hardware": hardware(), "versions": versions(), **parts, **more}  # fmt: skip
     return ledger.append(row)
 
 
 def try_change(options: Options, patch_file: str | None = None, settings: str | None = None, tree: str | None = None,
-               hypothesis: str = "", tell=print, **more) -> dict:  # fmt: skip
+               base: str | Path = patch.ROOT, hypothesis: str = "", tell=print, **more) -> dict:  # fmt: skip
     """Make the change, judge it, record it; returns the finished row. Raises UserError for mistakes of the caller.
 
-    Exactly one of patch_file, settings ("key=value …") and tree.
+    Exactly one of patch_file, settings ("key=value …") and tree. base: the folder whose recipe is the baseline.
     """
-    base = patch.read_tree(patch.ROOT)
+    root, base = Path(base), patch.read_tree(Path(base))
     given = [name for name, value in (("PATCH", patch_file), ("--set", settings), ("--tree", tree)) if value is not None]
     require(len(given) == 1, f"give exactly one of PATCH, --set and --tree; there is {' and '.join(given) or 'none'}")
-    setup, ledger = set_up(options), Ledger(Path(options.folder))
+    setup, ledger = set_up(options, root), Ledger(Path(options.folder))
     try:
         if settings is not None:
-            change = patch.from_settings(base, options.config, settings)
+            change = patch.from_settings(base, options.config, settings, root)
         else:
-            change = patch.from_patch(base, Path(patch_file)) if patch_file else patch.from_tree(base, Path(tree))
+            change = patch.from_patch(base, Path(patch_file)) if patch_file else patch.from_tree(base, Path(tree), root)
         patch.refuse(not change.files, "it changes nothing")
         data = prepare_data.Data(setup.data)
         held_out = b"\n".join(data.tokenizer.decode_bytes(data.splits[s].read(0, len(data.splits[s]))) for s in ("val", "test"))
         copied = patch.copied_text(change, held_out)
         patch.refuse(copied, "it spells out held-out text")
     except patch.Invalid as error:
-        row = begin(ledger, "trial", options, base, None, hypothesis, **more)
+        row = begin(ledger, "trial", options, base, None, hypothesis, root, **more)
         return ledger.append(row | {"state": "done", "verdict": "invalid", "reason": str(error)})
-    return judge(change, base, setup, options, ledger, hypothesis, tell, **more)
+    return judge(change, base, setup, options, ledger, hypothesis, tell, root=root, **more)
 
 
 def judge(change, base: dict, setup: Setup, options: Options, ledger: Ledger, hypothesis: str, tell, seeds=None, **more) -> dict:
@@ -347,7 +360,7 @@ def judge(change, base: dict, setup: Setup, options: Options, ledger: Ledger, hy
     rules = {"alpha": row["alpha"], "minimum_effect": options.minimum_effect, "max_pairs": options.max_pairs,
              "noise": noise, "lines": change.added - change.removed}  # fmt: skip
     rounds, failed, started, decision = {"val": [], "test": []}, None, time.time(), None
-    ending = {"verdict": "undecided", "reason": "interrupted"}
+    ending = {"verdict": "undecided", "reason": "the judge was interrupted"}
     slots = Slots(setup, base, patch.apply(base, change), options)
     try:
         for number, (split, decide) in enumerate((("val", verdict.decide), ("test", verdict.confirm))):
@@ -365,8 +378,8 @@ def judge(change, base: dict, setup: Setup, options: Options, ledger: Ledger, hy
                     break
             if failed or not decision.verdict.startswith("keep"):
                 break
-        ending = failed or {"verdict": decision.verdict, "reason": decision.reason, "mean": decision.mean,
-                            "interval": list(decision.interval)}  # fmt: skip
+        ending = failed or {"verdict": decision.verdict, "reason": decision.reason, "mean": number(decision.mean),
+                            "interval": [number(bound) for bound in decision.interval]}  # fmt: skip
     finally:
         slots.end()
         every = rounds["val"] + rounds["test"]
@@ -382,6 +395,10 @@ def judge(change, base: dict, setup: Setup, options: Options, ledger: Ledger, hy
                 "isolation": every[0]["isolation"] if every else None, **ending}  # fmt: skip
         ledger.append(row)
     return row
+
+
+def number(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no other numbers
 
 
 def same_for_every_seed(pairs: list[dict]) -> dict | None:
@@ -404,8 +421,9 @@ def score_settings(options: Options, settings: dict, seed: int) -> dict:
     """One run of the recipe with some options changed, scored on val: {"bpb", "curve", "seconds"}. Raises score.Refused."""
     base, setup = patch.read_tree(patch.ROOT), set_up(options)
     change = patch.from_settings(base, options.config, " ".join(f"{k}={v}" for k, v in settings.items()))
-    slot = Slot(setup, base, patch.apply(base, change))
+    slot = Slot(setup, base)
     try:
+        slot.place(patch.apply(base, change))
         slot.seconds = [1e6]
         slot.eval_seconds = [1e6]
         return slot.run("candidate", seed, "val")
@@ -418,7 +436,7 @@ def measure_noise(options: Options, pairs: int, tell=print) -> dict:
     require(pairs >= 3, f"--pairs={pairs}: at least 3, or the spread means nothing")
     base, setup, ledger = patch.read_tree(patch.ROOT), set_up(options), Ledger(Path(options.folder))
     row, differences, started = begin(ledger, "noise", options, base, None, ""), [], time.time()
-    slot = Slot(setup, base, base)
+    slot = Slot(setup, base)
     try:
         for pair in range(pairs):
             bpb = [slot.run("baseline", secrets.randbelow(2**31), "val")["bpb"] for _ in range(2)]

@@ -118,7 +118,7 @@ def make_change(base: dict[str, bytes], files: dict[str, bytes | None]) -> Chang
     return Change(texts, "".join(parts), counts["+"], counts["-"])
 
 
-def from_settings(base: dict[str, bytes], config: str, settings: str) -> Change:
+def from_settings(base: dict[str, bytes], config: str, settings: str, root: Path = ROOT) -> Change:
     """Options, "key=value …", become assignments in the config file. Raises UserError and Invalid."""
     import train
 
@@ -126,7 +126,7 @@ def from_settings(base: dict[str, bytes], config: str, settings: str) -> Change:
     require(pairs and all(key and value for key, value in pairs), f"--set={settings!r}: write it as 'key=value key=value'")
     own = [key for key, _ in pairs if key in PROTECTED]
     refuse(own, f"it sets {', '.join(own)}, which the judge sets")
-    read_options(train.TrainConfig, [config, *(f"--{key}={value}" for key, value in pairs)], "-m research try")
+    read_options(train.TrainConfig, [str(root / config), *(f"--{key}={value}" for key, value in pairs)], "-m research try")
     text = base[config].decode()
     for key, value in pairs:
         with contextlib.suppress(ValueError, SyntaxError):
@@ -158,13 +158,13 @@ def from_patch(base: dict[str, bytes], path: Path) -> Change:
         return from_tree(base, tree)
 
 
-def from_tree(base: dict[str, bytes], tree: Path) -> Change:
+def from_tree(base: dict[str, bytes], tree: Path, root: Path = ROOT) -> Change:
     """Another working tree, compared with the project file by file. Raises UserError and Invalid."""
     require((tree / "train.py").exists(), f"--tree={tree}: there is no train.py in it")
     files: dict[str, bytes] = {}
     for pattern in WATCHED:
         for path in sorted(tree.glob(pattern)):
-            name, own = str(path.relative_to(tree)), ROOT / path.relative_to(tree)
+            name, own = str(path.relative_to(tree)), root / path.relative_to(tree)
             if path.is_dir() and not path.is_symlink():
                 continue
             refuse(not stat.S_ISREG(path.lstat().st_mode) or path.parent.is_symlink(), f"{name} is not a plain file")

@@ -118,7 +118,7 @@ class Sandbox:
         cache = folder / "cache"
         cache.mkdir(parents=True, exist_ok=True)
         own = {"OMP_NUM_THREADS": str(len(cores)), "OPENBLAS_NUM_THREADS": "1", "LANG": "C.UTF-8", "USER": "nobody"}
-        own |= {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+        own |= {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "OMP_WAIT_POLICY") if name in os.environ}
         own |= {"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {}
         self.environment = own | {"HOME": "/tmp", "MPLCONFIGDIR": "/tmp"}
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

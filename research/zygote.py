@@ -13,6 +13,7 @@ Sources: namespaces(7), mount_namespaces(7), mount_setattr(2), capabilities(7), 
 
 import contextlib
 import ctypes
+import importlib
 import json
 import os
 import platform
@@ -231,10 +232,8 @@ def run(spec: dict, fds: list[int]) -> None:
 def main(number: int) -> None:
     """Serve runs: each a message with a specification and its files, answered by a process id and later a status."""
     control = socket.socket(fileno=number)
-    import matplotlib.figure  # noqa: F401
-    import matplotlib.font_manager  # noqa: F401
-    import torch  # noqa: F401
-    import tyro  # noqa: F401
+    for module in ("torch", "torch._dynamo", "tyro", "matplotlib.figure", "matplotlib.backends.backend_agg"):
+        importlib.import_module(module)  # what every run loads; no thread is started by it, so a fork is whole
 
     control.send(b"ready")
     while True:
