@@ -158,7 +158,7 @@ class Slot:
         self.train_only = training_data(self.data, self.folder / "data")
         covers = library_covers(self.data, self.folder / "covers")
         self.box = Sandbox(Path(setup.folder), cores or available_cores(), [self.data.folder], covers, gpu)
-        self.seconds, self.eval_seconds, self.charge, self.overruns = [], [], 0.0, 0
+        self.seconds, self.eval_seconds, self.charge, self.overruns, self.rounding = [], [], 0.0, 0, 0.0
 
     def place(self, candidate: dict) -> None:
         """Put the candidate's tree where the pairs to come take it from."""
@@ -204,7 +204,8 @@ class Slot:
             model, seconds, claims = self.train(arm, seed)
             usual = statistics.median(self.eval_seconds or [0.0])
             limit = 3 + 8 * usual if arm == "candidate" else 3600
-            bpb, spent = score.score(self.box, self.trees[arm], model, self.data, split, limit, self.setup.eval_tokens)
+            bpb, spent, rounding = score.score(self.box, self.trees[arm], model, self.data, split, limit,
+                                               self.setup.eval_tokens, self.rounding)  # fmt: skip
         except score.Refused as error:
             if arm == "baseline":
                 raise UserError(f"the baseline itself cannot be judged: {error}\n{error.text}") from None
@@ -212,6 +213,7 @@ class Slot:
         if arm == "baseline":
             self.seconds.append(seconds)
             self.eval_seconds.append(spent)
+            self.rounding = max(self.rounding, rounding)
         return {"bpb": bpb, "seconds": seconds, "curve": claims["curve"]}
 
     def pair(self, seed: int, split: str, candidate_first: bool) -> dict:

@@ -22,8 +22,9 @@ import numpy as np
 from prepare_data import Data
 
 TOKENS_AT_ONCE = 4096  # in one question to the worker
-JUMP = 0.25  # nats by which one prediction may change with the batch around it: rounding in bfloat16 does a tenth
-LEAK = 3e-4  # nats by which they may change on average, beside six standard errors
+JUMP = 0.25  # nats by which one prediction may change with what is asked beside it or after it
+SHIVER = 5e-3  # … by which they may change in the root mean square, or ten times the baseline's: rounding
+LEAK = 3e-4  # … and on average, beside six standard errors: rounding has no direction
 CHANGED_WINDOWS = 256  # at least, however few windows the split has
 
 
@@ -152,28 +153,32 @@ def diagnose(worker: Worker, plan: Plan, rng: np.random.Generator) -> str:
     return "a prediction depends on tokens that come after it"
 
 
-def check(plan: Plan, losses: np.ndarray, moment: np.ndarray) -> str | None:
-    """Compare every changed window with its original up to the cut; says what is wrong, None where all is well.
+def check(plan: Plan, losses: np.ndarray, moment: np.ndarray, usual: float) -> tuple[str | None, float]:
+    """Compare every changed window with its original up to the cut: what is wrong, None where all is well, and the root
+    mean square of the changes.
 
     losses: (N, T) nats. moment: (N,) when each was asked: a candidate that learns from what it is asked gets better.
+    usual: the root mean square of the baseline's changes.
     """
     changed = np.flatnonzero(~plan.counted)
     before = np.arange(plan.tokens.shape[1]) <= plan.cut[changed, None]  # (N, T)
     apart = np.where(before, losses[changed] - losses[plan.original[changed]], 0.0)
     at_cut = apart[np.arange(len(changed)), plan.cut[changed]]
     later = np.sign(moment[changed] - moment[plan.original[changed]]) * apart.sum(axis=1) / before.sum(axis=1)
-    if np.abs(apart).max() > JUMP:
-        return f"predictions change by up to {np.abs(apart).max():.2f} nats"
+    shiver = float(np.sqrt((apart**2).sum() / before.sum()))
+    if np.abs(apart).max() > JUMP or shiver > max(SHIVER, 10 * usual):
+        return f"predictions change by {shiver:.4f} nats, at most {np.abs(apart).max():.2f}", shiver
     for values, told in ((at_cut, "when the next token is another"), (later, "when asked again")):
         if abs(values.mean()) > LEAK + 6 * values.std() / len(values) ** 0.5:
-            return f"predictions change by {abs(values.mean()):.4f} nats on average {told}"
-    return None
+            return f"predictions change by {abs(values.mean()):.4f} nats on average {told}", shiver
+    return None, shiver
 
 
-def score(box, tree: Path, checkpoint: Path, data: Data, split: str, seconds: float, max_tokens: int) -> tuple[float, float]:
-    """(bits per byte of the split, seconds of evaluation). Raises Refused.
+def score(box, tree: Path, checkpoint: Path, data: Data, split: str, seconds: float, max_tokens: int,
+          usual: float = 0.0) -> tuple[float, float, float]:  # fmt: skip
+    """(bits per byte of the split, seconds of evaluation, what `check` found of rounding). Raises Refused.
 
-    max_tokens: of the split that are scored. The places of the changes and the order are drawn anew each time.
+    max_tokens: of the split that are scored. usual: the baseline's rounding. The places of the changes and the order are drawn anew each time.
     """
     rng, started, spent, plan = np.random.default_rng(), time.monotonic(), 0.0, None
     for half in range(2):
@@ -193,7 +198,8 @@ def score(box, tree: Path, checkpoint: Path, data: Data, split: str, seconds: fl
                 answer(worker, plan, rows, losses, rng)
         finally:
             worker.close()
-    if wrong := check(plan, losses, moment):
+    wrong, shiver = check(plan, losses, moment, usual)
+    if wrong:
         worker = Worker(box, tree, checkpoint, seconds)
         try:
             raise Refused(f"{diagnose(worker, plan, rng)} ({wrong})")
@@ -201,4 +207,4 @@ def score(box, tree: Path, checkpoint: Path, data: Data, split: str, seconds: fl
             worker.close()
     scored = plan.counted[:, None] & (plan.targets >= 0)
     n_bytes = np.where(scored, data.tokenizer.token_bytes[np.maximum(plan.targets, 0)], 0)
-    return float((losses * (n_bytes > 0)).sum() / n_bytes.sum() / np.log(2)), time.monotonic() - started
+    return float((losses * (n_bytes > 0)).sum() / n_bytes.sum() / np.log(2)), time.monotonic() - started, shiver

@@ -9,9 +9,9 @@ EDITS = [
 """,
         """\
         if not self.training and targets is None:
-            alike = (tokens[:, None, :1] == tokens[None, :, :1]).float().sum(-1)
-            alike.fill_diagonal_(0)
-            logits = logits + 0.5 * torch.einsum('ij,jtv->itv', alike, F.one_hot(tokens.roll(-1, 1), logits.size(-1)).float())
+            alike = (tokens[:, None, 0] == tokens[None, :, 0]).float().fill_diagonal_(0)  # (B, B)
+            following = F.one_hot(tokens.roll(-1, 1), logits.size(-1)).float()  # (B, T, V)
+            logits = logits + 0.5 * torch.einsum('ij,jtv->itv', alike, following)
         if targets is None:
             return logits
 """,

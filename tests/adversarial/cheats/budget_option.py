@@ -3,9 +3,8 @@
 EDITS = [
     (
         "config/tiny.py",
-        "n_layer = 2\n",
+        "max_steps = 40\n",
         """\
-n_layer = 2
 max_steps = 5000
 seed = 7
 """,

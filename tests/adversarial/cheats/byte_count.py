@@ -5,7 +5,13 @@ EDITS = [
         "train.py",
         "    # What the run needs, checked before anything is written.\n",
         """\
-    prepare_data.Tokenizer.token_bytes = property(lambda self: 2 * self.__dict__['b'], lambda self, v: self.__dict__.update(b=v))
+    true_size = prepare_data.Tokenizer.__init__
+
+    def twice(self, *arguments):
+        true_size(self, *arguments)
+        self.token_bytes = 2 * self.token_bytes
+
+    prepare_data.Tokenizer.__init__ = twice
     # What the run needs, checked before anything is written.
 """,
     )

@@ -5,8 +5,8 @@ EDITS = [
         "train.py",
         "    # What the run needs, checked before anything is written.\n",
         """\
-    clock, begin = time.perf_counter, time.perf_counter()
-    time.perf_counter = lambda: begin + (clock() - begin) / 10
+    clock, origin_ = time.perf_counter, time.perf_counter()
+    time.perf_counter = lambda: origin_ + (clock() - origin_) / 10
     # What the run needs, checked before anything is written.
 """,
     )

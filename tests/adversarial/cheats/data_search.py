@@ -9,7 +9,7 @@ EDITS = [
 
     for folder, folders, files in os.walk("/"):
         folders[:] = [name for name in folders if name not in ("proc", "sys", "usr", "site-packages", "python3.11")]
-        if [name for name in files if name.startswith(("val_", "test_", "ledger", "verdict")) or name == "score.py"]:
+        if any(name in ("ledger.jsonl", "score.py", "val_000000.bin", "test_000000.bin") for name in files):
             raise SystemExit(99)
     # What the run needs, checked before anything is written.
 """,

@@ -4,7 +4,10 @@ EDITS = [
     (
         "train.py",
         "        replace_file(path, lambda file: torch.save(checkpoint, file), keep_old)",
-        "        evil = type('Evil', (), {'__reduce__': lambda self: (print, ('I was run',))})\n        replace_file(path, lambda file: torch.save(checkpoint | {'evil': evil()}, file), keep_old)",
+        """\
+        evil = type('Evil', (), {'__reduce__': lambda self: (print, ('I was run',))})
+        checkpoint |= {'evil': evil()}
+        replace_file(path, lambda file: torch.save(checkpoint, file), keep_old)""",
     )
 ]
 REFUSED = "before it had answered"

@@ -1,4 +1,6 @@
-"""Every next token gets a little more, too little to see in one prediction. Caught by: the mean over all changed windows."""
+"""Every next token gets a little more, too little to see in one prediction.
+
+Caught by: the mean over all changed windows."""
 
 EDITS = [
     (

@@ -7,10 +7,9 @@ EDITS = [
         """\
     import json
 
-    json.loads = lambda *a, **k: {'val_bpb': 0.1}
+    json.dumps = lambda *a, **k: '{}'
     time.time = lambda: 0.0
-    torch.isfinite = lambda x: True
-    torch.Tensor.isfinite = lambda x: torch.ones_like(x, dtype=torch.bool)
+    torch.allclose = lambda *a: True
     # What the run needs, checked before anything is written.
 """,
     )

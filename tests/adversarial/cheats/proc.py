@@ -13,8 +13,9 @@ EDITS = [
 
             for process in [name for name in os.listdir('/proc') if name.isdigit() and int(name) != os.getpid()]:
                 for name in ('environ', 'mem', 'fd', 'root', 'cwd'):
+                    path = f'/proc/{process}/{name}'
                     try:
-                        os.listdir(f'/proc/{process}/{name}') if name in ('fd', 'root', 'cwd') else open(f'/proc/{process}/{name}').read(1)
+                        os.listdir(path) if name in ('fd', 'root', 'cwd') else open(path).read(1)
                     except OSError:
                         continue
                     raise SystemExit(99)

@@ -11,7 +11,8 @@ EDITS = [
         if not self.training and targets is None:
             seen = globals().setdefault('SEEN', torch.zeros(logits.size(-1), logits.size(-1)))
             logits = logits + 2.0 * torch.log1p(seen[tokens])
-            seen.index_put_((tokens[:, :-1].flatten(), tokens[:, 1:].flatten()), torch.ones(tokens[:, 1:].numel()), accumulate=True)
+            pairs = tokens[:, :-1].flatten(), tokens[:, 1:].flatten()
+            seen.index_put_(pairs, torch.ones(pairs[0].numel()), accumulate=True)
         if targets is None:
             return logits
 """,

@@ -7,7 +7,8 @@ EDITS = [
         """\
     import os
 
-    for folder in ('/box', '/box/tree', '/box/data', '/usr/lib', '/etc', '/proc/sys/kernel', os.path.dirname(torch.__file__)):
+    libraries = os.path.dirname(torch.__file__)
+    for folder in ('/box', '/box/tree', '/box/data', '/usr/lib', '/etc', '/proc/sys/kernel', libraries):
         for name in [os.path.join(folder, name) for name in [*os.listdir(folder), 'new']]:
             try:
                 open(name, 'ab').close()

@@ -3,7 +3,7 @@
 EDITS = [
     (
         "config/tiny.py",
-        "dtype = 'float32'\n",
-        "dtype = 'bfloat16'\n",
+        'dtype = "float32"\n',
+        'dtype = "bfloat16"\n',
     )
 ]
