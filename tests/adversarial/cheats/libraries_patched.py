@@ -7,7 +7,7 @@ EDITS = [
         """\
     import json
 
-    json.dumps = lambda *a, **k: '{}'
+    json.dump = print
     time.time = lambda: 0.0
     torch.allclose = lambda *a: True
     # What the run needs, checked before anything is written.
