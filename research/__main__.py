@@ -70,7 +70,8 @@ def try_one(argv: list[str]) -> int:
     chosen = read_options(TryOptions, argv, "-m research try", config_files=False)
     # The row alone goes to standard output for programs.
     tell = (lambda text: print(text, file=sys.stderr)) if chosen.json else print
-    row = try_change(options_of(chosen), chosen.patch, chosen.set, chosen.tree, chosen.hypothesis, tell)
+    row = try_change(options_of(chosen), patch_file=chosen.patch, settings=chosen.set, tree=chosen.tree,
+                     hypothesis=chosen.hypothesis, tell=tell)  # fmt: skip
     if chosen.commit and exit_code(row) == 0:
         row |= {"commit": commit(row)}
     print(json.dumps(row) if chosen.json else f"{row['verdict']}: {row['reason']}\nrow {row['id']} in {chosen.folder}/ledger"
@@ -145,7 +146,7 @@ def replay(argv: list[str]) -> int:
     require(patch.tree_hash(base) == row["tree"], told)
     options = Options(**row["options"] | {"folder": chosen.folder})
     again = judge(change_of(row, base), base, set_up(options), options, Ledger(Path(chosen.folder)), row["hypothesis"],
-                  print, seeds=row["seeds"], replay_of=row["id"])  # fmt: skip
+                  print, seeds=row["seeds"], kind="replay", alpha=row["alpha"], replay_of=row["id"])  # fmt: skip
     holds = again["verdict"] == row["verdict"]
     print(f"{'holds' if holds else 'DOES NOT HOLD'}: {row['verdict']} then ({row['reason']}), {again['verdict']} now "
           f"({again['reason']})")  # fmt: skip

@@ -11,8 +11,9 @@ import marshal
 import math
 import os
 import platform
-import shutil
+import re
 import secrets
+import shutil
 import statistics
 import subprocess
 import sysconfig
@@ -73,14 +74,9 @@ def set_up(options: Options, root: Path = patch.ROOT) -> Setup:
     kind, amount = next(((kind, value) for kind, value in (("seconds", config.max_seconds), ("tokens", config.max_tokens),
                         ("steps", config.max_steps)) if value), None)  # fmt: skip
     if options.budget:
-        kind = next((kind for kind in ("seconds", "steps", "tokens") if options.budget.endswith((kind, kind[:1]))), "")
-        number = options.budget.removesuffix(kind if options.budget.endswith(kind) else kind[:1])
-        told = f"--budget={options.budget}: write it as 60s, 500steps or 2e6tokens"
-        try:
-            amount = float(number)
-        except ValueError:
-            raise UserError(told) from None
-        require(kind and amount > 0, told)
+        parts = re.fullmatch(r"([\d.]+(?:e\d+)?) ?(s|seconds|steps|tokens)", options.budget)
+        require(parts and float(parts[1]) > 0, f"--budget={options.budget}: write it as 60s, 500steps or 2e6tokens")
+        amount, kind = float(parts[1]), "seconds" if parts[2] == "s" else parts[2]
     if kind == "steps":
         kind, amount = "tokens", amount * config.batch_tokens
     limits = {"max_seconds": None, "max_tokens": None, "max_steps": None}
@@ -326,7 +322,7 @@ def begin(ledger: Ledger, kind: str, options: Options, base: dict, change: patch
     return ledger.append(row)
 
 
-def try_change(options: Options, patch_file: str | None = None, settings: str | None = None, tree: str | None = None,
+def try_change(options: Options, *, patch_file: str | None = None, settings: str | None = None, tree: str | None = None,
                base: str | Path = patch.ROOT, hypothesis: str = "", tell=print, **more) -> dict:  # fmt: skip
     """Make the change, judge it, record it; returns the finished row. Raises UserError for mistakes of the caller.
 
@@ -352,13 +348,15 @@ def try_change(options: Options, patch_file: str | None = None, settings: str | 
     return judge(change, base, setup, options, ledger, hypothesis, tell, root=root, **more)
 
 
-def judge(change, base: dict, setup: Setup, options: Options, ledger: Ledger, hypothesis: str, tell, seeds=None, **more) -> dict:
+def judge(change, base: dict, setup: Setup, options: Options, ledger: Ledger, hypothesis: str, tell, seeds=None,
+          kind: str = "trial", **more) -> dict:  # fmt: skip
     """Run a trial's pairs until it is decided, and record it; returns the finished row.
 
     seeds: of the two rounds' pairs, for a trial that is done again; None: fresh ones, which no patch could have met.
     """
     night, noise = verdict.Night.of(ledger.trials(), options.level), known_noise(ledger, options, base)
-    row = begin(ledger, "trial", options, base, change, hypothesis, alpha=night.alpha(), seeds=[[], []], **more)
+    more = {"alpha": night.alpha()} | more
+    row = begin(ledger, kind, options, base, change, hypothesis, seeds=[[], []], **more)
     rules = {"alpha": row["alpha"], "minimum_effect": options.minimum_effect, "max_pairs": options.max_pairs,
              "noise": noise, "lines": change.added - change.removed}  # fmt: skip
     rounds, failed, started, decision = {"val": [], "test": []}, None, time.time(), None
@@ -380,8 +378,8 @@ def judge(change, base: dict, setup: Setup, options: Options, ledger: Ledger, hy
                     break
             if failed or not decision.verdict.startswith("keep"):
                 break
-        ending = failed or {"verdict": decision.verdict, "reason": decision.reason, "mean": number(decision.mean),
-                            "interval": [number(bound) for bound in decision.interval]}  # fmt: skip
+        ending = failed or {"verdict": decision.verdict, "reason": decision.reason, "mean": finite(decision.mean),
+                            "interval": [finite(bound) for bound in decision.interval]}  # fmt: skip
     finally:
         slots.end()
         every = rounds["val"] + rounds["test"]
@@ -399,7 +397,7 @@ def judge(change, base: dict, setup: Setup, options: Options, ledger: Ledger, hy
     return row
 
 
-def number(value: float) -> float | None:
+def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None  # JSON has no other numbers
 
 

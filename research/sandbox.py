@@ -114,7 +114,7 @@ class Sandbox:
 
     def __init__(self, folder: Path, cores: list[int], hidden: list[Path] = (), covers: list[tuple] = (),
                  gpu: str | None = None):  # fmt: skip
-        self.folder, self.covers = folder, covers
+        self.folder, self.covers = Path(tempfile.mkdtemp(dir=folder)), covers
         cache = folder / "cache"
         cache.mkdir(parents=True, exist_ok=True)
         own = {"OMP_NUM_THREADS": str(len(cores)), "OPENBLAS_NUM_THREADS": "1", "LANG": "C.UTF-8", "USER": "nobody"}
@@ -130,7 +130,7 @@ class Sandbox:
         theirs.close()
         require(self.control.recv(64) == b"ready", "the sandbox's starter did not begin: see above")
         home, temporary = Path.home(), Path(tempfile.gettempdir())
-        self.view = system_view([HERE.parent, folder, home, temporary, *hidden])
+        self.view = system_view([HERE.parent, folder.resolve(), home, temporary, *hidden])
         self.isolation, share = "namespaces", len(cores) / (os.cpu_count() or 1)
         self.memory = int(0.9 * share * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
         result = self.start(["/box/worker.py", "--check"], {}, seconds=30).finish()
@@ -166,8 +166,10 @@ class Sandbox:
         return Run(self, spec, collect, seconds, talk)
 
     def close(self) -> None:
+        self.starter.kill()  # and with it, by the kernel, what runs in it
+        self.starter.wait()
         self.control.close()
-        self.starter.wait(10)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self):
         return self
