@@ -72,10 +72,12 @@ class Night:
 
     @classmethod
     def of(cls, rows: list[dict], level: float = LEVEL) -> "Night":
-        """The night so far, from the ledger's trials, oldest first. One that was begun and never ended counts too."""
+        """The night so far, from the ledger's trials, oldest first. One that was begun and never ended counts too; one
+        that repeats the seeds of an earlier one does not."""
         night = cls(level)
         for row in rows:
-            if row["kind"] == "trial" and (row.get("pairs") or row["state"] == "begun"):
+            tested = row["kind"] == "trial" and (row.get("differences") or row["state"] == "begun")
+            if tested and not row.get("replay_of"):
                 night.record((row.get("verdict") or "").startswith("keep"))
         return night
 
@@ -188,16 +190,8 @@ class Decision:
     interval: tuple[float, float]
 
 
-def decide(
-    differences: list[float],
-    *,
-    alpha: float,
-    minimum_effect: float = MINIMUM_EFFECT,
-    max_pairs: int = MAX_PAIRS,
-    noise: Noise | None = None,
-    lines: int = 0,
-    margin: float | None = None,
-) -> Decision | None:
+def decide(differences: list[float], *, alpha: float, minimum_effect: float = MINIMUM_EFFECT, max_pairs: int = MAX_PAIRS,
+           noise: Noise | None = None, lines: int = 0, margin: float | None = None) -> Decision | None:  # fmt: skip
     """What the pairs so far say; None asks for another pair. A keep is provisional until `confirm` says keep as well.
 
     alpha: the trial's level, from `Night.alpha`. lines: added - removed in the spine; below 0 equality suffices.
@@ -217,18 +211,18 @@ def decide(
     interval = mean - half, mean + half
     told = f"{mean:+.4f} bits per byte over {n} pair{'s' * (n > 1)}"
     told += f", 95 % interval {interval[0]:+.4f} to {interval[1]:+.4f}" if df else ""
-    if said == BETTER:
-        return Decision("keep", f"better: {told}", mean, interval)
-    if said == EQUAL:
-        reason = f"equal within ±{margin:.4f}, {-lines} line{'s' * (lines < -1)} fewer: {told}"
-        return Decision("keep (simpler)", reason, mean, interval)
-    if interval[0] > 0 and (said == HOPELESS or n >= max_pairs):
-        return Decision("reject", f"worse: {told}", mean, interval)
-    if said == HOPELESS:
-        return Decision("reject", f"no gain that {max_pairs} pairs could show: {told}", mean, interval)
-    if n >= max_pairs and interval[0] > -minimum_effect:
-        return Decision("reject", f"no gain of {minimum_effect:g}: {told}", mean, interval)
-    return Decision("undecided", f"no clear answer: {told}", mean, interval) if n >= max_pairs else None
+    answers = {
+        BETTER: ("keep", "better"),
+        EQUAL: ("keep (simpler)", f"equal within ±{margin:.4f}, {-lines} line{'s' * (lines < -1)} fewer"),
+        HOPELESS: ("reject", "worse" if interval[0] > 0 else f"no gain that {max_pairs} pairs could show"),
+    }
+    if n >= max_pairs:
+        found = interval[0] <= -minimum_effect
+        answers[CONTINUE] = ("undecided", "no clear answer") if found else ("reject", f"no gain of {minimum_effect:g}")
+    if said not in answers:
+        return None
+    verdict, why = answers[said]
+    return Decision(verdict, f"{why}: {told}", mean, interval)
 
 
 def confirm(differences: list[float], **rules) -> Decision | None:

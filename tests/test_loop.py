@@ -30,6 +30,7 @@ BAG = {
     "hangs": "edit('EFFECT = -0.08'); time.sleep(60)",
     "candidate crashes": "edit('raise SystemError')",
     "leaves a daemon": "edit('EFFECT = 0.04'); subprocess.Popen(['sleep', '61'])",
+    "always new": "edit(f'EFFECT = 0.05 + {number}')",
     "deletes": "os.remove('train.py')",
     "good again": "edit('EFFECT = -0.04 - 0.0'); say('Better still.')",
 }
@@ -68,7 +69,7 @@ def quick_judge(ledger: Ledger, pause: float = 0.0):
             "state": "begun",
             "hypothesis": hypothesis,
             "diff": "",
-            "pairs": [],
+            "differences": [],
         }
         row |= {"parent": loop.git(repo, "rev-parse", "HEAD").strip(), "mean": None, "interval": None}
         try:
@@ -90,7 +91,7 @@ def quick_judge(ledger: Ledger, pause: float = 0.0):
                 time.sleep(pause)
                 differences.append(effect + 0.004 * rng.standard_normal())
                 decision = step(differences, **rules)
-                row["pairs"] = row["pairs"] + [{"seed": 1, "baseline": 1.5, "candidate": 1.5 + differences[-1]}]
+                row["differences"] = row["differences"] + differences[-1:]
             if decision.verdict != "keep":
                 break
         row |= {"verdict": decision.verdict, "reason": decision.reason, "mean": decision.mean}
@@ -113,8 +114,8 @@ def outcomes(folder: Path) -> list[str]:
     return [row.get("verdict") or row["outcome"] for row in rows]
 
 
-EXPECTED = ["keep", "reject", "reject", "agent ended with exit code 3", "invalid", "nothing was changed", "nothing was changed",
-            "repeated an idea", "agent was stopped after 2 seconds", "crash", "reject"]  # fmt: skip
+EXPECTED = ["keep", "reject", "reject", "the agent ended with exit code 3", "invalid", "nothing was changed", "nothing was changed",
+            "repeated an idea", "the agent was stopped after 2 seconds", "crash", "reject"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +132,8 @@ def night(tmp_path_factory):
 def test_a_mixed_bag_is_judged(night):
     found = outcomes(night[0] / "out")
     assert found[: len(EXPECTED)] == EXPECTED
-    assert found[11].startswith("unusable") and found[12] == "keep"
-    assert len(night[1]) == 1 + len(BAG) and "attempt 2 | reject: worse" in night[1][2]
+    assert found[11] == "reject" and found[12].startswith("unusable") and found[13] == "keep"
+    assert len(night[1]) == 1 + len(BAG) and "attempt 2 | reject | worse" in night[1][2]
 
 
 def test_what_is_kept_is_a_commit_that_carries_its_verdict(night):
@@ -140,7 +141,7 @@ def test_what_is_kept_is_a_commit_that_carries_its_verdict(night):
     messages = loop.git(repo, "log", "--format=%B%x00", "kept").split("\0")
     assert len([message for message in messages if message.strip()]) == 3
     title, trailers = messages[0].strip().splitlines()[0], loop.git(repo, "log", "-1", "--format=%(trailers:only)")
-    assert title == "Better still." and "Verdict: keep" in trailers and "Difference: -0.04" in trailers
+    assert title == "Better still." and "Verdict: keep" in trailers and "Evidence: better: -0.0" in trailers
     assert "EFFECT = -0.03\nEFFECT = -0.04 - 0.0\n" in (repo / "model.py").read_text()
     trial = Ledger(night[0] / "out").trials()[-1]
     assert f"Trial: {trial['id']}" in trailers and f"Parent: {trial['parent']}" in trailers
@@ -150,10 +151,10 @@ def test_the_agent_is_told_the_brief_and_the_lessons_as_figures(night):
     text = (night[0] / "agent" / f"stdin{len(BAG) - 1}").read_text()
     assert text.startswith((ROOT / "CLAUDE.md").read_text())
     rows = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-    assert rows[0]["tried"] == 6 and rows[0]["kept"] == 1 and 0 < rows[0]["false_discovery_budget_left"] <= 0.05
+    assert rows[0]["tried"] == 7 and 0 < rows[0]["false_discovery_budget_left"] <= 0.05
     verdicts = [row["verdict"] for row in rows if "verdict" in row]
     assert (
-        verdicts.count("keep") == 1 and "invalid" in verdicts and "crash" in verdicts and verdicts.count("reject") == 3
+        verdicts.count("keep") == 1 and "invalid" in verdicts and "crash" in verdicts and verdicts.count("reject") == 4
     )
     kept = next(row for row in rows if row.get("verdict") == "keep")
     assert kept["mean"] == pytest.approx(-0.03, abs=0.01) and kept["hypothesis"] == "A better start."
@@ -190,6 +191,7 @@ def test_a_killed_loop_goes_on_where_it_was(tmp_path, rows):
     command = [sys.executable, "-c", code]
     first = subprocess.Popen(command, cwd=ROOT)
     while len(Ledger(tmp_path / "out").rows()) < rows:
+        assert first.poll() is None, "the loop ended before it could be killed"
         time.sleep(0.01)
     os.kill(first.pid, signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
@@ -236,7 +238,7 @@ def test_ctrl_c_ends_the_attempt_and_says_so_in_the_ledger(tmp_path):
 
 def test_the_hours_end_the_loop(tmp_path):
     start_time = time.monotonic()
-    agent = make_agent(tmp_path / "agent", ["null", "bad", "good"] * 50)
+    agent = make_agent(tmp_path / "agent", ["always new"])
     loop.run(
         agent, tmp_path / "out", quick_judge(Ledger(tmp_path / "out")), 1 / 3600, None, 1.0, tell=lambda text: None
     )

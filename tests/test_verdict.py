@@ -123,13 +123,14 @@ def test_a_keep_earns_budget():
 
 def test_the_night_is_rebuilt_from_the_ledger():
     """What tested nothing costs nothing; what was killed on the way costs, or killing would buy another chance."""
-    pair = {"seed": 1, "baseline": 1.5, "candidate": 1.4}
     rows = [
-        {"kind": "trial", "state": "done", "verdict": "invalid", "pairs": []},
-        {"kind": "noise", "state": "done", "verdict": None, "pairs": [pair]},
-        {"kind": "trial", "state": "done", "verdict": "reject", "pairs": [pair]},
-        {"kind": "trial", "state": "done", "verdict": "keep (simpler)", "pairs": [pair]},
-        {"kind": "trial", "state": "done", "verdict": "crash", "pairs": [pair]},
+        {"kind": "trial", "state": "done", "verdict": "invalid", "differences": []},
+        {"kind": "trial", "state": "done", "verdict": "invalid"},
+        {"kind": "noise", "state": "done", "differences": [0.01]},
+        {"kind": "trial", "state": "done", "verdict": "reject", "differences": [0.01]},
+        {"kind": "trial", "state": "done", "verdict": "keep (simpler)", "differences": [0.0]},
+        {"kind": "trial", "state": "done", "verdict": "keep (simpler)", "differences": [0.0], "replay_of": "t1"},
+        {"kind": "trial", "state": "done", "verdict": "crash", "differences": [0.01]},
         {"kind": "trial", "state": "begun"},
     ]
     assert Night.of(rows) == Night(trials=4, kept=[2])
