@@ -43,7 +43,7 @@ class Options:
     level: float = verdict.LEVEL  # share of false ones among all that is kept
     minimum_effect: float = verdict.MINIMUM_EFFECT  # bits per byte: a smaller gain is not worth a change
     slowdown: float = 2.0  # with a budget of steps or tokens: times the baseline's time that a run may take
-    eval_tokens: int = 2**17  # of a split that are scored
+    eval_tokens: int = 2**16  # of a split that are scored
     folder: str = "out/research"  # where the ledger and the working copies are
     workers: int = 1  # pairs at once on this machine; its cores are divided, GPUs are given one each
     ray: bool = False  # run the pairs on a Ray cluster instead (pip install ray); folder and data must be shared
@@ -242,7 +242,7 @@ def read_curve(log: Path) -> list[list[float]]:
 
 
 def available_cores() -> list[int]:
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
+    return sorted(os.sched_getaffinity(0))
 
 
 def share_cores(workers: int) -> list[tuple[list[int], str | None]]:
@@ -292,8 +292,7 @@ class Slots:
 
 def hardware() -> str:
     """The kind of machine: scores are compared within one kind only."""
-    names = [line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")] if (
-        os.path.exists("/proc/cpuinfo")) else [platform.processor()]  # fmt: skip
+    names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     shown = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     gpus = subprocess.run(shown, capture_output=True, text=True).stdout.split("\n")[:-1] if shutil.which(shown[0]) else []
     return f"{os.cpu_count()} × {(names or [platform.machine()])[0]}" + "".join(f", {gpu}" for gpu in gpus)

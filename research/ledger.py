@@ -5,6 +5,7 @@ leaves a trace. A line that a kill has cut off is passed over.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import time
@@ -20,10 +21,7 @@ class Ledger:
         """One write at the end of the file, whoever else writes there; on disk when this returns."""
         line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", errors="replace")
         with open(self.path, "ab+", buffering=0) as file:
-            with contextlib.suppress(ImportError):  # Windows has no flock
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX)
             size = file.seek(0, os.SEEK_END)
             torn = size and os.pread(file.fileno(), 1, size - 1) != b"\n"
             file.write(b"\n" * bool(torn) + line)

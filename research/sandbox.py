@@ -6,7 +6,9 @@ does not allow namespaces the same program runs without, aloud, and `isolation` 
 """
 
 import contextlib
+import fcntl
 import glob
+import json
 import os
 import shutil
 import signal
@@ -65,8 +67,9 @@ class Run:
         streams = [os.open(os.devnull, os.O_RDONLY), prints, prints]
         if talk:
             (streams[0], self.requests), (self.answers, streams[1]) = os.pipe(), os.pipe()
+            fcntl.fcntl(self.answers, fcntl.F_SETPIPE_SZ, 1 << 20)  # logits are many: sixteen times the usual pipe
         files = [open(path, "wb") for path in collect.values()]
-        socket.send_fds(box.control, [json_bytes(spec)], [*streams, *(file.fileno() for file in files)])
+        socket.send_fds(box.control, [json.dumps(spec).encode()], [*streams, *(file.fileno() for file in files)])
         self.pid = int(box.control.recv(64))
         for stream in {*streams}:
             os.close(stream)
@@ -100,12 +103,6 @@ class Run:
         return Result(status, seconds, self.late, self.tail.decode("utf-8", errors="replace"))
 
 
-def json_bytes(value) -> bytes:
-    import json
-
-    return json.dumps(value).encode()
-
-
 class Sandbox:
     """folder: the judge's, for its caches. cores: numbers of the CPU cores. gpu: CUDA_VISIBLE_DEVICES.
 
@@ -114,6 +111,7 @@ class Sandbox:
 
     def __init__(self, folder: Path, cores: list[int], hidden: list[Path] = (), covers: list[tuple] = (),
                  gpu: str | None = None):  # fmt: skip
+        require(sys.platform == "linux", "the referee runs on Linux alone: its sandbox is made of what that kernel offers")
         self.folder, self.covers = Path(tempfile.mkdtemp(dir=folder)), covers
         cache = folder / "cache"
         cache.mkdir(parents=True, exist_ok=True)
@@ -125,8 +123,7 @@ class Sandbox:
         command = [sys.executable, "-B", "-s", "-P", str(HERE / "zygote.py"), str(theirs.fileno())]
         start = own | {"MPLCONFIGDIR": str(cache), "PYTHONHASHSEED": "0"}
         self.starter = subprocess.Popen(command, env=start, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(self.starter.pid, cores)
+        os.sched_setaffinity(self.starter.pid, cores)  # for good: a run is refused the call that would change it
         theirs.close()
         require(self.control.recv(64) == b"ready", "the sandbox's starter did not begin: see above")
         home, temporary = Path.home(), Path(tempfile.gettempdir())

@@ -18,8 +18,10 @@ def main(checkpoint_path: str) -> None:
 
     sys.path.insert(0, tree)
     import train
+    from console import keep_freed_memory
     from model import GPT
 
+    keep_freed_memory()
     checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
     config = train.TrainConfig(**checkpoint["config"])
     device, dtype = train.pick_device(config)

@@ -19,6 +19,7 @@ import os
 import platform
 import resource
 import runpy
+import select
 import signal
 import socket
 import stat
@@ -247,6 +248,10 @@ def main(number: int) -> None:
         for fd in fds:
             os.close(fd)
         control.send(str(child).encode())
+        fds = [os.pidfd_open(child)]
+        if control in select.select([control, *fds], [], [])[0]:
+            return  # the judge has gone: with this process the kernel ends the run
+        os.close(fds[0])
         control.send(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
 
 
