@@ -157,15 +157,15 @@ def attempt(command: str, ledger: Ledger, repo: Path, number: int, seconds: floa
             hypothesis = one_line(note.read_bytes()[:4000].decode("utf-8", "replace"), 1000)
             note.unlink()  # it is no part of the change
         try:
-            key = idea(from_tree(read_tree(repo), copy).diff)
+            key = idea(from_tree(read_tree(repo), copy, repo).diff)
         except Invalid as refused:  # the judge will say so, for the record
             key = idea(f"+{refused}")
         except UserError as error:
             failed = failed or f"unusable: {error}"
         if failed or not key:
             return end(ledger, repo, row, failed or "nothing was changed", hypothesis=hypothesis)
-        judged = [trial for trial in rows if trial["kind"] == "trial" and trial.get("reason") not in (None, "interrupted")]
-        known = [trial["id"] for trial in judged if idea(trial.get("diff")) == key]
+        known = [trial["id"] for trial in rows if trial["kind"] == "trial" and idea(trial.get("diff")) == key
+                 and trial.get("reason") not in (None, "interrupted")]  # fmt: skip
         if known:
             return end(ledger, repo, row, "repeated an idea", same_as=known[0], hypothesis=hypothesis)
         ledger.append(row | {"idea": key})

@@ -73,7 +73,7 @@ def quick_judge(ledger: Ledger, pause: float = 0.0):
         }
         row |= {"parent": loop.git(repo, "rev-parse", "HEAD").strip(), "mean": None, "interval": None}
         try:
-            change = from_tree(read_tree(repo), copy)
+            change = from_tree(read_tree(repo), copy, repo)
         except Invalid as refused:
             return ledger.append(row | {"state": "done", "verdict": "invalid", "reason": str(refused)})
         row |= {"diff": change.diff, "added": change.added, "removed": change.removed}
@@ -224,6 +224,16 @@ def test_a_verdict_reached_before_the_kill_counts(tmp_path, monkeypatch):
         start(folder, agent, tries=2)
         assert outcomes(folder) == ["keep", "reject"]
         assert loop.git(folder / "repo", "log", "--format=%B").count("Verdict: keep") == 1
+
+
+def test_a_checkout_that_moves_on_does_not_disturb_the_loop(tmp_path):
+    """Clones are compared with the loop's own repository, not with what the user has edited since."""
+    folder, agent = tmp_path / "out", make_agent(tmp_path / "agent", ["always new"])
+    start(folder, agent, tries=1)
+    (folder / "repo/research/judge.py").write_text("# as it was when the loop began\n")
+    loop.git(folder / "repo", "commit", "-qam", "An older judge")
+    start(folder, agent, tries=2)
+    assert outcomes(folder) == ["reject", "reject"]
 
 
 def test_ctrl_c_ends_the_attempt_and_says_so_in_the_ledger(tmp_path):
