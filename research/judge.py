@@ -5,7 +5,6 @@ alternates. Only the judge's own flags, clock and figures count; what a run says
 """
 
 import glob
-import itertools
 import json
 import marshal
 import math
@@ -16,11 +15,12 @@ import secrets
 import shutil
 import statistics
 import subprocess
+import sys
 import sysconfig
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import prepare_data
@@ -30,6 +30,7 @@ from research import patch, score, verdict
 from research.ledger import Ledger, new_id
 from research.sandbox import Sandbox
 
+UNJUDGED_SECONDS = 7 * 24 * 3600  # that a baseline may take, which is the user's own
 PATIENCE = 3  # times that a pair of a change may overrun the seconds it was given before it is refused
 
 
@@ -67,34 +68,32 @@ def set_up(options: Options, root: Path = patch.ROOT) -> Setup:
     """Read the recipe in `root` and the budget, and make the data if it is missing. Raises UserError."""
     import train
 
-    path = Path(options.config)
-    require(patch.may_change(options.config), f"--config={options.config}: name a recipe of the project, as config/quickstart.py")
-    config = read_options(train.TrainConfig, [str(root / path)], "-m research")
-    require(not config.init_from, f"{path} begins from weights (init_from), which the referee does not judge")
-    kind, amount = next(((kind, value) for kind, value in (("seconds", config.max_seconds), ("tokens", config.max_tokens),
-                        ("steps", config.max_steps)) if value), None)  # fmt: skip
+    told = f"--config={options.config}: name a recipe of the project, as config/quickstart.py"
+    require(patch.may_change(options.config), told)
+    config = read_options(train.TrainConfig, [str(root / options.config)], "-m research")
+    require(not config.init_from, f"{options.config} begins from weights (init_from), which the referee does not judge")
+    limits = {"seconds": config.max_seconds, "tokens": config.max_tokens, "steps": config.max_steps}
+    kind, amount = next((kind, limit) for kind, limit in limits.items() if limit)
     if options.budget:
         parts = re.fullmatch(r"([\d.]+(?:e\d+)?) ?(s|seconds|steps|tokens)", options.budget)
         require(parts and float(parts[1]) > 0, f"--budget={options.budget}: write it as 60s, 500steps or 2e6tokens")
         amount, kind = float(parts[1]), "seconds" if parts[2] == "s" else parts[2]
     if kind == "steps":
         kind, amount = "tokens", amount * config.batch_tokens
-    limits = {"max_seconds": None, "max_tokens": None, "max_steps": None}
-    flags = {"data": "/box/data", "out": "/box/out", "prepare": None, "init_from": None, "resume": False, "wandb": False,
-             "overwrite": False, "eval_only": False, "eval_interval": None, "save_interval": None, "sample_prompt": None,
-             "device": config.device, "log_interval": config.log_interval, **limits}  # fmt: skip
-    folder = Path(config.data) if Path(config.data).is_absolute() else patch.ROOT / config.data
+    flags = {name: getattr(train.TrainConfig, name) for name in sorted(patch.PROTECTED)}
+    flags |= {"data": "/box/data", "out": "/box/out", "save_interval": None, "device": config.device}
+    flags |= {"log_interval": config.log_interval}
+    folder = patch.ROOT / config.data
     if not folder.exists() and config.prepare:
         print(f"'{folder}' is not there, making it: python prepare_data.py {config.prepare}", flush=True)
-        options_ = read_options(prepare_data.PrepareConfig, config.prepare.split(), "prepare_data.py")
-        prepare_data.prepare(options_, folder.parent)
-    held_out = prepare_data.Data(folder).splits
-    told = f"'{folder}' has no {' and no '.join(split for split in ('val', 'test') if not len(held_out[split]))} split"
-    require(len(held_out["val"]) and len(held_out["test"]), f"{told}: a verdict needs both, prepare it with test_fraction")
-    out = Path(options.folder).resolve()
+        made_by = read_options(prepare_data.PrepareConfig, config.prepare.split(), "prepare_data.py")
+        prepare_data.prepare(made_by, folder.parent)
+    splits = prepare_data.Data(folder).splits
+    told = f"'{folder}' lacks a val or a test split, and a verdict needs both: prepare it with val_fraction, test_fraction"
+    require(len(splits["val"]) and len(splits["test"]), told)
+    flags, out = tuple(f"--{key}={value}" for key, value in flags.items()), Path(options.folder).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    return Setup(options.config, kind, amount, tuple(f"--{k}={v}" for k, v in flags.items()), str(folder.resolve()), str(out),
-                 options.slowdown, options.eval_tokens)  # fmt: skip
+    return Setup(options.config, kind, amount, flags, str(folder.resolve()), str(out), options.slowdown, options.eval_tokens)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -164,13 +163,12 @@ class Slot:
 
     def train(self, arm: str, seed: int) -> tuple[Path, float, dict]:
         """One run of an arm: (checkpoint, seconds on the judge's clock, its claims). Raises score.Refused."""
-        setup, model = self.setup, self.folder / f"{arm}.pt"
-        usual, late = statistics.median(self.seconds or [0.0]), arm == "candidate"
-        amount = max(setup.amount - self.charge * late, setup.amount / 2) if setup.kind == "seconds" else int(setup.amount)
-        limit = 600 + 20 * setup.amount if setup.kind == "seconds" else 24 * 3600
-        if late:  # the baseline's time is the candidate's; what it needs more to begin, it has less to train
-            allowed = usual + 0.5 + 0.01 * setup.amount if setup.kind == "seconds" else usual * setup.slowdown + 2
-            limit = allowed + 3 + 0.25 * setup.amount if setup.kind == "seconds" else allowed
+        setup, model, judged = self.setup, self.folder / f"{arm}.pt", arm == "candidate"
+        usual, timed = statistics.median(self.seconds or [0.0]), setup.kind == "seconds"
+        # The candidate's time is the baseline's; what it needs more to begin and to end, it has less to train.
+        amount = max(setup.amount - self.charge * judged, setup.amount / 2) if timed else int(setup.amount)
+        allowed = usual + 0.5 + 0.01 * setup.amount if timed else usual * setup.slowdown + 2
+        limit = allowed + (3 + 0.25 * setup.amount) * timed if judged else UNJUDGED_SECONDS
         flags = [*setup.flags, f"--max_{setup.kind}={amount}", f"--seed={seed}"]
         log = self.folder / "log.jsonl"
         result = self.box.start(["/box/tree/train.py", setup.config, *flags],
@@ -179,12 +177,12 @@ class Slot:
         error = None
         if result.late:
             told = f"training took more than {limit:.1f} seconds where the baseline takes {usual:.1f}"
-            error = score.Refused(f"{told}: it was ended" + " (or allow --slowdown)" * (setup.kind == "tokens"))
+            error = score.Refused(f"{told}: it was ended" + " (or allow --slowdown)" * (not timed))
         elif result.status:
             error = score.Crashed(f"training ended with exit status {result.status}")
         elif not model.stat().st_size:
             error = score.Crashed("training left no checkpoint")
-        elif late and setup.kind == "seconds" and result.seconds > allowed:
+        elif judged and timed and result.seconds > allowed:
             self.overruns, self.charge = self.overruns + 1, self.charge + result.seconds - allowed + 0.2
             if self.overruns <= PATIENCE:
                 return self.train(arm, seed)
@@ -199,7 +197,7 @@ class Slot:
         try:
             model, seconds, claims = self.train(arm, seed)
             usual = statistics.median(self.eval_seconds or [0.0])
-            limit = 3 + 8 * usual if arm == "candidate" else 3600
+            limit = 3 + 8 * usual if arm == "candidate" else UNJUDGED_SECONDS
             bpb, spent, rounding = score.score(self.box, self.trees[arm], model, self.data, split, limit,
                                                self.setup.eval_tokens, self.rounding)  # fmt: skip
         except score.Refused as error:
@@ -214,14 +212,13 @@ class Slot:
 
     def pair(self, seed: int, split: str, candidate_first: bool) -> dict:
         """Both arms with one seed. The row has "failed" where the candidate was refused or crashed."""
-        order = ["baseline", "candidate"]
-        order.reverse() if candidate_first and self.seconds else None
+        order = ["candidate", "baseline"] if candidate_first and self.seconds else ["baseline", "candidate"]
         row = {"seed": seed, "split": split, "order": "-".join(order), "isolation": self.box.isolation}
         try:
             row |= {arm: self.run(arm, seed, split) for arm in order}
         except score.Refused as error:
-            verdict_ = "crash" if isinstance(error, score.Crashed) else "invalid"
-            row["failed"] = {"verdict": verdict_, "reason": str(error), "stderr": error.text}
+            kind = "crash" if isinstance(error, score.Crashed) else "invalid"
+            row["failed"] = {"verdict": kind, "reason": str(error), "stderr": error.text}
         return row
 
     def close(self) -> None:
@@ -262,7 +259,8 @@ class Slots:
         if options.ray:
             import ray
 
-            actor = ray.remote(num_cpus=1)(Slot)
+            here = {"PYTHONPATH": os.pathsep.join([str(patch.ROOT), *filter(None, sys.path)])}
+            actor = ray.remote(num_cpus=1, scheduling_strategy="SPREAD", runtime_env={"env_vars": here})(Slot)
             self.slots, self.get = [actor.remote(setup, base) for _ in range(options.workers)], ray.get
             ray.get([slot.place.remote(candidate) for slot in self.slots])
             self.call = lambda slot, *job: slot.pair.remote(*job)
@@ -416,15 +414,17 @@ def known_noise(ledger: Ledger, options: Options, base: dict) -> verdict.Noise |
     return verdict.Noise.of(rows[-1]["differences"]) if rows else None
 
 
-def score_settings(options: Options, settings: dict, seed: int) -> dict:
-    """One run of the recipe with some options changed, scored on val: {"bpb", "curve", "seconds"}. Raises score.Refused."""
+def score_settings(options: Options, settings: dict, seed: int, place: tuple = ()) -> dict:
+    """One run of the recipe with some options changed, scored on val: {"bpb", "curve", "seconds"}. Raises score.Refused.
+
+    place: its cores and GPU, of share_cores.
+    """
     base, setup = patch.read_tree(patch.ROOT), set_up(options)
     change = patch.from_settings(base, options.config, " ".join(f"{k}={v}" for k, v in settings.items()))
-    slot = Slot(setup, base)
+    slot = Slot(setup, base, *place)
     try:
         slot.place(patch.apply(base, change))
-        slot.seconds = [1e6]
-        slot.eval_seconds = [1e6]
+        slot.seconds, slot.eval_seconds = [UNJUDGED_SECONDS], [UNJUDGED_SECONDS]  # there is no baseline beside it
         return slot.run("candidate", seed, "val")
     finally:
         slot.close()

@@ -85,9 +85,9 @@ def commit(repo: Path, row: dict) -> None:
     if f"Trial: {row['id']}\n" in git(repo, "log", "--format=%B"):
         return
     git(repo, "apply", "--index", "--whitespace=nowarn", "-", stdin=row["diff"])
-    trailers = {"Trial": row["id"], "Verdict": row["verdict"], "Evidence": row["reason"], "Parent": row["parent"]}
-    text = [one_line(row["hypothesis"], 72) or f"Trial {row['id']}", "", one_line(row["hypothesis"], 2000), ""]
-    text += [f"{key}: {one_line(value)}" for key, value in trailers.items()]
+    words, trailers = row["hypothesis"], {"Trial": "id", "Verdict": "verdict", "Evidence": "reason", "Parent": "parent"}
+    text = [one_line(words, 72) or f"Trial {row['id']}", "", one_line(words, 2000), ""]
+    text += [f"{key}: {one_line(row[name])}" for key, name in trailers.items()]
     git(repo, "commit", "-q", "-F", "-", stdin="\n".join(text) + "\n")
 
 
@@ -152,10 +152,10 @@ def attempt(command: str, ledger: Ledger, repo: Path, number: int, seconds: floa
         if not as_it_was or not ledger.path.read_bytes().startswith(written):
             end(ledger, repo, row, "the agent changed the ledger or the loop's repository")
             raise UserError(f"attempt {number}: the agent changed the ledger or '{repo}', neither can be trusted now")
-        note, hypothesis = copy / "HYPOTHESIS.md", ""
-        if note.is_file() and not note.is_symlink():
-            hypothesis = one_line(note.read_bytes()[:4000].decode("utf-8", "replace"), 1000)
-            note.unlink()  # it is no part of the change
+        note = copy / "HYPOTHESIS.md"
+        text = note.read_bytes()[:4000] if note.is_file() and not note.is_symlink() else b""
+        note.unlink(missing_ok=True)  # it is no part of the change
+        hypothesis = one_line(text.decode("utf-8", "replace"), 1000)
         try:
             key = idea(from_tree(read_tree(repo), copy, repo).diff)
         except Invalid as refused:  # the judge will say so, for the record

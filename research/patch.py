@@ -100,11 +100,10 @@ def make_change(base: dict[str, bytes], files: dict[str, bytes | None]) -> Chang
         except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
             raise Invalid(f"{path} is not Python source in UTF-8 ({type(error).__name__}: {error})") from None
         refuse("\0" in new or "\r" in new, f"{path} is not plain text")
-        if path.startswith("config/"):
+        if path in base and path.startswith("config/"):
             before, after = assignments(old), assignments(new)
-            changed = [name for name in PROTECTED if name in after and before.get(name, after[name] if not old else None)
-                       != after[name]]  # fmt: skip
-            refuse(changed, f"{path} sets {', '.join(sorted(changed))}, which the judge sets")
+            changed = sorted(name for name in PROTECTED if before.get(name) != after.get(name))
+            refuse(changed, f"{path} sets {', '.join(changed)}, which the judge sets")
         texts[path] = new
         lines = list(difflib.unified_diff(old.splitlines(True), new.splitlines(True), f"a/{path}" if path in base else
                                           "/dev/null", f"b/{path}"))  # fmt: skip
@@ -122,13 +121,13 @@ def from_settings(base: dict[str, bytes], config: str, settings: str, root: Path
     """Options, "key=value …", become assignments in the config file. Raises UserError and Invalid."""
     import train
 
-    pairs = [setting.partition("=")[::2] for setting in settings.split()]
-    require(pairs and all(key and value for key, value in pairs), f"--set={settings!r}: write it as 'key=value key=value'")
-    own = [key for key, _ in pairs if key in PROTECTED]
+    pairs = dict(setting.partition("=")[::2] for setting in settings.split())
+    require(pairs and all(pairs) and all(pairs.values()), f"--set={settings!r}: write it as 'key=value key=value'")
+    own = sorted(PROTECTED.intersection(pairs))
     refuse(own, f"it sets {', '.join(own)}, which the judge sets")
-    read_options(train.TrainConfig, [str(root / config), *(f"--{key}={value}" for key, value in pairs)], "-m research try")
+    read_options(train.TrainConfig, [str(root / config), *(f"--{key}={value}" for key, value in pairs.items())], "-m research try")
     text = base[config].decode()
-    for key, value in pairs:
+    for key, value in pairs.items():
         with contextlib.suppress(ValueError, SyntaxError):
             value = repr(ast.literal_eval(value))
         value = value if re.fullmatch(r"None|True|False|[-\d'\"(\[].*", value) else repr(value)

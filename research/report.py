@@ -45,11 +45,6 @@ def number(value, form: str = "+.4f") -> str:
     return format(value, form) if isinstance(value, int | float) and math.isfinite(value) else ""
 
 
-def diff(text: str | None) -> str:
-    lines = [({"+": "ins", "-": "del"}.get(line[:1], "span"), safe(line)) for line in (text or "").splitlines()]
-    return "<pre>" + "\n".join(f"<{tag}>{line}</{tag}>" for tag, line in lines) + "</pre>" if lines else ""
-
-
 def chart(height: float, **labels):
     from matplotlib.figure import Figure
 
@@ -90,13 +85,13 @@ def trial(row: dict) -> str:
     verdict, (low, high) = row.get("verdict") or row["state"], map(number, row.get("interval") or ("", ""))
     parts = (("validation", row.get("pairs") or []), ("test", row.get("confirmation") or []))
     facts = [f"{split}, seed {pair['seed']}: {number(pair.get('baseline'), '.4f')} → {number(pair.get('candidate'), '.4f')}"
-             for split, pairs in parts for pair in pairs]  # fmt: skip
+             for split, pairs in parts for pair in pairs if "candidate" in pair]  # fmt: skip
     shown = {"trial": row["id"], "verdict": verdict, "difference": number(row.get("mean")), "pairs": len(facts),
              "interval": low and f"{low} to {high}", "lines": f"+{row.get('added', 0)} −{row.get('removed', 0)}"}  # fmt: skip
     ranks = shown | {"interval": low, "lines": row.get("added", 0) - row.get("removed", 0)}
     line = [f'<td data-value="{safe(ranks[name])}">{safe(shown[name])}</td>' for name in COLUMNS]
-    told = [untrusted(row.get("hypothesis"), "its author's hypothesis"), curves(row), diff(row.get("diff"))]
-    told += ["<pre>" + "\n".join(facts) + "</pre>", untrusted(row.get("stderr"), "printed by the candidate")]
+    told = [untrusted(row.get("hypothesis"), "its author's hypothesis"), curves(row), untrusted(row.get("diff"), "the change")]
+    told += [f"<pre>{chr(10).join(facts)}</pre>" if facts else "", untrusted(row.get("stderr"), "printed by the candidate")]
     fold = f"<details><summary>{safe(row.get('reason') or 'not finished')}</summary>{''.join(told)}</details>"
     return f'<tbody class="{safe(verdict.split()[0])}"><tr>{"".join(line)}</tr><tr><td colspan="{len(COLUMNS)}">{fold}</td></tr></tbody>'
 
@@ -117,19 +112,15 @@ def progress(trials: list[dict]) -> bytes:
 
 def page(rows: list[dict], level: float, picture: bytes) -> str:
     trials, night = [row for row in rows if row["kind"] == "trial"], Night.of(rows, level)
-    kept = sum((row.get("verdict") or "").startswith("keep") for row in trials)
-    floors = [Noise.of(row["differences"]) for row in rows if row["kind"] == "noise" and row.get("differences")]
-    floor = (number(floors[-1].sd, ".4f"), f"bits per byte, from {floors[-1].df} pairs") if floors else ("unknown", "type: noise")
-    cards = {"trials": (len(trials), f"{night.trials} of them measured"), "kept": (kept, "confirmed on the test split"),
-             "noise floor": floor, "next trial's level": (f"{night.alpha():.2g}", f"of {level:g} for the night"),
-             "false-discovery budget left": (f"{night.left():.4f}", f"of {sum(share for share, _ in night.shares()):.4f}")}  # fmt: skip
-    boxes = [f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, (value, note) in cards.items()]
+    floors = [Noise.of(row["differences"]) for row in rows if row["kind"] == "noise" and row.get("differences")][-1:]
     script, template = ((HERE / name).read_text(encoding="utf-8") for name in ("page.js", "page.html"))
-    policy = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    heads = "".join(f"<th><button>{name}</button></th>" for name in COLUMNS)
     return Template(template).substitute(
-        script=script, script_hash=policy, cards="".join(boxes), heads=heads, picture=image(picture, "progress"),
-        trials="\n".join(map(trial, reversed(trials))))  # fmt: skip
+        script=script, script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        heads="".join(f"<th><button>{name}</button></th>" for name in COLUMNS), picture=image(picture, "progress"),
+        trials="\n".join(map(trial, reversed(trials))), tried=len(trials), measured=night.trials, level=f"{level:g}",
+        kept=sum((row.get("verdict") or "").startswith("keep") for row in trials), alpha=f"{night.alpha():.2g}",
+        floor=f"{floors[0].sd:.4f}" if floors else "unknown", floor_pairs=floors[0].df if floors else 0,
+        left=f"{night.left():.4f}", given=f"{sum(share for share, _ in night.shares()):.4f}")  # fmt: skip
 
 
 def main(argv: list[str]) -> None:

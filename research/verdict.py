@@ -42,7 +42,8 @@ DUST = 1e-9  # bits per byte: differences of rounding alone
 
 @dataclass(frozen=True)
 class Noise:
-    """The noise floor: standard deviation of a paired difference between two runs of the same code, from A/A runs."""
+    """The noise floor: standard deviation of a paired difference (same seed) between two runs of what is the same code
+    in all that matters. A change that alters the course of training has more noise than this, which its own pairs show."""
 
     sd: float  # bits per byte
     df: int  # degrees of freedom of that estimate: the number of pairs, since their mean is known to be 0

@@ -32,13 +32,13 @@ NEW_MOUNTS, NEW_UTS, NEW_IPC, NEW_USER, NEW_PIDS, NEW_NET = (
 BIND, RECURSIVE, PRIVATE = 4096, 16384, 1 << 18  # flags of mount(2)
 READ_ONLY, NO_SUID, NO_DEV = 1, 2, 4  # the same numbers in mount(2) and mount_setattr(2)
 NOBODY = 65534
-# System calls that are refused (EPERM), by the kernel's name of the machine: (audit architecture, numbers).
+# System calls that are refused (EPERM), by the kernel's name of the machine: (audit architecture, clone, numbers).
 # Without sched_setaffinity a process keeps the cores it was given; the others open doors that no training needs:
 # unshare setns ptrace process_vm_readv process_vm_writev add_key request_key keyctl bpf perf_event_open userfaultfd
 # io_uring_setup.
 REFUSED = {
-    "x86_64": (0xC000003E, (203, 272, 308, 101, 310, 311, 248, 249, 250, 321, 298, 323, 425)),
-    "aarch64": (0xC00000B7, (122, 97, 268, 117, 270, 271, 217, 218, 219, 280, 241, 282, 425)),
+    "x86_64": (0xC000003E, 56, (203, 272, 308, 101, 310, 311, 248, 249, 250, 321, 298, 323, 425)),
+    "aarch64": (0xC00000B7, 220, (122, 97, 268, 117, 270, 271, 217, 218, 219, 280, 241, 282, 425)),
 }
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -122,20 +122,16 @@ def build_view(spec: dict) -> None:
 
 def give_up_privileges() -> None:
     """Nobody's rights, no capability, none to be regained, and no way to the system calls in REFUSED."""
-    with open("/proc/sys/kernel/cap_last_cap") as file:
-        capabilities = range(int(file.read()) + 1)
-    for capability in capabilities:
-        call("prctl", 24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+    for capability in range(64):
+        with contextlib.suppress(OSError):  # there are about forty
+            call("prctl", 24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
     with contextlib.suppress(OSError):  # inside a user namespace there is one user only, the ordinary one outside
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
-    version_3, none = struct.pack("Ii", 0x20080522, 0), bytes(24)
-    call("capset", version_3, none)
+    call("capset", struct.pack("Ii", 0x20080522, 0), bytes(24))
     call("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-    if platform.machine() not in REFUSED:
-        return
-    architecture, numbers = REFUSED[platform.machine()]
+    architecture, clone, numbers = REFUSED[platform.machine()]  # another machine has no namespaces for us either
     load, equal, above, masked, end = 0x20, 0x15, 0x35, 0x45, 0x06  # instructions of the packet filter
     allow, refuse, absent = 0x7FFF0000, 0x50001, 0x50026  # … its answers: yes, EPERM, ENOSYS
     program = [(load, 0, 0, 4), (equal, 1, 0, architecture), (end, 0, 0, refuse), (load, 0, 0, 0)]
@@ -143,7 +139,6 @@ def give_up_privileges() -> None:
     for number in numbers:
         program += [(equal, 0, 1, number), (end, 0, 0, refuse)]
     program += [(equal, 0, 1, 435), (end, 0, 0, absent)]  # clone3 hides its flags; the C library falls back to clone
-    clone = 56 if platform.machine() == "x86_64" else 220
     program += [(equal, 0, 3, clone), (load, 0, 0, 16), (masked, 0, 1, NEW_USER), (end, 0, 0, refuse)]
     program += [(end, 0, 0, allow)]
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
@@ -154,7 +149,7 @@ def become_candidate(spec: dict, streams: list[int], isolated: bool) -> None:
     """Run spec["argv"] (a Python file and its arguments) in this process; never returns."""
     code = 1
     try:
-        for number, stream in enumerate((streams[0], streams[1], streams[2])):
+        for number, stream in enumerate(streams):
             os.dup2(stream, number)
         os.closerange(3, 4096)
         sys.stdin, sys.stdout, sys.stderr = open(0, closefd=False), open(1, "w", 1, closefd=False), open(2, "w", 1)
@@ -168,12 +163,10 @@ def become_candidate(spec: dict, streams: list[int], isolated: bool) -> None:
         os.environ.update(spec["environment"])
         os.chdir(spec["folder"])
         sys.argv, sys.path[:0] = spec["argv"], [os.path.dirname(spec["argv"][0])]
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
         runpy.run_path(spec["argv"][0], run_name="__main__")
         code = 0
     except SystemExit as exit:
-        code = 0 if exit.code in (None, 0) else exit.code & 127 or 1 if isinstance(exit.code, int) else 1
+        code = exit.code & 127 if isinstance(exit.code, int) else int(exit.code is not None)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -222,8 +215,7 @@ def run(spec: dict, fds: list[int]) -> None:
         if first == 0:
             code = first_process(spec, fds, spec["isolated"])
         else:
-            code = os.waitstatus_to_exitcode(os.waitpid(first, 0)[1])
-            code = 128 - code if code < 0 else code
+            code = os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]) % 256
     except BaseException:
         os.write(fds[2], traceback.format_exc().encode())
     finally:

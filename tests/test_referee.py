@@ -300,3 +300,15 @@ def test_a_mistaken_command_is_told(argv, tmp_path, monkeypatch):
 def test_a_mistaken_budget_is_told(budget, project):
     with pytest.raises(UserError, match="--budget"):
         project("try", "--set=n_layer=2", f"--budget={budget}")
+
+
+def test_a_ray_cluster_of_two_workers_keeps_the_same_ledger(project):
+    """Pairs on other machines: the same trial, one pair after the other in each of two actors."""
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False)
+    try:
+        assert project("try", "--set=n_embd=16", "--max_pairs=3", "--ray=True", "--workers=2") == 1
+    finally:
+        ray.shutdown()
+    row = project.book.trials()[-1]
+    assert row["verdict"] in ("reject", "undecided") and len(row["pairs"]) >= 1 and row["isolation"] == "namespaces"
