@@ -25,7 +25,7 @@ SHAPES = {
     ),
 }
 RIGHT = Noise(1.0, 8)
-BELIEFS = {"right": RIGHT, "half of it": Noise(0.5, 8), "twice it": Noise(2.0, 8), "unknown": None}
+BELIEFS = {"right": RIGHT, "half of it": Noise(0.5, 8), "a tenth of it": Noise(0.1, 8), "twice it": Noise(2.0, 8), "unknown": None}
 
 
 def simulate(trials, alpha, rng, effect=0.0, shape="normal", noise=RIGHT, max_pairs=MAX_PAIRS, margin=None):
@@ -78,7 +78,8 @@ def table(nights: int = 10_000, trials: int = 4_000, seed: int = 0) -> str:
     lines = [f"{nights:,} nights of 100 changeless patches each, night's level {LEVEL:.0%}:", ""]
     lines += ["| noise of a difference | noise floor | nights with a false keep | pairs per patch |", "|---" * 4 + "|"]
     cases = [(shape, "right") for shape in SHAPES] + [("normal", belief) for belief in list(BELIEFS)[1:]]
-    for shape, belief in cases + [(shape, "unknown") for shape in list(SHAPES)[1:]]:
+    cases += [(shape, belief) for belief in ("half of it", "unknown") for shape in list(SHAPES)[1:]]
+    for shape, belief in cases:
         share, pairs = changeless_nights(nights, 100, rng, shape=shape, noise=BELIEFS[belief])
         lines += [f"| {shape} | {belief} | {100 * share:.2f} % | {pairs:.1f} |"]
     effects = (-1, 0, 0.5, 1, 2, 4)

@@ -149,8 +149,7 @@ def test_strangers_text_is_marked_as_such(made):
     places = [match.start() for match in re.finditer("Ignore the above", made[1])]
     for place in places:
         before = made[1][:place]
-        in_diff = before.rfind("<ins>") > before.rfind("</ins>")
-        assert in_diff or before.rfind('data-from="untrusted text') > before.rfind("</pre>")
+        assert before.rfind('data-from="untrusted text') > before.rfind("</pre>")
     assert 'data-from="untrusted text, printed by the candidate:">Traceback' in made[1]
 
 
