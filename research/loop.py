@@ -1,11 +1,13 @@
 """Let any command-line agent try ideas all night: python -m research loop --agent="COMMAND" --hours=8
 
-Each attempt: a fresh clone of the loop's own repository, the brief and the ledger's lessons on the agent's standard input,
-a time limit. The agent edits its clone, may leave a HYPOTHESIS.md, and exits; the referee judges, and what it keeps
-becomes a commit in that repository, <folder>/repo, with the verdict as its trailers. Your checkout is not touched.
+Each attempt: a fresh clone of the loop's own repository, the brief and the ledger's lessons on the agent's standard
+input, a time limit. The agent edits its clone, may leave a HYPOTHESIS.md, and exits; the referee judges, and what it
+keeps becomes a commit in that repository, <folder>/repo, with the verdict as its trailers. Your checkout is left
+alone.
 
-All there is to know is in the ledger and the repository, so that a killed loop goes on where it was. The agent runs as you,
-with your rights; only what it leaves behind is untrusted. It is told figures and verdicts, never what a candidate printed.
+All there is to know is in the ledger and the repository, so that a killed loop goes on where it was. The agent runs as
+you, with your rights; only what it leaves behind is untrusted. It is told figures and verdicts, never what a candidate
+printed.
 """
 
 import contextlib
@@ -46,7 +48,8 @@ class LoopOptions(Options):
 
 def git(repo: Path, *arguments: str, stdin: str | None = None) -> str:
     """Run git in `repo` without the user's configuration. Raises UserError with what git said."""
-    done = subprocess.run(["git", *AUTHOR, *arguments], cwd=repo, env=ENVIRONMENT, input=stdin, capture_output=True, text=True)
+    command = ["git", *AUTHOR, *arguments]
+    done = subprocess.run(command, cwd=repo, env=ENVIRONMENT, input=stdin, capture_output=True, text=True)
     require(done.returncode == 0, f"git {arguments[0]} failed in '{repo}': {done.stderr.strip()[:300]}")
     return done.stdout
 
@@ -73,7 +76,7 @@ def one_line(text, length: int = 300) -> str:
 
 
 def idea(diff: str | None) -> str:
-    """What a diff does, as a hash: the lines it adds and removes without comments, white space and place; "" if nothing."""
+    """What a diff does, as a hash: the lines it adds and removes, without comments and white space; "" if nothing."""
     lines = [line for line in (diff or "").splitlines() if line[:1] in "+-" and line[:4] not in ("+++ ", "--- ")]
     told = sorted(line[0] + "".join(line[1:].split("  #")[0].split()) for line in lines)
     told = [line for line in told if len(line) > 1 and line[1] != "#"]
@@ -92,23 +95,26 @@ def commit(repo: Path, row: dict) -> None:
 
 
 def told(row: dict) -> str:
-    """What an agent may know of a row: figures, the verdict, the author's words on one line. JSON, so that none leaves it."""
-    figures = {key: row[key] for key in "number same_as verdict mean interval added removed".split() if row.get(key) is not None}
+    """What an agent may know of a row: figures, verdict, the author's words; JSON, so that nothing leaves its line."""
+    names = "number same_as verdict mean interval added removed".split()
+    figures = {name: row[name] for name in names if row.get(name) is not None}
     words = {key: one_line(row[key]) for key in ("outcome", "reason", "hypothesis") if row.get(key)}
     return json.dumps({"id": row["id"], "pairs": len(row.get("differences") or [])} | figures | words)
 
 
 def lessons(rows: list[dict], repo: Path) -> str:
-    """The brief and what was tried: what won, near misses, what lost and by how much, what was invalid, what came to nothing."""
+    """The brief, and what was tried: what won, near misses, what lost and by how much, what was invalid and why."""
     noise = [Noise.of(row["differences"]).sd for row in rows if row["kind"] == "noise" and row.get("differences")][-1:]
     trials, groups = [row for row in rows if row["kind"] == "trial" and row.get("verdict")], {}
     for row in trials + [row for row in rows if row.get("outcome") not in (None, "judged")]:
-        sort = {"r": "Lost", "u": "Lost", "k": "Kept: already in your clone"}.get(row.get("verdict", "")[:1], "Invalid or crashed")
-        sort = "Near misses: lower, but not surely" if sort == "Lost" and (row.get("mean") or 0) < 0 else sort
-        groups.setdefault("Came to nothing" if row["kind"] == "attempt" else sort, []).append(row)
-    facts = {"tried": len(trials), "noise_deviation": noise, "false_discovery_budget_left": round(Night.of(rows).left(), 4)}
+        near = "Near misses: lower, but not surely" if (row.get("mean") or 0) < 0 else "Lost"
+        sorts = {"r": near, "u": near, "k": "Kept: already in your clone", "n": "Came to nothing"}
+        groups.setdefault(sorts.get(row.get("verdict", "nothing")[0], "Invalid or crashed"), []).append(row)
+    facts = {"tried": len(trials), "noise_deviation": noise, "false_discovery_budget_left": Night.of(rows).left()}
     parts = [(repo / "CLAUDE.md").read_text(), (repo / "research/task.md").read_text(), json.dumps(facts)]
-    return "\n".join([*parts, *("\n".join([f"\n## {sort}", *map(told, group[-SHOWN:])]) for sort, group in groups.items()), ""])
+    for sort, group in groups.items():
+        parts += [f"\n## {sort}", *map(told, group[-SHOWN:])]
+    return "\n".join(parts) + "\n"
 
 
 def run_agent(command: str, copy: Path, text: str, seconds: float) -> str | None:
@@ -117,8 +123,8 @@ def run_agent(command: str, copy: Path, text: str, seconds: float) -> str | None
     with open(copy.with_name("agent.log"), "wb") as log, open(copy.with_name("agent.stdin"), "rb") as stdin:
         # An agent does not outlive a loop that was killed: PR_SET_PDEATHSIG of prctl(2).
         dies_too = (lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL)) if sys.platform == "linux" else None
-        agent = subprocess.Popen(shlex.split(command), cwd=copy, stdin=stdin, stdout=log, stderr=log, preexec_fn=dies_too,
-                                 start_new_session=True)  # fmt: skip
+        agent = subprocess.Popen(shlex.split(command), cwd=copy, stdin=stdin, stdout=log, stderr=log,
+                                 preexec_fn=dies_too, start_new_session=True)  # fmt: skip
         try:
             code = agent.wait(seconds)
             return f"the agent ended with exit code {code}" if code else None
@@ -139,7 +145,7 @@ def end(ledger: Ledger, repo: Path, row: dict, outcome: str, trial: dict | None 
 
 
 def attempt(command: str, ledger: Ledger, repo: Path, number: int, seconds: float, judge) -> dict:
-    """One idea from agent to verdict; returns the attempt's last row. Rows say how far it came, so that a kill is mended."""
+    """One idea from agent to verdict; returns the attempt's last row. Rows say how far it came, in case of a kill."""
     rows, folder = ledger.trials(), ledger.path.parent / "attempts" / f"{number:04}"
     row = ledger.append({"id": new_id("attempt"), "kind": "attempt", "number": number, "state": "begun"})
     shutil.rmtree(folder, ignore_errors=True)
@@ -178,16 +184,16 @@ def attempt(command: str, ledger: Ledger, repo: Path, number: int, seconds: floa
 
 
 def recover(ledger: Ledger, repo: Path) -> None:
-    """End what a kill has cut off: a verdict that was reached counts and its keep is committed, all else is interrupted."""
+    """End what a kill has cut off: a verdict that was reached counts, and a keep is committed; all else was in vain."""
     rows = ledger.trials()
     for place, row in enumerate(rows):
         if row["kind"] == "attempt" and row["state"] == "begun":
-            same = [trial for trial in rows[place:] if trial["kind"] == "trial" and idea(trial.get("diff")) == row.get("idea")]
-            trial = next((trial for trial in same if trial.get("verdict")), None)
+            trials = [trial for trial in rows[place:] if trial["kind"] == "trial" and trial.get("verdict")]
+            trial = next((trial for trial in trials if idea(trial.get("diff")) == row.get("idea")), None)
             end(ledger, repo, row, "judged" if trial else "interrupted", trial)
 
 
-def run(agent: str, folder: Path, judge, hours: float | None, tries: int | None, agent_minutes: float, tell=print) -> None:
+def run(agent: str, folder: Path, judge, hours: float | None, tries: int | None, minutes: float, tell=print) -> None:
     """Attempts until the time or the tries are used up.
 
     judge(copy, repo, hypothesis) tries the tree `copy` against `repo`, records the trial and returns its row.
@@ -198,15 +204,15 @@ def run(agent: str, folder: Path, judge, hours: float | None, tries: int | None,
     ledger, repo, fruitless = Ledger(folder), own_repository(folder), 0
     recover(ledger, repo)
     before = sum(row["kind"] == "attempt" for row in ledger.trials())
-    tell(f"{before} attempts so far; what is kept is committed in {repo}; Ctrl-C ends the loop, the same command goes on")
+    tell(f"{before} attempts so far; keeps are commits in {repo}; Ctrl-C ends the loop, the same command goes on")
     end = time.monotonic() + 3600 * (hours or 1e6)
     for number in range(before + 1, (tries or 10**9) + 1):
         if time.monotonic() > end:
             break
-        row = attempt(agent, ledger, repo, number, 60 * agent_minutes, judge)
+        row = attempt(agent, ledger, repo, number, 60 * minutes, judge)
         tell(f"attempt {number} | {row.get('verdict', row['outcome'])} | {row.get('reason') or row.get('same_as', '')}")
         fruitless = 0 if row["outcome"] == "judged" else fruitless + 1
-        require(fruitless < FRUITLESS, f"{FRUITLESS} attempts in a row came to nothing: see agent.log in {folder / 'attempts'}")
+        require(fruitless < FRUITLESS, f"{fruitless} attempts in a row gave nothing: see {folder}/attempts/*/agent.log")
 
 
 def main(argv: list[str]) -> None:

@@ -1,7 +1,7 @@
 """The page of what was tried: python -m research report
 
-Writes report.html, which needs nothing beside it, and progress.png into the ledger's folder. Whatever a candidate or its
-author wrote is untrusted: it is escaped and marked, and the page's own policy lets no script run but the one that sorts.
+Writes report.html, which needs nothing beside it, and progress.png into the ledger's folder. Whatever a candidate or
+its author wrote is untrusted: it is escaped and marked, and the page's policy runs no script but the one that sorts.
 """
 
 import base64
@@ -19,8 +19,8 @@ from console import read_options, replace_file, require
 from research.ledger import Ledger
 from research.verdict import LEVEL, Night, Noise
 
-HERE = Path(__file__).resolve().parent
 COLUMNS = ("trial", "verdict", "difference", "interval", "pairs", "lines")  # the last three do not fit on a phone
+TEXTS = {"hypothesis": "its author's hypothesis", "diff": "the change", "stderr": "printed by the candidate"}
 COLOURS = {"keep": "#1a7f37", "undecided": "#bf8700", "reject": "#8c959f"}
 
 
@@ -82,24 +82,27 @@ def curves(row: dict) -> str:
 
 def trial(row: dict) -> str:
     """One tbody: a line of figures, and below it what was changed and why, folded."""
+    added, removed = row.get("added") or 0, row.get("removed") or 0
     verdict, (low, high) = row.get("verdict") or row["state"], map(number, row.get("interval") or ("", ""))
     parts = (("validation", row.get("pairs") or []), ("test", row.get("confirmation") or []))
-    facts = [f"{split}, seed {pair['seed']}: {number(pair.get('baseline'), '.4f')} → {number(pair.get('candidate'), '.4f')}"
-             for split, pairs in parts for pair in pairs if "candidate" in pair]  # fmt: skip
+    facts = [f"{split}, seed {pair['seed']}: {number(pair['baseline'], '.4f')} → {number(pair['candidate'], '.4f')}"
+             for split, pairs in parts for pair in pairs if "candidate" in pair and "baseline" in pair]  # fmt: skip
     shown = {"trial": row["id"], "verdict": verdict, "difference": number(row.get("mean")), "pairs": len(facts),
-             "interval": low and f"{low} to {high}", "lines": f"+{row.get('added', 0)} −{row.get('removed', 0)}"}  # fmt: skip
-    ranks = shown | {"interval": low, "lines": row.get("added", 0) - row.get("removed", 0)}
+             "interval": low and f"{low} to {high}", "lines": f"+{added} −{removed}"}  # fmt: skip
+    ranks = shown | {"interval": low, "lines": added - removed}
     line = [f'<td data-value="{safe(ranks[name])}">{safe(shown[name])}</td>' for name in COLUMNS]
-    told = [untrusted(row.get("hypothesis"), "its author's hypothesis"), curves(row), untrusted(row.get("diff"), "the change")]
-    told += [f"<pre>{chr(10).join(facts)}</pre>" if facts else "", untrusted(row.get("stderr"), "printed by the candidate")]
+    told = [untrusted(row.get(name), source) for name, source in TEXTS.items()]
+    told += [curves(row), f"<pre>{chr(10).join(facts)}</pre>" if facts else ""]
     fold = f"<details><summary>{safe(row.get('reason') or 'not finished')}</summary>{''.join(told)}</details>"
-    return f'<tbody class="{safe(verdict.split()[0])}"><tr>{"".join(line)}</tr><tr><td colspan="{len(COLUMNS)}">{fold}</td></tr></tbody>'
+    details = f'<tr><td colspan="{len(COLUMNS)}">{fold}</td></tr>'
+    return f'<tbody class="{safe(verdict.split()[0])}"><tr>{"".join(line)}</tr>{details}</tbody>'
 
 
 def progress(trials: list[dict]) -> bytes:
     """What each measured trial reached, and the recipe's own score, trial by trial."""
     axes = chart(3.6, xlabel="trial", ylabel="val_bpb (bits per byte)")
-    means = [[np.mean([pair[arm] for pair in row["pairs"] if arm in pair]) for arm in ("baseline", "candidate")] for row in trials]
+    arms = "baseline", "candidate"
+    means = [[np.mean([pair[arm] for pair in row["pairs"] if arm in pair]) for arm in arms] for row in trials]
     axes.plot([baseline for baseline, _ in means], color="black", lw=1, label="the recipe of the time")
     for verdict, colour in COLOURS.items():
         points = [(place, means[place][1]) for place, row in enumerate(trials) if row["verdict"].startswith(verdict)]
@@ -113,7 +116,7 @@ def progress(trials: list[dict]) -> bytes:
 def page(rows: list[dict], level: float, picture: bytes) -> str:
     trials, night = [row for row in rows if row["kind"] == "trial"], Night.of(rows, level)
     floors = [Noise.of(row["differences"]) for row in rows if row["kind"] == "noise" and row.get("differences")][-1:]
-    script, template = ((HERE / name).read_text(encoding="utf-8") for name in ("page.js", "page.html"))
+    script, template = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.js", "page.html"))
     return Template(template).substitute(
         script=script, script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         heads="".join(f"<th><button>{name}</button></th>" for name in COLUMNS), picture=image(picture, "progress"),
@@ -126,7 +129,7 @@ def page(rows: list[dict], level: float, picture: bytes) -> str:
 def main(argv: list[str]) -> None:
     options = read_options(ReportOptions, argv, "-m research report", config_files=False)
     folder = Path(options.folder)
-    require((folder / "ledger.jsonl").is_file(), f"--folder={folder} holds no ledger: judge something first, with try or loop")
+    require((folder / "ledger.jsonl").is_file(), f"--folder={folder} holds no ledger: judge a change first, with try")
     rows = Ledger(folder).trials()
     scored = [row for row in rows if row["kind"] == "trial" and row.get("differences") and row.get("verdict")]
     kinds = [(row["config"], row["budget"], row["hardware"]) for row in scored]

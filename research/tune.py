@@ -1,9 +1,11 @@
-"""Search options, then judge the best like any change: python -m research tune "muon_lr=log(0.005,0.05) n_layer=int(1,4)"
+"""Search options, then judge the best like any change.
 
-A space is a list of options: `name=log(low,high)`, `float(low,high)`, `int(low,high)` or `one|of|these`, or a file of them.
-Every setting is scored on the validation split with the same few seeds; what lies behind the best by more than the noise
-floor allows is dropped before it has had them all. The search lives in <folder>/tune.db, so that the same command goes
-on where it was. The winner of a search is its luckiest setting as well: only the trial
+    python -m research tune "muon_lr=log(0.005,0.05) n_layer=int(1,4) activation=relu2|swiglu"
+
+A space is a list of options: `name=log(low,high)`, `float(low,high)`, `int(low,high)` or `one|of|these`, or a file of
+them. Every setting is scored on the validation split with the same few seeds; what lies behind the best by more than
+the noise floor allows is dropped before it has had them all. The search lives in <folder>/tune.db, so that the same
+command goes on where it was. The winner of a search is its luckiest setting as well: only the trial
 that follows, on fresh seeds and the test split, says whether it is better.
 """
 
@@ -18,7 +20,7 @@ import tyro
 from console import explained, read_options, require
 from research.judge import Options, known_noise, score_settings, share_cores, try_change
 from research.ledger import Ledger
-from research.patch import PROTECTED, ROOT, read_tree
+from research.patch import PROTECTED, ROOT
 from research.score import Refused
 
 
@@ -35,8 +37,9 @@ def read_space(text: str, names: set[str]) -> dict:
     """Option to Optuna's distribution of its values. Raises UserError."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    kinds = {"log": lambda low, high: FloatDistribution(float(low), float(high), log=True), "int": lambda low, high:
-             IntDistribution(int(low), int(high)), "float": lambda low, high: FloatDistribution(float(low), float(high))}  # fmt: skip
+    kinds = {"log": lambda low, high: FloatDistribution(float(low), float(high), log=True),
+             "float": lambda low, high: FloatDistribution(float(low), float(high)),
+             "int": lambda low, high: IntDistribution(int(low), int(high))}  # fmt: skip
     space = {}
     for part in (Path(text).read_text(encoding="utf-8") if Path(text).is_file() else text).split():
         name, _, value = part.partition("=")
@@ -90,9 +93,10 @@ def main(argv: list[str]) -> int:
     options = Options(*(getattr(chosen, field.name) for field in fields(Options)))
     space = read_space(chosen.space, {field.name for field in fields(train.TrainConfig)})
     recipe = read_options(train.TrainConfig, [str(ROOT / options.config)], "-m research tune")
-    noise = known_noise(Ledger(Path(options.folder)), options, read_tree(ROOT))
-    study = search(space, lambda *job: score_settings(options, *job)["bpb"], Path(options.folder), chosen.tries, chosen.seeds,
-                   share_cores(options.workers), noise.sd if noise else math.inf, {name: getattr(recipe, name) for name in space})  # fmt: skip
+    noise = known_noise(Ledger(Path(options.folder)), options)
+    study = search(space, lambda *job: score_settings(options, *job)["bpb"], Path(options.folder), chosen.tries,
+                   chosen.seeds, share_cores(options.workers), noise.sd if noise else math.inf,
+                   {name: getattr(recipe, name) for name in space})  # fmt: skip
     require([trial for trial in study.trials if trial.value is not None], "no setting could be scored: mend the space")
     best = " ".join(f"{name}={value}" for name, value in study.best_params.items())
     print(f"the lowest of {len(study.trials)} settings: {best}; now the trial, on fresh seeds")

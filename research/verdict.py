@@ -43,7 +43,7 @@ DUST = 1e-9  # bits per byte: differences of rounding alone
 @dataclass(frozen=True)
 class Noise:
     """The noise floor: standard deviation of a paired difference (same seed) between two runs of what is the same code
-    in all that matters. A change that alters the course of training has more noise than this, which its own pairs show."""
+    in all that matters. A change that alters the course of training has more noise, which its own pairs show."""
 
     sd: float  # bits per byte
     df: int  # degrees of freedom of that estimate: the number of pairs, since their mean is known to be 0
@@ -191,8 +191,9 @@ class Decision:
     interval: tuple[float, float]
 
 
-def decide(differences: list[float], *, alpha: float, minimum_effect: float = MINIMUM_EFFECT, max_pairs: int = MAX_PAIRS,
-           noise: Noise | None = None, lines: int = 0, margin: float | None = None) -> Decision | None:  # fmt: skip
+def decide(differences: list[float], *, alpha: float, minimum_effect: float = MINIMUM_EFFECT,
+           max_pairs: int = MAX_PAIRS, noise: Noise | None = None, lines: int = 0,
+           margin: float | None = None) -> Decision | None:  # fmt: skip
     """What the pairs so far say; None asks for another pair. A keep is provisional until `confirm` says keep as well.
 
     alpha: the trial's level, from `Night.alpha`. lines: added - removed in the spine; below 0 equality suffices.

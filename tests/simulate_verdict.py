@@ -25,7 +25,8 @@ SHAPES = {
     ),
 }
 RIGHT = Noise(1.0, 8)
-BELIEFS = {"right": RIGHT, "half of it": Noise(0.5, 8), "a tenth of it": Noise(0.1, 8), "twice it": Noise(2.0, 8), "unknown": None}
+BELIEFS = {"right": RIGHT, "half of it": Noise(0.5, 8), "a tenth of it": Noise(0.1, 8), "twice it": Noise(2.0, 8)}
+BELIEFS["unknown"] = None
 
 
 def simulate(trials, alpha, rng, effect=0.0, shape="normal", noise=RIGHT, max_pairs=MAX_PAIRS, margin=None):

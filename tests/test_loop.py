@@ -1,4 +1,4 @@
-"""The loop's promises, with an agent that is a real process and a judge that is quick: nothing stops it but its owner."""
+"""The loop's promises, with an agent that is a real process and a quick judge: nothing stops it but its owner."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def make_agent(folder: Path, names: list[str]) -> str:
 
 
 def quick_judge(ledger: Ledger, pause: float = 0.0):
-    """The referee's shape without its training: real rules for what a change may touch, real verdict, made-up scores."""
+    """The referee without its training: real rules for what a change may touch, real verdicts, made-up scores."""
 
     def judge(copy: Path, repo: Path, hypothesis: str) -> dict:
         row = {
@@ -114,8 +114,9 @@ def outcomes(folder: Path) -> list[str]:
     return [row.get("verdict") or row["outcome"] for row in rows]
 
 
-EXPECTED = ["keep", "reject", "reject", "the agent ended with exit code 3", "invalid", "nothing was changed", "nothing was changed",
-            "repeated an idea", "the agent was stopped after 2 seconds", "crash", "reject"]  # fmt: skip
+EXPECTED = ["keep", "reject", "reject", "the agent ended with exit code 3", "invalid", "nothing was changed",
+            "nothing was changed", "repeated an idea", "the agent was stopped after 2 seconds", "crash",
+            "reject"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +184,9 @@ def test_more_tries_go_on_and_no_more_tries_do_nothing(night):
     assert len(Ledger(night[0] / "out").rows()) == before
 
 
-@pytest.mark.parametrize("rows", [1, 3, 6])
+@pytest.mark.parametrize("rows", [1, 5])
 def test_a_killed_loop_goes_on_where_it_was(tmp_path, rows):
-    """kill -9 while the agent works or the judge judges: every attempt ends once, and what was kept is committed once."""
+    """kill -9 while agent or judge are at work: every attempt ends once, and what was kept is committed once."""
     agent = make_agent(tmp_path / "agent", ["good", "bad", "null", "good again"] * 3)
     code = f"from tests.test_loop import *; start(Path({str(tmp_path / 'out')!r}), {agent!r}, 4, pause=0.03)"
     command = [sys.executable, "-c", code]

@@ -32,13 +32,16 @@ def make_ledger(folder, count: int = 12) -> Ledger:
     for index in range(count):
         verdict = ("keep", "reject", "reject", "undecided", "keep (simpler)", "reject")[index % 6]
         gain = {"k": -0.02, "u": -0.004}.get(verdict[0], abs(rng.normal(0.03, 0.02)))
-        pairs = [{"seed": int(seed), "split": "val", "baseline": level + rng.normal(0, 0.002), "candidate": level + gain + rng.normal(0, 0.002)}
-                 for seed in rng.integers(0, 2**31, 1 + index % 4)]  # fmt: skip
+        scores = [(level + rng.normal(0, 0.002), level + gain + rng.normal(0, 0.002)) for _ in range(1 + index % 4)]
+        pairs = [{"seed": seed, "split": "val", "baseline": a, "candidate": b} for seed, (a, b) in enumerate(scores)]
         tokens = np.linspace(50_000, 2_000_000, 200)
-        curves = {arm: [[[int(x), float(2.4 + shift + 6 * np.exp(-x / 2e5) + rng.normal(0, 0.02))] for x in tokens] for _ in pairs]
-                  for arm, shift in (("baseline", 0), ("candidate", gain * 5))}  # fmt: skip
+        curves = {}
+        for arm, shift in (("baseline", 2.4), ("candidate", 2.4 + gain * 5)):
+            losses = shift + 6 * np.exp(-tokens / 2e5) + rng.normal(0, 0.02, (len(pairs), len(tokens)))
+            curves[arm] = [[[int(x), float(y)] for x, y in zip(tokens, run)] for run in losses]
         differences = [pair["candidate"] - pair["baseline"] for pair in pairs]
-        diff = f"--- a/model.py\n+++ b/model.py\n@@ -1,2 +1,2 @@\n class MLP:\n-    width = {index}\n+    width = {index + 1}  # {HOSTILE}\n"
+        diff = "--- a/model.py\n+++ b/model.py\n@@ -1,2 +1,2 @@\n class MLP:\n"
+        diff += f"-    width = {index}\n+    width = {index + 1}  # {HOSTILE}\n"
         row = {
             "id": f"t0701-{index:06}-ab12",
             "kind": "trial",
@@ -79,8 +82,9 @@ def make_ledger(folder, count: int = 12) -> Ledger:
         "verdict": "crash",
         "reason": "training ended with exit status 1",
     }
-    ledger.append(crashed | shared | {"hypothesis": "Bold.", "stderr": "Traceback\n" + HOSTILE, "pairs": [{"seed": 3, "failed": {}}],
-                                      "curves": {"baseline": [[[1, float("nan")], [2, 3.0]]], "candidate": []}})  # fmt: skip
+    broken = {"baseline": [[[1, float("nan")], [2, 3.0]]], "candidate": []}
+    told = {"hypothesis": "Bold.", "stderr": "Traceback\n" + HOSTILE, "pairs": [{"seed": 3, "failed": {}}]}
+    ledger.append(crashed | shared | told | {"curves": broken})
     ledger.append({"id": "t-begun", "kind": "trial", "state": "begun", **shared})
     return ledger
 
