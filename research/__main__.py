@@ -7,8 +7,8 @@
     python -m research log | show ID | report    what was tried; one trial whole; the page
     python -m research replay ID                 do a recorded trial again
 
-Each explains its options with --help. Exit code of a trial: 0 kept, 1 rejected or undecided, 2 a mistake in the command,
-3 refused or crashed.
+Each explains its options with --help. Exit code of a trial: 0 kept, 1 rejected or undecided, 2 a mistake in the
+command, 3 refused or crashed.
 """
 
 import importlib
@@ -58,40 +58,24 @@ class LogOptions:
     json: bool = False  # print rows, for programs
 
 
-def exit_code(row: dict) -> int:
-    return 0 if row["verdict"].startswith("keep") else 3 if row["verdict"] in ("invalid", "crash") else 1
-
-
 def options_of(chosen) -> Options:
     return Options(**{field.name: getattr(chosen, field.name) for field in fields(Options)})
 
 
 def try_one(argv: list[str]) -> int:
     chosen = read_options(TryOptions, argv, "-m research try", config_files=False)
+    clean = git("rev-parse", "HEAD") and not git("status", "--porcelain", "--untracked-files=no")
+    require(clean or not chosen.commit, "--commit=True needs a git repository in which nothing waits to be committed")
     # The row alone goes to standard output for programs.
     tell = (lambda text: print(text, file=sys.stderr)) if chosen.json else print
     row = try_change(options_of(chosen), patch_file=chosen.patch, settings=chosen.set, tree=chosen.tree,
                      hypothesis=chosen.hypothesis, tell=tell)  # fmt: skip
-    if chosen.commit and exit_code(row) == 0:
-        row |= {"commit": commit(row)}
-    print(json.dumps(row) if chosen.json else f"{row['verdict']}: {row['reason']}\nrow {row['id']} in {chosen.folder}/ledger"
-          f".jsonl; all of it: python -m research show {row['id']}")  # fmt: skip
-    return exit_code(row)
-
-
-def commit(row: dict) -> str:
-    """Apply a kept row's diff to the project and commit it, the verdict as trailers; returns the commit."""
-    base = patch.read_tree(patch.ROOT)
-    require(patch.tree_hash(base) == row["tree"], "the tree has changed since the trial: nothing was committed")
-    require(git("rev-parse", "HEAD"), "--commit=True needs a git repository")
-    for path, content in patch.apply(base, change_of(row, base)).items():
-        if content != base.get(path):
-            (patch.ROOT / path).write_bytes(content)
-            git("add", "--", path)
-    trailers = {"Verdict": row["verdict"], "Evidence": row["reason"], "Trial": row["id"], "Diff": row["diff_hash"]}
-    title = (row["hypothesis"].strip().splitlines() or [f"{row['verdict']}: {row['config']}"])[0]
-    git("commit", "-q", "-m", title, "-m", "\n".join(f"{key}: {value}" for key, value in trailers.items()))
-    return git("rev-parse", "HEAD")
+    kept = row["verdict"].startswith("keep")
+    if chosen.commit and kept:
+        importlib.import_module("research.loop").commit(patch.ROOT, row)
+    where = f"{row['id']} in {chosen.folder}/ledger.jsonl; all of it: python -m research show {row['id']}"
+    print(json.dumps(row) if chosen.json else f"{row['verdict']}: {row['reason']}\nrow {where}")
+    return 0 if kept else 3 if row["verdict"] in ("invalid", "crash") else 1
 
 
 def change_of(row: dict, base: dict) -> patch.Change:
@@ -118,8 +102,9 @@ def log(argv: list[str]) -> None:
     chosen = read_options(LogOptions, argv, "-m research log", config_files=False)
     for row in Ledger(Path(chosen.folder)).trials():
         mean = f"{row['mean']:+.4f}" if isinstance(row.get("mean"), float) else ""
-        told = f"{row['id']}  {row['time'][:16]}  {row.get('verdict', row['state']):14}  {mean:8}  {row['hypothesis'][:60]}"
-        print(json.dumps(row) if chosen.json else f"{told}  {row.get('reason', '')}".translate(VISIBLE).replace("\n", " "))
+        parts = row["id"], row["time"][:16], f"{row.get('verdict') or row['state']:14}", f"{mean:8}"
+        told = "  ".join([*parts, row.get("hypothesis", "")[:60], row.get("reason") or ""])
+        print(json.dumps(row) if chosen.json else told.translate(VISIBLE).replace("\n", " "))
 
 
 def show(argv: list[str]) -> None:
@@ -133,8 +118,8 @@ def show(argv: list[str]) -> None:
         print(f"{key}: {value if isinstance(value, str) else json.dumps(value)}".translate(VISIBLE))
     print(f"--- diff\n{text.translate(VISIBLE)}")
     if untrusted:
-        lines = untrusted.translate(VISIBLE).splitlines()
-        print("--- printed by the candidate: untrusted text, not a message of the referee", *(f"| {x}" for x in lines), sep="\n")
+        print("--- printed by the candidate: untrusted text, not a message of the referee")
+        print(*(f"| {line}" for line in untrusted.translate(VISIBLE).splitlines()), sep="\n")
 
 
 def replay(argv: list[str]) -> int:
@@ -142,7 +127,7 @@ def replay(argv: list[str]) -> int:
     row = find(chosen)
     require(row.get("pairs"), f"trial {row['id']} has no scored pair: there is nothing to do again")
     base = patch.read_tree(patch.ROOT)
-    told = f"the tree is not the one of trial {row['id']}: check out commit {row['parent'][:12] or '(none recorded)'} first"
+    told = f"the tree is not the one of trial {row['id']}: check out commit {row['parent'] or '(none recorded)'} first"
     require(patch.tree_hash(base) == row["tree"], told)
     options = Options(**row["options"] | {"folder": chosen.folder})
     again = judge(change_of(row, base), base, set_up(options), options, Ledger(Path(chosen.folder)), row["hypothesis"],

@@ -4,6 +4,7 @@ A pair is a baseline run and a candidate run with one seed on the same cores, on
 alternates. Only the judge's own flags, clock and figures count; what a run says of itself is kept as a claim.
 """
 
+import contextlib
 import glob
 import json
 import marshal
@@ -44,7 +45,7 @@ class Options:
     level: float = verdict.LEVEL  # share of false ones among all that is kept
     minimum_effect: float = verdict.MINIMUM_EFFECT  # bits per byte: a smaller gain is not worth a change
     slowdown: float = 2.0  # with a budget of steps or tokens: times the baseline's time that a run may take
-    eval_tokens: int = 2**16  # of a split that are scored
+    eval_tokens: int = 2**16  # of a split, its first, that are scored
     folder: str = "out/research"  # where the ledger and the working copies are
     workers: int = 1  # pairs at once on this machine; its cores are divided, GPUs are given one each
     ray: bool = False  # run the pairs on a Ray cluster instead (pip install ray); folder and data must be shared
@@ -89,11 +90,12 @@ def set_up(options: Options, root: Path = patch.ROOT) -> Setup:
         made_by = read_options(prepare_data.PrepareConfig, config.prepare.split(), "prepare_data.py")
         prepare_data.prepare(made_by, folder.parent)
     splits = prepare_data.Data(folder).splits
-    told = f"'{folder}' lacks a val or a test split, and a verdict needs both: prepare it with val_fraction, test_fraction"
+    told = f"'{folder}' lacks a val or a test split, and a verdict needs both: give them shares of the text"
     require(len(splits["val"]) and len(splits["test"]), told)
     flags, out = tuple(f"--{key}={value}" for key, value in flags.items()), Path(options.folder).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    return Setup(options.config, kind, amount, flags, str(folder.resolve()), str(out), options.slowdown, options.eval_tokens)
+    paths = str(folder.resolve()), str(out)
+    return Setup(options.config, kind, amount, flags, *paths, options.slowdown, options.eval_tokens)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -147,7 +149,8 @@ class Slot:
     """A place to run pairs: cores, a sandbox on them, the two trees on disk, and the time that the baseline takes."""
 
     def __init__(self, setup: Setup, base: dict, cores: list[int] | None = None, gpu: str | None = None):
-        self.setup, self.data, self.folder = setup, prepare_data.Data(setup.data), Path(tempfile.mkdtemp(dir=setup.folder))
+        self.setup, self.data = setup, prepare_data.Data(setup.data)
+        self.folder = Path(tempfile.mkdtemp(dir=setup.folder))
         self.folder.chmod(0o755)
         self.trees = {"baseline": patch.write_tree(base, self.folder / "baseline")}
         self.train_only = training_data(self.data, self.folder / "data")
@@ -161,8 +164,8 @@ class Slot:
         shutil.rmtree(self.trees["candidate"], ignore_errors=True)
         patch.write_tree(candidate, self.trees["candidate"])
 
-    def train(self, arm: str, seed: int) -> tuple[Path, float, dict]:
-        """One run of an arm: (checkpoint, seconds on the judge's clock, its claims). Raises score.Refused."""
+    def train(self, arm: str, seed: int) -> tuple[Path, float, list]:
+        """One run of an arm: (checkpoint, seconds on the judge's clock, the losses it claims). Raises score.Refused."""
         setup, model, judged = self.setup, self.folder / f"{arm}.pt", arm == "candidate"
         usual, timed = statistics.median(self.seconds or [0.0]), setup.kind == "seconds"
         # The candidate's time is the baseline's; what it needs more to begin and to end, it has less to train.
@@ -174,10 +177,9 @@ class Slot:
         result = self.box.start(["/box/tree/train.py", setup.config, *flags],
                                 {"/box/tree": self.trees[arm], "/box/data": self.train_only}, limit,
                                 {"/box/out/last.pt": model, "/box/out/log.jsonl": log}).finish()  # fmt: skip
-        error = None
+        error, told = None, f"training took {result.seconds:.1f} seconds or more where the baseline takes {usual:.1f}"
         if result.late:
-            told = f"training took more than {limit:.1f} seconds where the baseline takes {usual:.1f}"
-            error = score.Refused(f"{told}: it was ended" + " (or allow --slowdown)" * (not timed))
+            error = score.Refused(told + " (allow more with --slowdown)" * (not timed))
         elif result.status:
             error = score.Crashed(f"training ended with exit status {result.status}")
         elif not model.stat().st_size:
@@ -186,16 +188,16 @@ class Slot:
             self.overruns, self.charge = self.overruns + 1, self.charge + result.seconds - allowed + 0.2
             if self.overruns <= PATIENCE:
                 return self.train(arm, seed)
-            error = score.Refused(f"training took {result.seconds:.1f} seconds where the baseline takes {usual:.1f}")
+            error = score.Refused(told)
         if error:
             error.text = result.text
             raise error
-        return model, result.seconds, {"curve": read_curve(log), "text": result.text}
+        return model, result.seconds, read_curve(log)
 
     def run(self, arm: str, seed: int, split: str) -> dict:
         """Train and score one arm. Raises score.Refused for a candidate, UserError where the baseline itself fails."""
         try:
-            model, seconds, claims = self.train(arm, seed)
+            model, seconds, curve = self.train(arm, seed)
             usual = statistics.median(self.eval_seconds or [0.0])
             limit = 3 + 8 * usual if arm == "candidate" else UNJUDGED_SECONDS
             bpb, spent, rounding = score.score(self.box, self.trees[arm], model, self.data, split, limit,
@@ -208,7 +210,7 @@ class Slot:
             self.seconds.append(seconds)
             self.eval_seconds.append(spent)
             self.rounding = max(self.rounding, rounding)
-        return {"bpb": bpb, "seconds": seconds, "curve": claims["curve"]}
+        return {"bpb": bpb, "seconds": seconds, "curve": curve}
 
     def pair(self, seed: int, split: str, candidate_first: bool) -> dict:
         """Both arms with one seed. The row has "failed" where the candidate was refused or crashed."""
@@ -230,11 +232,9 @@ def read_curve(log: Path) -> list[list[float]]:
     """(tokens, loss) of the rows of a log.jsonl, of which nothing is believed: at most 500 pairs of numbers."""
     curve = []
     for line in log.read_bytes().splitlines()[:20_000]:
-        try:
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError, OverflowError):
             row = json.loads(line)
             curve.append([int(row["tokens"]), round(float(row["loss"]), 5)])
-        except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
-            continue
     return curve[:: max(1, len(curve) // 500 + 1)]
 
 
@@ -244,8 +244,7 @@ def available_cores() -> list[int]:
 
 def share_cores(workers: int) -> list[tuple[list[int], str | None]]:
     """For each worker its CPU cores and its GPU. Raises UserError where there are fewer than workers."""
-    cores = available_cores()
-    gpus = len(glob.glob("/dev/nvidia[0-9]*"))
+    cores, gpus = available_cores(), len(glob.glob("/dev/nvidia[0-9]*"))
     require(1 <= workers <= len(cores), f"--workers={workers}: this machine gives {len(cores)} cores")
     require(not gpus or workers <= gpus, f"--workers={workers}: this machine has {gpus} GPUs, one for each worker")
     each = len(cores) // workers
@@ -292,8 +291,8 @@ def hardware() -> str:
     """The kind of machine: scores are compared within one kind only."""
     names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     shown = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    gpus = subprocess.run(shown, capture_output=True, text=True).stdout.split("\n")[:-1] if shutil.which(shown[0]) else []
-    return f"{os.cpu_count()} × {(names or [platform.machine()])[0]}" + "".join(f", {gpu}" for gpu in gpus)
+    gpus = subprocess.run(shown, capture_output=True, text=True).stdout if shutil.which(shown[0]) else ""
+    return ", ".join([f"{os.cpu_count()} × {(names or [platform.machine()])[0]}", *gpus.splitlines()])
 
 
 def versions() -> dict[str, str]:
@@ -304,14 +303,17 @@ def versions() -> dict[str, str]:
 
 def git(*arguments: str, root: Path = patch.ROOT) -> str:
     """What git prints; "" where it fails or is not installed."""
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True) if shutil.which("git") else None
-    return done.stdout.strip() if done and not done.returncode else ""
+    if not shutil.which("git"):
+        return ""
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+    return "" if done.returncode else done.stdout.strip()
 
 
 def begin(ledger: Ledger, kind: str, options: Options, base: dict, change: patch.Change | None, hypothesis: str,
           root: Path = patch.ROOT, **more) -> dict:  # fmt: skip
     """The row before a trial, in the ledger."""
-    parts = {"diff": change.diff, "diff_hash": change.hash, "added": change.added, "removed": change.removed} if change else {}
+    parts = {"diff": change.diff, "diff_hash": change.hash} if change else {}
+    parts |= {"added": change.added, "removed": change.removed} if change else {}
     row = {"id": new_id(kind), "state": "begun", "kind": kind, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
            "hypothesis": hypothesis[:2000], "config": options.config, "budget": options.budget,
            "options": asdict(options), "parent": git("rev-parse", "HEAD", root=root), "tree": patch.tree_hash(base),
@@ -326,8 +328,7 @@ def try_change(options: Options, *, patch_file: str | None = None, settings: str
     Exactly one of patch_file, settings ("key=value …") and tree. base: the folder whose recipe is the baseline.
     """
     root, base = Path(base), patch.read_tree(Path(base))
-    given = [name for name, value in (("PATCH", patch_file), ("--set", settings), ("--tree", tree)) if value is not None]
-    require(len(given) == 1, f"give exactly one of PATCH, --set and --tree; there is {' and '.join(given) or 'none'}")
+    require([patch_file, settings, tree].count(None) == 2, "give exactly one of PATCH, --set and --tree")
     setup, ledger = set_up(options, root), Ledger(Path(options.folder))
     try:
         if settings is not None:
@@ -336,9 +337,8 @@ def try_change(options: Options, *, patch_file: str | None = None, settings: str
             change = patch.from_patch(base, Path(patch_file)) if patch_file else patch.from_tree(base, Path(tree), root)
         patch.refuse(not change.files, "it changes nothing")
         data = prepare_data.Data(setup.data)
-        held_out = b"\n".join(data.tokenizer.decode_bytes(data.splits[s].read(0, len(data.splits[s]))) for s in ("val", "test"))
-        copied = patch.copied_text(change, held_out)
-        patch.refuse(copied, "it spells out held-out text")
+        texts = [data.tokenizer.decode_bytes(data.splits[s].read(0, len(data.splits[s]))) for s in ("val", "test")]
+        patch.refuse(patch.copies(change, b"\n".join(texts)), "it spells out held-out text")
     except patch.Invalid as error:
         row = begin(ledger, "trial", options, base, None, hypothesis, root, **more)
         return ledger.append(row | {"state": "done", "verdict": "invalid", "reason": str(error)})
@@ -351,11 +351,10 @@ def judge(change, base: dict, setup: Setup, options: Options, ledger: Ledger, hy
 
     seeds: of the two rounds' pairs, for a trial that is done again; None: fresh ones, which no patch could have met.
     """
-    night, noise = verdict.Night.of(ledger.trials(), options.level), known_noise(ledger, options, base)
-    more = {"alpha": night.alpha()} | more
+    more = {"alpha": verdict.Night.of(ledger.trials(), options.level).alpha()} | more
     row = begin(ledger, kind, options, base, change, hypothesis, seeds=[[], []], **more)
     rules = {"alpha": row["alpha"], "minimum_effect": options.minimum_effect, "max_pairs": options.max_pairs,
-             "noise": noise, "lines": change.added - change.removed}  # fmt: skip
+             "noise": known_noise(ledger, options), "lines": change.added - change.removed}  # fmt: skip
     rounds, failed, started, decision = {"val": [], "test": []}, None, time.time(), None
     ending = {"verdict": "undecided", "reason": "the judge was interrupted"}
     slots = Slots(setup, base, patch.apply(base, change), options)
@@ -379,17 +378,17 @@ def judge(change, base: dict, setup: Setup, options: Options, ledger: Ledger, hy
                             "interval": [finite(bound) for bound in decision.interval]}  # fmt: skip
     finally:
         slots.end()
-        every = rounds["val"] + rounds["test"]
-        plain = {s: [{**p, **{arm: p[arm]["bpb"] for arm in ("baseline", "candidate") if arm in p}} for p in rounds[s]]
-                 for s in rounds}  # fmt: skip
-        curves = {arm: [p[arm]["curve"] for p in every if arm in p] for arm in ("baseline", "candidate")}
-        seconds = {arm: [round(p[arm]["seconds"], 2) for p in every if arm in p] for arm in curves}
-        row |= {"state": "done", "pairs": plain["val"], "confirmation": plain["test"], "curves": curves,
-                "seeds": [[p["seed"] for p in rounds[s]] for s in rounds], "run_seconds": seconds,
-                "differences": [p["candidate"] - p["baseline"] for p in plain["val"] if "candidate" in p and "baseline" in p],
+        every, arms = rounds["val"] + rounds["test"], ("baseline", "candidate")
+        both = [pair for pair in rounds["val"] if set(arms) <= set(pair)]
+        curves = {arm: [pair[arm]["curve"] for pair in every if arm in pair] for arm in arms}
+        row |= {"seeds": [[pair["seed"] for pair in rounds[split]] for split in rounds], "curves": curves,
+                "differences": [pair["candidate"]["bpb"] - pair["baseline"]["bpb"] for pair in both],
+                "run_seconds": {arm: [round(pair[arm]["seconds"], 2) for pair in every if arm in pair] for arm in arms},
                 "data": prepare_data.Data(setup.data).fingerprint, "seconds": round(time.time() - started, 1),
-                "tokens": curves["candidate"][-1][-1][0] if curves["candidate"] and curves["candidate"][-1] else None,
-                "isolation": every[0]["isolation"] if every else None, **ending}  # fmt: skip
+                "tokens": max((curve[-1][0] for curve in curves["candidate"] if curve), default=None),
+                "isolation": every[0]["isolation"] if every else None, "state": "done", **ending}  # fmt: skip
+        for name, split in (("pairs", "val"), ("confirmation", "test")):
+            row[name] = [pair | {arm: pair[arm]["bpb"] for arm in arms if arm in pair} for pair in rounds[split]]
         ledger.append(row)
     return row
 
@@ -402,11 +401,11 @@ def same_for_every_seed(pairs: list[dict]) -> dict | None:
     """A candidate that scores the same to the last bit with several seeds has chosen its own."""
     bits = {arm: {pair[arm]["bpb"] for pair in pairs} for arm in ("baseline", "candidate")}
     if len(pairs) > 1 and len(bits["candidate"]) < len(pairs) == len(bits["baseline"]):
-        return {"verdict": "invalid", "reason": "it scores the same with different seeds: it ignores the seed it is given"}
+        return {"verdict": "invalid", "reason": "it scores the same with any seed: it ignores the seed it is given"}
     return None
 
 
-def known_noise(ledger: Ledger, options: Options, base: dict) -> verdict.Noise | None:
+def known_noise(ledger: Ledger, options: Options) -> verdict.Noise | None:
     """The noise floor measured last for this recipe, budget and machine; None where it never was."""
     key = (options.config, options.budget, hardware())
     rows = [row for row in ledger.trials() if row["kind"] == "noise" and row["state"] == "done"
@@ -415,7 +414,7 @@ def known_noise(ledger: Ledger, options: Options, base: dict) -> verdict.Noise |
 
 
 def score_settings(options: Options, settings: dict, seed: int, place: tuple = ()) -> dict:
-    """One run of the recipe with some options changed, scored on val: {"bpb", "curve", "seconds"}. Raises score.Refused.
+    """One run of the recipe with some options changed, scored on val: bpb, curve, seconds. Raises score.Refused.
 
     place: its cores and GPU, of share_cores.
     """

@@ -1,7 +1,7 @@
 """A change: what a patch, a set of options or another tree does to the recipe, and whether it may.
 
 Only model.py, train.py and the Python files of config/ may differ. All else that a verdict rests on (data, tokenizer,
-splits, batch order, evaluation, the judge) is never taken from a change, so a change that touches it is refused, loudly.
+splits, batch order, evaluation, the judge) is never taken from a change, so one that touches it is refused, loudly.
 """
 
 import ast
@@ -18,7 +18,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from console import UserError, read_options, require
+from console import read_options, require
 
 ROOT = Path(__file__).resolve().parent.parent
 SPINE = ("model.py", "train.py")
@@ -26,8 +26,8 @@ SPINE = ("model.py", "train.py")
 PARTS = (*SPINE, "console.py", "prepare_data.py", "sample.py", "corpus/*.py", "config/*.py")
 WATCHED = ("*.py", "*.md", "*.txt", "config/*", "corpus/*", "research/*", "tests/*", "tests/adversarial/*")
 # Options that are the judge's to set: its flags come last on every command line.
-PROTECTED = {"data", "prepare", "out", "resume", "overwrite", "init_from", "eval_only", "seed", "max_steps", "max_tokens",
-             "max_seconds", "device", "wandb", "log_interval", "eval_interval", "save_interval", "sample_prompt"}  # fmt: skip
+PROTECTED = set("data prepare out resume overwrite init_from eval_only seed max_steps max_tokens max_seconds device "
+                "wandb log_interval eval_interval save_interval sample_prompt".split())  # fmt: skip
 ADDED_BYTES = 6_000  # what a change adds, compressed: room for any honest idea, and for little text learnt by heart
 
 
@@ -77,12 +77,12 @@ def write_tree(tree: dict[str, bytes], folder: Path) -> Path:
 
 
 def assignments(source: str) -> dict[str, str]:
-    """The names that a config file assigns at its top level, with the text of their values."""
+    """The names that a config file assigns, with the text of what assigns them."""
     found = {}
     for node in ast.walk(ast.parse(source)):
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        found |= {name.id: ast.unparse(getattr(node, "value", None) or name) for target in targets if target is not None
-                  for name in ast.walk(target) if isinstance(name, ast.Name)}  # fmt: skip
+        if isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.NamedExpr)):
+            stored = (name for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store))
+            found |= {name.id: ast.unparse(node) for name in stored}
     return found
 
 
@@ -104,9 +104,8 @@ def make_change(base: dict[str, bytes], files: dict[str, bytes | None]) -> Chang
             before, after = assignments(old), assignments(new)
             changed = sorted(name for name in PROTECTED if before.get(name) != after.get(name))
             refuse(changed, f"{path} sets {', '.join(changed)}, which the judge sets")
-        texts[path] = new
-        lines = list(difflib.unified_diff(old.splitlines(True), new.splitlines(True), f"a/{path}" if path in base else
-                                          "/dev/null", f"b/{path}"))  # fmt: skip
+        texts[path], names = new, (f"a/{path}" if path in base else "/dev/null", f"b/{path}")
+        lines = list(difflib.unified_diff(old.splitlines(True), new.splitlines(True), *names))
         parts += [line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines]
         for line in lines[2:]:
             if path in SPINE and line[:1] in counts and line[1:].strip() and not line[1:].lstrip().startswith("#"):
@@ -125,7 +124,8 @@ def from_settings(base: dict[str, bytes], config: str, settings: str, root: Path
     require(pairs and all(pairs) and all(pairs.values()), f"--set={settings!r}: write it as 'key=value key=value'")
     own = sorted(PROTECTED.intersection(pairs))
     refuse(own, f"it sets {', '.join(own)}, which the judge sets")
-    read_options(train.TrainConfig, [str(root / config), *(f"--{key}={value}" for key, value in pairs.items())], "-m research try")
+    flags = [f"--{key}={value}" for key, value in pairs.items()]
+    read_options(train.TrainConfig, [str(root / config), *flags], "-m research try")
     text = base[config].decode()
     for key, value in pairs.items():
         with contextlib.suppress(ValueError, SyntaxError):
@@ -145,8 +145,8 @@ def from_patch(base: dict[str, bytes], path: Path) -> Change:
 
         def git(*arguments: str) -> str:
             command = ["git", "apply", "--whitespace=nowarn", *arguments, str(path.resolve())]
-            done = subprocess.run(command, cwd=tree, env={"GIT_DIR": "/dev/null", "PATH": "/usr/bin:/bin:/usr/local/bin"},
-                                  capture_output=True, text=True, errors="replace")  # fmt: skip
+            own = {"GIT_DIR": "/dev/null", "PATH": os.environ["PATH"]}
+            done = subprocess.run(command, cwd=tree, env=own, capture_output=True, text=True, errors="replace")
             refuse(done.returncode, f"it does not apply ({done.stderr.strip()[:300]})")
             return done.stdout
 
@@ -177,9 +177,9 @@ def apply(base: dict[str, bytes], change: Change) -> dict[str, bytes]:
     return base | {path: text.encode() for path, text in change.files.items()}
 
 
-def copied_text(change: Change, held_out: bytes) -> str | None:
-    """A stretch of held-out text that the change spells out: any of 120 characters, many of 60; None where there is none."""
+def copies(change: Change, held_out: bytes) -> bool:
+    """Whether the change spells out held-out text: it does if it holds any 120 bytes of it, white space apart."""
     added = "\n".join(line[1:] for line in change.diff.splitlines() if line.startswith("+") and line[:3] != "+++")
-    text, known = re.sub(r"\s+|\\n", " ", added), re.sub(rb"\s+", b" ", held_out)
+    text, known = re.sub(r"\s+|\\n", " ", added).encode(), re.sub(rb"\s+", b" ", held_out)
     pieces = [text[start : start + 60] for start in range(0, len(text) - 59, 60)]
-    return next((piece for piece in pieces if len(set(piece)) > 12 and piece.encode() in known), None)
+    return any(len(set(piece)) > 12 and piece in known for piece in pieces)

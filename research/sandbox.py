@@ -25,9 +25,9 @@ from pathlib import Path
 from console import require
 
 HERE = Path(__file__).resolve().parent
-SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime",
-          "/sys/devices/system", "/nix/store")  # fmt: skip
-DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+SYSTEM = ("/usr /lib /lib64 /lib32 /bin /sbin /etc/ld.so.cache /etc/alternatives /etc/localtime /sys/devices/system "
+          "/nix/store").split()  # fmt: skip
+DEVICES = "/dev/null /dev/zero /dev/full /dev/random /dev/urandom".split()
 DISK_BYTES, TAIL_BYTES = 4 << 30, 8_000
 
 
@@ -36,10 +36,9 @@ def system_view(hidden: list[Path]) -> list[tuple]:
     hidden = [path.resolve() for path in hidden]
     gpu = glob.glob("/dev/nvidia*")
     paths = {path for path in [*SYSTEM, *sys.path, *["/sys"] * bool(gpu)] if os.path.exists(path)} - {""}
+    around = {path for path in sys.path if any(secret.is_relative_to(Path(path).resolve()) for secret in hidden)}
+    paths = paths - around | {sys.prefix, sys.base_prefix}
     real = {path: Path(path).resolve() for path in paths}
-    paths = {path for path in paths if not any(secret.is_relative_to(real[path]) for secret in hidden if path in sys.path)}
-    paths |= {sys.prefix, sys.base_prefix}
-    real |= {path: Path(path).resolve() for path in paths}
     shown = {str(real[path]) for path in paths}
     covered = {str(secret) for secret in hidden if any(secret.is_relative_to(path) for path in shown)}
     view = [("read", path, path) for path in shown] + [("hide", 0, path) for path in covered - shown]
@@ -111,7 +110,7 @@ class Sandbox:
 
     def __init__(self, folder: Path, cores: list[int], hidden: list[Path] = (), covers: list[tuple] = (),
                  gpu: str | None = None):  # fmt: skip
-        require(sys.platform == "linux", "the referee runs on Linux alone: its sandbox is made of what that kernel offers")
+        require(sys.platform == "linux", "the referee runs on Linux alone: its sandbox is made of what that offers")
         self.folder, self.covers = Path(tempfile.mkdtemp(dir=folder)), covers
         cache = folder / "cache"
         cache.mkdir(parents=True, exist_ok=True)
@@ -167,9 +166,3 @@ class Sandbox:
         self.starter.wait()
         self.control.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.close()

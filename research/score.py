@@ -49,7 +49,8 @@ class Worker:
     def __init__(self, box, tree: Path, checkpoint: Path, seconds: float):
         shown = {"/box/tree": tree, "/box/model.pt": checkpoint}
         argv = ["/box/worker.py", "/box/model.pt", "/box/tree"]
-        self.run, self.deadline, self.limit = box.start(argv, shown, seconds, talk=True), time.monotonic() + seconds, seconds
+        self.run, self.limit = box.start(argv, shown, seconds + 5, talk=True), seconds
+        self.deadline = time.monotonic() + seconds
         self.block_size, self.vocab_size = np.frombuffer(self.read(8), dtype="<i4").tolist()
 
     def read(self, count: int) -> bytearray:
@@ -88,8 +89,9 @@ class Worker:
 
 
 def surprise(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Nats of the targets, (B, T) float64: the judge's own normalisation. Raises Refused for logits that are no answer."""
-    below = logits - logits.max(axis=-1, keepdims=True)
+    """Nats of the targets, (B, T) float64: normalised by the judge. Raises Refused for logits that are no answer."""
+    with np.errstate(invalid="ignore"):  # what is not finite is found below
+        below = logits - logits.max(axis=-1, keepdims=True)
     chosen = np.take_along_axis(below, targets[..., None], axis=-1)[..., 0]
     total = np.exp(below, out=below).sum(axis=-1)  # (B, T)
     refuse(not np.isfinite(total).all() or not np.isfinite(chosen).all(), "its logits are not finite")
@@ -110,12 +112,16 @@ class Plan:
 
 
 def make_plan(data: Data, split: str, block_size: int, max_tokens: int, rng: np.random.Generator) -> Plan:
-    """All windows of the split, or max_tokens' worth evenly spread over it, and changed copies of each."""
-    batches = list(data.eval_batches(split, block_size, 1))
-    keep = np.unique(np.linspace(0, len(batches) - 1, max(1, min(len(batches), max_tokens // block_size))).astype(int))
-    tokens, targets = (np.concatenate([batches[i][part] for i in keep]) for part in (0, 1))  # (N, T)
-    length, count = (targets >= 0).sum(axis=1), len(tokens)
-    copies = max(1, min(32, -(-CHANGED_WINDOWS // count)))
+    """The windows of the split's first max_tokens, and changed copies of each.
+
+    Each token but the first is a target once, so that the same tokens are scored whatever the block_size.
+    """
+    text = data.splits[split].read(0, min(len(data.splits[split]), max_tokens + 1))
+    count = -(-(len(text) - 1) // block_size)
+    tokens, targets = np.zeros((count, block_size), dtype=np.int64), np.full((count, block_size), -1)
+    tokens.flat[: len(text) - 1], targets.flat[: len(text) - 1] = text[:-1], text[1:]
+    length = (targets >= 0).sum(axis=1)
+    copies = max(1, -(-CHANGED_WINDOWS // count))
     original = np.concatenate([np.arange(count), np.tile(np.arange(count), copies)])
     cut = (rng.random(len(original)) * np.maximum(length[original] - 1, 1)).astype(int)
     cut[:count] = length - 1
@@ -178,24 +184,25 @@ def score(box, tree: Path, checkpoint: Path, data: Data, split: str, seconds: fl
           usual: float = 0.0) -> tuple[float, float, float]:  # fmt: skip
     """(bits per byte of the split, seconds of evaluation, what `check` found of rounding). Raises Refused.
 
-    max_tokens: of the split that are scored. usual: the baseline's rounding. The places of the changes and the order are drawn anew each time.
+    max_tokens: of the split that are scored. usual: the baseline's rounding. The places of the changes and the order of
+    the questions are drawn anew each time.
     """
-    rng, started, spent, plan = np.random.default_rng(), time.monotonic(), 0.0, None
+    rng, started, plan = np.random.default_rng(), time.monotonic(), None
     for half in range(2):
         worker = Worker(box, tree, checkpoint, seconds - (time.monotonic() - started))
         try:
             if plan is None:
-                size, vocabulary = worker.block_size, data.tokenizer.vocab_size
-                refuse(worker.vocab_size != vocabulary, f"its vocabulary is {worker.vocab_size}, not the data's {vocabulary}")
+                size, known = worker.block_size, data.tokenizer.vocab_size
+                refuse(worker.vocab_size != known, f"its vocabulary is {worker.vocab_size}, not the data's {known}")
                 refuse(not 1 <= size <= 2**17, f"block_size={size} is out of bounds")
                 plan = make_plan(data, split, size, max_tokens, rng)
-                side = rng.integers(2, size=plan.counted.sum())[plan.original] ^ ~plan.counted
+                # Each of the two processes gets half of the windows that count, and the changed copies of the others.
+                side = rng.permutation(plan.counted.sum())[plan.original] % 2 ^ ~plan.counted
                 losses, moment = np.zeros(plan.tokens.shape), np.zeros(len(plan.tokens))
             refuse(worker.block_size != size, "its block_size changes from process to process")
             rows = rng.permutation(np.flatnonzero(side == half))
             moment[rows] = np.arange(len(rows)) / max(1, len(rows)) + rng.random() * 1e-9
-            if len(rows):
-                answer(worker, plan, rows, losses, rng)
+            answer(worker, plan, rows, losses, rng)
         finally:
             worker.close()
     wrong, shiver = check(plan, losses, moment, usual)

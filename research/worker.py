@@ -2,8 +2,8 @@
 
     worker.py CHECKPOINT     the candidate's own model.py and train.py lie in /box/tree
 
-A question is two int32 (B, T) and B·T int32 token ids; its answer three int32 (B, T, V) and B·T·V float32. First of all,
-unasked, it says (block_size, vocab_size). Whatever this process says is a claim of the candidate's.
+A question is two int32 (B, T) and B·T int32 token ids; its answer three int32 (B, T, V) and B·T·V float32. First of
+all, unasked, it says (block_size, vocab_size). Whatever this process says is a claim of the candidate's.
 """
 
 import os

@@ -1,6 +1,6 @@
 """The starter of untrusted runs: a process that has loaded torch and forks each run into namespaces of its own.
 
-Run by sandbox.py as `python -I zygote.py FD`; it imports nothing of the project and holds no secret: what a run can find
+Run by sandbox.py as `python zygote.py FD`. It imports nothing of the project and holds no secret: what a run can find
 in its own memory is a Python with torch in it. A run costs a fork instead of two seconds of imports, and the clock of
 its budget starts after them.
 
@@ -186,7 +186,7 @@ def copy_out(path: str, limit: int, target: int) -> None:
 
 
 def first_process(spec: dict, fds: list[int], isolated: bool) -> int:
-    """Build the view, run the candidate, end all it has left behind, copy its files out; returns its exit status, below 128."""
+    """Build the view, run the candidate, end all it leaves behind, copy its files out; returns its status, 0 to 127."""
     call("prctl", 1, signal.SIGKILL)  # PR_SET_PDEATHSIG: whoever ends the starter ends this, and with it all
     if isolated:
         build_view(spec)

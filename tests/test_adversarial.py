@@ -86,7 +86,7 @@ def make_change(case: dict, base: dict, setup, folder: Path) -> patch.Change:
         (tree / case["LINK"][0]).unlink()
         (tree / case["LINK"][0]).symlink_to(case["LINK"][1])
     change = patch.from_tree(base, tree)
-    patch.refuse(patch.copied_text(change, held_out.encode()), "it spells out held-out text")
+    patch.refuse(patch.copies(change, held_out.encode()), "it spells out held-out text")
     return change
 
 

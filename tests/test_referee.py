@@ -79,8 +79,9 @@ def test_what_does_not_apply_is_told(tmp_path):
 
 @pytest.fixture(scope="module")
 def box(tmp_path_factory):
-    with sandbox.Sandbox(tmp_path_factory.mktemp("judge"), [min(judge.available_cores())]) as box:
-        yield box
+    box = sandbox.Sandbox(tmp_path_factory.mktemp("judge"), [min(judge.available_cores())])
+    yield box
+    box.close()
 
 
 def run(box, folder: Path, source: str, seconds: float = 20, **collect) -> sandbox.Result:
@@ -286,7 +287,7 @@ def test_the_noise_floor_is_stored_and_used(project, capsys):
     assert row["kind"] == "noise" and len(row["differences"]) == 3 and row["noise"] > 0
     assert "noise floor" in capsys.readouterr().out
     options = judge.Options(config="config/tiny.py", folder=str(project.book.path.parent))
-    assert judge.known_noise(project.book, options, BASE).sd == pytest.approx(row["noise"])
+    assert judge.known_noise(project.book, options).sd == pytest.approx(row["noise"])
 
 
 @pytest.mark.parametrize("argv", [("nonsense",), ("show", "nothing"), ("replay", "nothing")])
