@@ -14,7 +14,6 @@ command, 3 refused or crashed.
 import importlib
 import json
 import sys
-import tempfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
@@ -78,13 +77,6 @@ def try_one(argv: list[str]) -> int:
     return 0 if kept else 3 if row["verdict"] in ("invalid", "crash") else 1
 
 
-def change_of(row: dict, base: dict) -> patch.Change:
-    with tempfile.NamedTemporaryFile("w", suffix=".patch", encoding="utf-8") as file:
-        file.write(row["diff"])
-        file.flush()
-        return patch.from_patch(base, Path(file.name))
-
-
 def noise(argv: list[str]) -> None:
     chosen = read_options(NoiseOptions, argv, "-m research noise", config_files=False)
     measure_noise(options_of(chosen), chosen.pairs)
@@ -130,8 +122,9 @@ def replay(argv: list[str]) -> int:
     told = f"the tree is not the one of trial {row['id']}: check out commit {row['parent'] or '(none recorded)'} first"
     require(patch.tree_hash(base) == row["tree"], told)
     options = Options(**row["options"] | {"folder": chosen.folder})
-    again = judge(change_of(row, base), base, set_up(options), options, Ledger(Path(chosen.folder)), row["hypothesis"],
-                  print, seeds=row["seeds"], kind="replay", alpha=row["alpha"], replay_of=row["id"])  # fmt: skip
+    change, ledger = patch.from_patch(base, row["diff"].encode()), Ledger(Path(chosen.folder))
+    again = judge(change, base, set_up(options), options, ledger, row["hypothesis"], print, seeds=row["seeds"],
+                  kind="replay", alpha=row["alpha"], replay_of=row["id"])  # fmt: skip
     holds = again["verdict"] == row["verdict"]
     print(f"{'holds' if holds else 'DOES NOT HOLD'}: {row['verdict']} then ({row['reason']}), {again['verdict']} now "
           f"({again['reason']})")  # fmt: skip

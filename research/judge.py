@@ -22,6 +22,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import prepare_data
@@ -82,8 +83,8 @@ def set_up(options: Options, root: Path = patch.ROOT) -> Setup:
     if kind == "steps":
         kind, amount = "tokens", amount * config.batch_tokens
     flags = {name: getattr(train.TrainConfig, name) for name in sorted(patch.PROTECTED)}
-    flags |= {"data": "/box/data", "out": "/box/out", "save_interval": None, "device": config.device}
-    flags |= {"log_interval": config.log_interval}
+    flags |= {"data": "/box/data", "out": "/box/out", "save_interval": None}
+    flags |= {"device": config.device, "log_interval": config.log_interval}
     folder = patch.ROOT / config.data
     if not folder.exists() and config.prepare:
         print(f"'{folder}' is not there, making it: python prepare_data.py {config.prepare}", flush=True)
@@ -295,12 +296,6 @@ def hardware() -> str:
     return ", ".join([f"{os.cpu_count()} × {(names or [platform.machine()])[0]}", *gpus.splitlines()])
 
 
-def versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {"python": platform.python_version(), "torch": version("torch"), "system": platform.system()}
-
-
 def git(*arguments: str, root: Path = patch.ROOT) -> str:
     """What git prints; "" where it fails or is not installed."""
     if not shutil.which("git"):
@@ -317,7 +312,8 @@ def begin(ledger: Ledger, kind: str, options: Options, base: dict, change: patch
     row = {"id": new_id(kind), "state": "begun", "kind": kind, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
            "hypothesis": hypothesis[:2000], "config": options.config, "budget": options.budget,
            "options": asdict(options), "parent": git("rev-parse", "HEAD", root=root), "tree": patch.tree_hash(base),
-           "hardware": hardware(), "versions": versions(), **parts, **more}  # fmt: skip
+           "hardware": hardware(), "versions": {"python": platform.python_version(), "torch": version("torch")},
+           **parts, **more}  # fmt: skip
     return ledger.append(row)
 
 
@@ -333,8 +329,11 @@ def try_change(options: Options, *, patch_file: str | None = None, settings: str
     try:
         if settings is not None:
             change = patch.from_settings(base, options.config, settings, root)
+        elif patch_file is not None:
+            require(Path(patch_file).is_file(), f"patch '{patch_file}' does not exist")
+            change = patch.from_patch(base, Path(patch_file).read_bytes())
         else:
-            change = patch.from_patch(base, Path(patch_file)) if patch_file else patch.from_tree(base, Path(tree), root)
+            change = patch.from_tree(base, Path(tree), root)
         patch.refuse(not change.files, "it changes nothing")
         data = prepare_data.Data(setup.data)
         texts = [data.tokenizer.decode_bytes(data.splits[s].read(0, len(data.splits[s]))) for s in ("val", "test")]
@@ -430,24 +429,36 @@ def score_settings(options: Options, settings: dict, seed: int, place: tuple = (
 
 
 def measure_noise(options: Options, pairs: int, tell=print) -> dict:
-    """A/A pairs: the recipe against itself with two seeds each; records the differences and says what they allow."""
+    """A/A pairs: the recipe against itself, nudged, with the same seed; records the differences and what they allow.
+
+    The nudge, learning rates a ten-thousandth higher, means nothing; without it the two runs were the same to the bit.
+    """
     require(pairs >= 3, f"--pairs={pairs}: at least 3, or the spread means nothing")
+    import train
+
     base, setup, ledger = patch.read_tree(patch.ROOT), set_up(options), Ledger(Path(options.folder))
-    row, differences, started = begin(ledger, "noise", options, base, None, ""), [], time.time()
-    slot = Slot(setup, base)
+    config, started = read_options(train.TrainConfig, [str(patch.ROOT / options.config)], "-m research"), time.time()
+    nudge = f"muon_lr={config.muon_lr * 1.0001} learning_rate={config.learning_rate * 1.0001}"
+    row, slot, scored = begin(ledger, "noise", options, base, None, ""), Slot(setup, base), []
     try:
-        for pair in range(pairs):
-            bpb = [slot.run("baseline", secrets.randbelow(2**31), "val")["bpb"] for _ in range(2)]
-            differences.append(bpb[1] - bpb[0])
-            tell(f"pair {pair + 1}: {bpb[0]:.4f} and {bpb[1]:.4f}, difference {differences[-1]:+.4f} bits per byte")
+        slot.place(patch.apply(base, patch.from_settings(base, options.config, nudge)))
+        for number in range(pairs):
+            pair = slot.pair(secrets.randbelow(2**31), "val", number % 2 == 1)
+            require("failed" not in pair, f"a run failed: {pair.get('failed')}")
+            scored.append((pair["baseline"]["bpb"], pair["candidate"]["bpb"]))
+            tell("pair {}: {:.4f} and {:.4f}, difference {:+.5f} bits per byte".format(
+                 number + 1, *scored[-1], scored[-1][1] - scored[-1][0]))  # fmt: skip
     finally:
         slot.close()
-    floor = verdict.Noise.of(differences)
-    row |= {"state": "done", "differences": differences, "noise": floor.sd, "seconds": round(time.time() - started, 1),
-            "isolation": slot.box.isolation}  # fmt: skip
+    differences, spread = [second - first for first, second in scored], statistics.stdev(first for first, _ in scored)
+    floor = verdict.Noise.of(differences).sd
+    row |= {"state": "done", "differences": differences, "noise": floor, "seed_spread": spread,
+            "seconds": round(time.time() - started, 1), "isolation": slot.box.isolation}  # fmt: skip
     ledger.append(row)
-    tell(f"noise floor: {floor.sd:.4f} bits per byte, the standard deviation of a pair's difference")
+    tell(f"noise floor of a pair: {floor:.5f} bits per byte; spread of the baseline over seeds: {spread:.5f}")
+    tell("a change that alters training little has the floor's noise, one that alters it all up to √2 × the spread:")
+    alpha = verdict.Night.of(ledger.trials(), options.level).alpha()
     for count in sorted({3, 4, options.max_pairs, 2 * options.max_pairs}):
-        effect = verdict.smallest_effect(floor.sd, count, verdict.Night.of(ledger.trials(), options.level).alpha())
-        tell(f"{count} pairs of each round keep a gain of {effect:.4f} four times in five")
+        least, most = (verdict.smallest_effect(sd, count, alpha) for sd in (floor, max(floor, 2**0.5 * spread)))
+        tell(f"{count} pairs of each round keep a gain of {least:.4f} to {most:.4f} four times in five")
     return row

@@ -136,19 +136,18 @@ def from_settings(base: dict[str, bytes], config: str, settings: str, root: Path
     return make_change(base, {config: text.encode()})
 
 
-def from_patch(base: dict[str, bytes], path: Path) -> Change:
+def from_patch(base: dict[str, bytes], diff: bytes) -> Change:
     """A unified diff, as `git diff` writes it. Raises UserError and Invalid."""
-    require(path.is_file(), f"patch '{path}' does not exist")
     require(shutil.which("git"), "a patch file is applied by git, which is not installed: use --tree or --set")
     with tempfile.TemporaryDirectory() as folder:
         tree = write_tree(base, Path(folder))
 
         def git(*arguments: str) -> str:
-            command = ["git", "apply", "--whitespace=nowarn", *arguments, str(path.resolve())]
+            command = ["git", "apply", "--whitespace=nowarn", *arguments, "-"]
             own = {"GIT_DIR": "/dev/null", "PATH": os.environ["PATH"]}
-            done = subprocess.run(command, cwd=tree, env=own, capture_output=True, text=True, errors="replace")
-            refuse(done.returncode, f"it does not apply ({done.stderr.strip()[:300]})")
-            return done.stdout
+            done = subprocess.run(command, cwd=tree, env=own, input=diff, capture_output=True)
+            refuse(done.returncode, f"it does not apply ({done.stderr.decode(errors='replace').strip()[:300]})")
+            return done.stdout.decode(errors="replace")
 
         touched = [row.split("\t")[-1] for row in git("--numstat", "-z").split("\0") if row]
         others = [name for name in touched if not may_change(name)]

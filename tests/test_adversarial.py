@@ -79,8 +79,7 @@ def make_change(case: dict, base: dict, setup, folder: Path) -> patch.Change:
     for path, text in case.get("FILES", {}).items():
         files[path] = text and text.encode()
     if "../" in "".join(case.get("FILES", {})):
-        (folder / "x.patch").write_text("--- /dev/null\n+++ b/../outside.py\n@@ -0,0 +1 @@\n+print('mine')\n")
-        return patch.from_patch(base, folder / "x.patch")
+        return patch.from_patch(base, b"--- /dev/null\n+++ b/../outside.py\n@@ -0,0 +1 @@\n+print('mine')\n")
     tree = patch.write_tree({path: text for path, text in files.items() if text is not None}, folder / "tree")
     if "LINK" in case:
         (tree / case["LINK"][0]).unlink()

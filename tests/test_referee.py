@@ -42,8 +42,7 @@ def test_a_patch_a_tree_and_an_option_say_the_same(tmp_path):
     new = BASE["config/quickstart.py"].replace(b"n_layer = 2\n", b"n_layer = 3\n")
     tree = patch.write_tree(BASE | {"config/quickstart.py": new}, tmp_path / "tree")
     by_tree = patch.from_tree(BASE, tree)
-    (tmp_path / "x.patch").write_text(by_tree.diff)
-    by_patch = patch.from_patch(BASE, tmp_path / "x.patch")
+    by_patch = patch.from_patch(BASE, by_tree.diff.encode())
     by_option = patch.from_settings(BASE, "config/quickstart.py", "n_layer=3")
     assert by_tree == by_patch == by_option and by_tree.hash == by_option.hash
     assert patch.apply(BASE, by_patch)["config/quickstart.py"] == new
@@ -67,10 +66,9 @@ def test_a_mistaken_option_is_the_users_mistake(settings):
         patch.from_settings(BASE, "config/quickstart.py", settings)
 
 
-def test_what_does_not_apply_is_told(tmp_path):
-    (tmp_path / "x.patch").write_text("--- a/model.py\n+++ b/model.py\n@@ -1 +1 @@\n-not there\n+new\n")
+def test_what_does_not_apply_is_told():
     with pytest.raises(patch.Invalid, match="does not apply"):
-        patch.from_patch(BASE, tmp_path / "x.patch")
+        patch.from_patch(BASE, b"--- a/model.py\n+++ b/model.py\n@@ -1 +1 @@\n-not there\n+new\n")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -284,7 +282,7 @@ def test_a_crash_is_recorded_and_its_words_are_marked(project, capsys):
 def test_the_noise_floor_is_stored_and_used(project, capsys):
     project("noise", "--pairs=3")
     row = project.book.trials()[-1]
-    assert row["kind"] == "noise" and len(row["differences"]) == 3 and row["noise"] > 0
+    assert row["kind"] == "noise" and len(row["differences"]) == 3 and row["noise"] > 0 and row["seed_spread"] > 0
     assert "noise floor" in capsys.readouterr().out
     options = judge.Options(config="config/tiny.py", folder=str(project.book.path.parent))
     assert judge.known_noise(project.book, options).sd == pytest.approx(row["noise"])
