@@ -1,0 +1,227 @@
+"""Let any command-line agent try ideas all night: python -m research loop --agent="COMMAND" --hours=8
+
+Each attempt: a fresh clone of the loop's own repository, the brief and the ledger's lessons on the agent's standard
+input, a time limit. The agent edits its clone, may leave a HYPOTHESIS.md, and exits; the referee judges, and what it
+keeps becomes a commit in that repository, <folder>/repo, with the verdict as its trailers. Your checkout is left
+alone.
+
+All there is to know is in the ledger and the repository, so that a killed loop goes on where it was. The agent runs as
+you, with your rights; only what it leaves behind is untrusted. It is told figures and verdicts, never what a candidate
+printed.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from console import UserError, read_options, require
+from research.judge import Options, try_change
+from research.ledger import Ledger, new_id
+from research.patch import ROOT, WATCHED, Invalid, from_tree, read_tree
+from research.verdict import Night, Noise
+
+FRUITLESS = 5  # attempts in a row without a judged change, after which the agent rather than its ideas is at fault
+SHOWN = 60  # trials of each sort that an agent is told of
+ENVIRONMENT = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "PATH": os.environ.get("PATH", os.defpath)}
+AUTHOR = ("-c", "user.name=nanoloop", "-c", "user.email=referee@localhost", "-c", "core.hooksPath=/dev/null")
+
+
+@dataclass(frozen=True)
+class LoopOptions(Options):
+    """Let an agent try changes, and judge each."""
+
+    agent: str = ""  # command line of the agent, run in its clone, the brief on its standard input
+    hours: float | None = None  # no attempt begins after them
+    tries: int | None = None  # attempts in this folder, those before a restart included
+    agent_minutes: float = 30.0  # that the agent may take for one idea
+
+
+def git(repo: Path, *arguments: str, stdin: str | None = None) -> str:
+    """Run git in `repo` without the user's configuration. Raises UserError with what git said."""
+    command = ["git", *AUTHOR, *arguments]
+    done = subprocess.run(command, cwd=repo, env=ENVIRONMENT, input=stdin, capture_output=True, text=True)
+    require(done.returncode == 0, f"git {arguments[0]} failed in '{repo}': {done.stderr.strip()[:300]}")
+    return done.stdout
+
+
+def own_repository(folder: Path) -> Path:
+    """The loop's copy of the project with one commit per keep; made at the first start, tidied after a kill."""
+    repo, making = folder / "repo", folder / "repo.tmp"
+    if not repo.is_dir():
+        shutil.rmtree(making, ignore_errors=True)
+        for path in {path for pattern in WATCHED for path in ROOT.glob(pattern) if path.is_file()}:
+            (making / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, making / path.relative_to(ROOT))
+        for command in ("init -q -b kept", "add -A", "commit -q -m Start"):
+            git(making, *command.split())
+        making.rename(repo)
+    git(repo, "reset", "-q", "--hard", "kept")
+    git(repo, "clean", "-fdxq")
+    return repo
+
+
+def one_line(text, length: int = 300) -> str:
+    """Text from outside as one printable line."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text or "")).split())[:length]
+
+
+def idea(diff: str | None) -> str:
+    """What a diff does, as a hash: the lines it adds and removes, without comments and white space; "" if nothing."""
+    lines = [line for line in (diff or "").splitlines() if line[:1] in "+-" and line[:4] not in ("+++ ", "--- ")]
+    told = sorted(line[0] + "".join(line[1:].split("  #")[0].split()) for line in lines)
+    told = [line for line in told if len(line) > 1 and line[1] != "#"]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16] if told else ""
+
+
+def commit(repo: Path, row: dict) -> None:
+    """Make a kept trial the recipe that the next ones are compared with. Doing it twice does it once."""
+    if f"Trial: {row['id']}\n" in git(repo, "log", "--format=%B"):
+        return
+    git(repo, "apply", "--index", "--whitespace=nowarn", "-", stdin=row["diff"])
+    words, trailers = row["hypothesis"], {"Trial": "id", "Verdict": "verdict", "Evidence": "reason", "Parent": "parent"}
+    text = [one_line(words, 72) or f"Trial {row['id']}", "", one_line(words, 2000), ""]
+    text += [f"{key}: {one_line(row[name])}" for key, name in trailers.items()]
+    git(repo, "commit", "-q", "-F", "-", stdin="\n".join(text) + "\n")
+
+
+def told(row: dict) -> str:
+    """What an agent may know of a row: figures, verdict, the author's words; JSON, so that nothing leaves its line."""
+    names = "number same_as verdict mean interval added removed".split()
+    figures = {name: row[name] for name in names if row.get(name) is not None}
+    words = {key: one_line(row[key]) for key in ("outcome", "reason", "hypothesis") if row.get(key)}
+    return json.dumps({"id": row["id"], "pairs": len(row.get("differences") or [])} | figures | words)
+
+
+def lessons(rows: list[dict], repo: Path) -> str:
+    """The brief, and what was tried: what won, near misses, what lost and by how much, what was invalid and why."""
+    noise = [Noise.of(row["differences"]).sd for row in rows if row["kind"] == "noise" and row.get("differences")][-1:]
+    trials, groups = [row for row in rows if row["kind"] == "trial" and row.get("verdict")], {}
+    for row in trials + [row for row in rows if row.get("outcome") not in (None, "judged")]:
+        near = "Near misses: lower, but not surely" if (row.get("mean") or 0) < 0 else "Lost"
+        sorts = {"r": near, "u": near, "k": "Kept: already in your clone", "n": "Came to nothing"}
+        groups.setdefault(sorts.get(row.get("verdict", "nothing")[0], "Invalid or crashed"), []).append(row)
+    facts = {"tried": len(trials), "noise_deviation": noise, "false_discovery_budget_left": Night.of(rows).left()}
+    parts = [(repo / "CLAUDE.md").read_text(), (repo / "research/task.md").read_text(), json.dumps(facts)]
+    for sort, group in groups.items():
+        parts += [f"\n## {sort}", *map(told, group[-SHOWN:])]
+    return "\n".join(parts) + "\n"
+
+
+def run_agent(command: str, copy: Path, text: str, seconds: float) -> str | None:
+    """Let the agent work in `copy`; None if it ended well, else what went wrong. Nothing of it is left running."""
+    copy.with_name("agent.stdin").write_text(text)
+    with open(copy.with_name("agent.log"), "wb") as log, open(copy.with_name("agent.stdin"), "rb") as stdin:
+        # An agent does not outlive a loop that was killed: PR_SET_PDEATHSIG of prctl(2).
+        dies_too = (lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL)) if sys.platform == "linux" else None
+        agent = subprocess.Popen(shlex.split(command), cwd=copy, stdin=stdin, stdout=log, stderr=log,
+                                 preexec_fn=dies_too, start_new_session=True)  # fmt: skip
+        try:
+            code = agent.wait(seconds)
+            return f"the agent ended with exit code {code}" if code else None
+        except subprocess.TimeoutExpired:
+            return f"the agent was stopped after {seconds:.0f} seconds"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(agent.pid, signal.SIGKILL)
+            agent.wait()
+
+
+def end(ledger: Ledger, repo: Path, row: dict, outcome: str, trial: dict | None = None, **more) -> dict:
+    """Close an attempt; what its trial says is to be kept is committed first, so that a closed one needs no mending."""
+    if trial:
+        more |= {"trial": trial["id"], "verdict": trial["verdict"], "reason": trial["reason"]}
+        commit(repo, trial) if trial["verdict"].startswith("keep") else None
+    return ledger.append(row | {"state": "done", "outcome": outcome} | more)
+
+
+def attempt(command: str, ledger: Ledger, repo: Path, number: int, seconds: float, judge) -> dict:
+    """One idea from agent to verdict; returns the attempt's last row. Rows say how far it came, in case of a kill."""
+    rows, folder = ledger.trials(), ledger.path.parent / "attempts" / f"{number:04}"
+    row = ledger.append({"id": new_id("attempt"), "kind": "attempt", "number": number, "state": "begun"})
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    copy, written, head = folder / "repo", ledger.path.read_bytes(), git(repo, "rev-parse", "HEAD")
+    git(folder, "clone", "-q", "--no-hardlinks", str(repo.resolve()), "repo")
+    try:
+        failed = run_agent(command, copy, lessons(rows, repo), seconds)
+        as_it_was = git(repo, "rev-parse", "HEAD") == head and not git(repo, "status", "--porcelain")
+        if not as_it_was or not ledger.path.read_bytes().startswith(written):
+            end(ledger, repo, row, "the agent changed the ledger or the loop's repository")
+            raise UserError(f"attempt {number}: the agent changed the ledger or '{repo}', neither can be trusted now")
+        note = copy / "HYPOTHESIS.md"
+        text = note.read_bytes()[:4000] if note.is_file() and not note.is_symlink() else b""
+        note.unlink(missing_ok=True)  # it is no part of the change
+        hypothesis = one_line(text.decode("utf-8", "replace"), 1000)
+        try:
+            key = idea(from_tree(read_tree(repo), copy, repo).diff)
+        except Invalid as refused:  # the judge will say so, for the record
+            key = idea(f"+{refused}")
+        except UserError as error:
+            failed = failed or f"unusable: {error}"
+        if failed or not key:
+            return end(ledger, repo, row, failed or "nothing was changed", hypothesis=hypothesis)
+        known = [trial["id"] for trial in rows if trial["kind"] == "trial" and idea(trial.get("diff")) == key
+                 and trial.get("reason") not in (None, "interrupted")]  # fmt: skip
+        if known:
+            return end(ledger, repo, row, "repeated an idea", same_as=known[0], hypothesis=hypothesis)
+        ledger.append(row | {"idea": key})
+        return end(ledger, repo, row, "judged", judge(copy, repo, hypothesis))
+    except KeyboardInterrupt:
+        end(ledger, repo, row, "interrupted")
+        raise
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+
+
+def recover(ledger: Ledger, repo: Path) -> None:
+    """End what a kill has cut off: a verdict that was reached counts, and a keep is committed; all else was in vain."""
+    rows = ledger.trials()
+    for place, row in enumerate(rows):
+        if row["kind"] == "attempt" and row["state"] == "begun":
+            trials = [trial for trial in rows[place:] if trial["kind"] == "trial" and trial.get("verdict")]
+            trial = next((trial for trial in trials if idea(trial.get("diff")) == row.get("idea")), None)
+            end(ledger, repo, row, "judged" if trial else "interrupted", trial)
+
+
+def run(agent: str, folder: Path, judge, hours: float | None, tries: int | None, minutes: float, tell=print) -> None:
+    """Attempts until the time or the tries are used up.
+
+    judge(copy, repo, hypothesis) tries the tree `copy` against `repo`, records the trial and returns its row.
+    """
+    program = shlex.split(agent)[:1]
+    require(program and shutil.which(program[0]), f"--agent={agent!r}: there is no such command")
+    require(shutil.which("git"), "the loop keeps its commits with git, which is not installed")
+    ledger, repo, fruitless = Ledger(folder), own_repository(folder), 0
+    recover(ledger, repo)
+    before = sum(row["kind"] == "attempt" for row in ledger.trials())
+    tell(f"{before} attempts so far; keeps are commits in {repo}; Ctrl-C ends the loop, the same command goes on")
+    end = time.monotonic() + 3600 * (hours or 1e6)
+    for number in range(before + 1, (tries or 10**9) + 1):
+        if time.monotonic() > end:
+            break
+        row = attempt(agent, ledger, repo, number, 60 * minutes, judge)
+        tell(f"attempt {number} | {row.get('verdict', row['outcome'])} | {row.get('reason') or row.get('same_as', '')}")
+        fruitless = 0 if row["outcome"] == "judged" else fruitless + 1
+        require(fruitless < FRUITLESS, f"{fruitless} attempts in a row gave nothing: see {folder}/attempts/*/agent.log")
+
+
+def main(argv: list[str]) -> None:
+    chosen = read_options(LoopOptions, argv, "-m research loop", config_files=False)
+    options = Options(*(getattr(chosen, field.name) for field in fields(Options)))
+
+    def judge(copy: Path, repo: Path, hypothesis: str) -> dict:
+        head = git(repo, "rev-parse", "HEAD").strip()
+        return try_change(options, tree=str(copy), hypothesis=hypothesis, base=repo, parent=head)
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    run(chosen.agent, Path(chosen.folder), judge, chosen.hours, chosen.tries, chosen.agent_minutes)

@@ -1,0 +1,184 @@
+"""A change: what a patch, a set of options or another tree does to the recipe, and whether it may.
+
+Only model.py, train.py and the Python files of config/ may differ. All else that a verdict rests on (data, tokenizer,
+splits, batch order, evaluation, the judge) is never taken from a change, so one that touches it is refused, loudly.
+"""
+
+import ast
+import contextlib
+import difflib
+import hashlib
+import os
+import re
+import shutil
+import stat
+import subprocess
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from console import read_options, require
+
+ROOT = Path(__file__).resolve().parent.parent
+SPINE = ("model.py", "train.py")
+# What a candidate runs on beside its own files; the judge, the tests and the papers are not in its view.
+PARTS = (*SPINE, "console.py", "prepare_data.py", "sample.py", "corpus/*.py", "corpus/*.toml", "config/*.py")
+WATCHED = ("*.py", "*.md", "*.txt", "config/*", "corpus/*", "research/*", "tests/*", "tests/adversarial/*")
+# Options that are the judge's to set: its flags come last on every command line.
+PROTECTED = set("data prepare out resume overwrite init_from eval_only seed max_steps max_tokens max_seconds device "
+                "wandb log_interval eval_interval eval_tasks save_interval sample_prompt".split())  # fmt: skip
+ADDED_BYTES = 6_000  # what a change adds, compressed: room for any honest idea, and for little text learnt by heart
+
+
+class Invalid(Exception):
+    """The change does what a change may not; the message says what."""
+
+
+def refuse(condition, message: str) -> None:
+    if condition:
+        raise Invalid(message)
+
+
+@dataclass(frozen=True)
+class Change:
+    """files: path to new text, None where it is deleted. diff: against the tree it was made for. added, removed: lines
+    of code in model.py and train.py."""
+
+    files: dict[str, str]
+    diff: str
+    added: int
+    removed: int
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(self.diff.encode()).hexdigest()[:16]
+
+
+def may_change(path: str) -> bool:
+    return path in SPINE or re.fullmatch(r"config/[A-Za-z0-9_]+\.py", path) is not None
+
+
+def read_tree(root: Path) -> dict[str, bytes]:
+    """The parts of the recipe that lie in `root`: path to content."""
+    return {str(path.relative_to(root)): path.read_bytes() for part in PARTS for path in sorted(root.glob(part))}
+
+
+def tree_hash(tree: dict[str, bytes]) -> str:
+    rows = [f"{path} {hashlib.sha256(content).hexdigest()}" for path, content in sorted(tree.items())]
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
+
+
+def write_tree(tree: dict[str, bytes], folder: Path) -> Path:
+    for path, content in tree.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    return folder
+
+
+def assignments(source: str) -> dict[str, str]:
+    """The names that a config file assigns, with the text of what assigns them."""
+    found = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.NamedExpr)):
+            stored = (name for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store))
+            found |= {name.id: ast.unparse(node) for name in stored}
+    return found
+
+
+def make_change(base: dict[str, bytes], files: dict[str, bytes | None]) -> Change:
+    """A change of `base` from the new content of files. Raises Invalid."""
+    texts, parts, counts = {}, [], {"+": 0, "-": 0}
+    for path, content in sorted(files.items()):
+        if content == base.get(path):
+            continue
+        refuse(not may_change(path), f"it touches {path}; only model.py, train.py and config/*.py may change")
+        refuse(content is None, f"it deletes {path}")
+        try:
+            old, new = base.get(path, b"").decode("utf-8"), content.decode("utf-8")
+            ast.parse(new)
+        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+            raise Invalid(f"{path} is not Python source in UTF-8 ({type(error).__name__}: {error})") from None
+        refuse("\0" in new or "\r" in new, f"{path} is not plain text")
+        if path in base and path.startswith("config/"):
+            before, after = assignments(old), assignments(new)
+            changed = sorted(name for name in PROTECTED if before.get(name) != after.get(name))
+            refuse(changed, f"{path} sets {', '.join(changed)}, which the judge sets")
+        texts[path], names = new, (f"a/{path}" if path in base else "/dev/null", f"b/{path}")
+        lines = list(difflib.unified_diff(old.splitlines(True), new.splitlines(True), *names))
+        parts += [line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines]
+        for line in lines[2:]:
+            if path in SPINE and line[:1] in counts and line[1:].strip() and not line[1:].lstrip().startswith("#"):
+                counts[line[0]] += 1
+    added = "".join(line[1:] for line in parts if line.startswith("+") and not line.startswith("+++"))
+    size = len(zlib.compress(added.encode(), 9))
+    refuse(size > ADDED_BYTES, f"it adds {size:,} bytes (compressed), more than {ADDED_BYTES:,}: one idea, or a blob?")
+    return Change(texts, "".join(parts), counts["+"], counts["-"])
+
+
+def from_settings(base: dict[str, bytes], config: str, settings: str, root: Path = ROOT) -> Change:
+    """Options, "key=value …", become assignments in the config file. Raises UserError and Invalid."""
+    import train
+
+    pairs = dict(setting.partition("=")[::2] for setting in settings.split())
+    require(pairs and all(pairs) and all(pairs.values()), f"--set={settings!r}: write it as 'key=value key=value'")
+    own = sorted(PROTECTED.intersection(pairs))
+    refuse(own, f"it sets {', '.join(own)}, which the judge sets")
+    flags = [f"--{key}={value}" for key, value in pairs.items()]
+    read_options(train.TrainConfig, [str(root / config), *flags], "-m research try")
+    text = base[config].decode()
+    for key, value in pairs.items():
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = repr(ast.literal_eval(value))
+        value = value if re.fullmatch(r"None|True|False|[-\d'\"(\[].*", value) else repr(value)
+        line = re.compile(rf"^{key}\s*=[^#\n]*?(?=\s*(#.*)?$)", re.MULTILINE)
+        text = line.sub(lambda _: f"{key} = {value}", text) if line.search(text) else f"{text}{key} = {value}\n"
+    return make_change(base, {config: text.encode()})
+
+
+def from_patch(base: dict[str, bytes], diff: bytes) -> Change:
+    """A unified diff, as `git diff` writes it. Raises UserError and Invalid."""
+    require(shutil.which("git"), "a patch file is applied by git, which is not installed: use --tree or --set")
+    with tempfile.TemporaryDirectory() as folder:
+        tree = write_tree(base, Path(folder))
+
+        def git(*arguments: str) -> str:
+            command = ["git", "apply", "--whitespace=nowarn", *arguments, "-"]
+            own = {"GIT_DIR": "/dev/null", "PATH": os.environ["PATH"]}
+            done = subprocess.run(command, cwd=tree, env=own, input=diff, capture_output=True)
+            refuse(done.returncode, f"it does not apply ({done.stderr.decode(errors='replace').strip()[:300]})")
+            return done.stdout.decode(errors="replace")
+
+        touched = [row.split("\t")[-1] for row in git("--numstat", "-z").split("\0") if row]
+        others = [name for name in touched if not may_change(name)]
+        refuse(others, f"it touches {', '.join(others)}; only model.py, train.py and config/*.py may change")
+        git()
+        return from_tree(base, tree)
+
+
+def from_tree(base: dict[str, bytes], tree: Path, root: Path = ROOT) -> Change:
+    """Another working tree, compared with the project file by file. Raises UserError and Invalid."""
+    require((tree / "train.py").exists(), f"--tree={tree}: there is no train.py in it")
+    files: dict[str, bytes] = {}
+    for pattern in WATCHED:
+        for path in sorted(tree.glob(pattern)):
+            name, own = str(path.relative_to(tree)), root / path.relative_to(tree)
+            if path.is_dir() and not path.is_symlink():
+                continue
+            refuse(not stat.S_ISREG(path.lstat().st_mode) or path.parent.is_symlink(), f"{name} is not a plain file")
+            refuse(os.access(path, os.X_OK) and not os.access(own, os.X_OK), f"{name} was made executable")
+            if name in base or not own.is_file() or own.read_bytes() != path.read_bytes():
+                files[name] = path.read_bytes()
+    return make_change(base, {name: files.get(name) for name in base | files})
+
+
+def apply(base: dict[str, bytes], change: Change) -> dict[str, bytes]:
+    return base | {path: text.encode() for path, text in change.files.items()}
+
+
+def copies(change: Change, held_out: bytes) -> bool:
+    """Whether the change spells out held-out text: it does if it holds any 120 bytes of it, white space apart."""
+    added = "\n".join(line[1:] for line in change.diff.splitlines() if line.startswith("+") and line[:3] != "+++")
+    text, known = re.sub(r"\s+|\\n", " ", added).encode(), re.sub(rb"\s+", b" ", held_out)
+    pieces = [text[start : start + 60] for start in range(0, len(text) - 59, 60)]
+    return any(len(set(piece)) > 12 and piece in known for piece in pieces)

@@ -1,0 +1,105 @@
+"""Search options, then judge the best like any change.
+
+    python -m research tune "muon_lr=log(0.005,0.05) n_layer=int(1,4) activation=relu2|swiglu"
+
+A space is a list of options: `name=log(low,high)`, `float(low,high)`, `int(low,high)` or `one|of|these`, or a file of
+them. Every setting is scored on the validation split with the same few seeds; what lies behind the best by more than
+the noise floor allows is dropped before it has had them all. The search lives in <folder>/tune.db, so that the same
+command goes on where it was. The winner of a search is its luckiest setting as well: only the trial
+that follows, on fresh seeds and the test split, says whether it is better.
+"""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from console import explained, read_options, require
+from research.judge import Options, known_noise, score_settings, share_cores, try_change
+from research.ledger import Ledger
+from research.patch import PROTECTED, ROOT
+from research.score import Refused
+
+
+@dataclass(frozen=True)
+class TuneOptions(Options):
+    """Search options, then judge the best."""
+
+    space: Annotated[str, tyro.conf.Positional] = ""  # "name=log(low,high) name=int(low,high) name=one|two", or a file
+    tries: int = 30  # settings that are scored, those before a restart included
+    seeds: int = 2  # runs of each setting that is not dropped
+
+
+def read_space(text: str, names: set[str]) -> dict:
+    """Option to Optuna's distribution of its values. Raises UserError."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    kinds = {"log": lambda low, high: FloatDistribution(float(low), float(high), log=True),
+             "float": lambda low, high: FloatDistribution(float(low), float(high)),
+             "int": lambda low, high: IntDistribution(int(low), int(high))}  # fmt: skip
+    space = {}
+    for part in (Path(text).read_text(encoding="utf-8") if Path(text).is_file() else text).split():
+        name, _, value = part.partition("=")
+        require(name in names - PROTECTED, f"'{part}': {name} is not an option of the recipe that may be searched")
+        kind, _, bounds = value.rstrip(")").partition("(")
+        with explained(f"'{part}' makes no sense", f"write {name}=log(0.01,0.1), float(0,1), int(1,4) or one|two"):
+            space[name] = kinds[kind](*bounds.split(",")) if bounds else CategoricalDistribution(value.split("|"))
+    require(space, 'no SPACE was given: type one as "muon_lr=log(0.005,0.05) n_layer=int(1,4) activation=relu2|swiglu"')
+    return space
+
+
+def search(space: dict, score, folder: Path, tries: int, seeds: int, places=((),), sd: float = math.inf, start=None):
+    """The Optuna study (Akiba et al. 2019, arXiv:1907.10902) of `space` after `tries` settings.
+
+    score(settings, seed, place) is bits per byte, or raises score.Refused; as many run at once as there are places. sd:
+    the noise floor; inf drops nothing. start: a setting to begin with.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(storage=f"sqlite:///{folder / 'tune.db'}", study_name=repr(space), load_if_exists=True)
+    study.enqueue_trial(start) if start and not study.trials else None
+    free, state = list(places), optuna.trial.TrialState
+
+    def one(_) -> None:
+        trial, place, scores, best = study.ask(space), free.pop(), [], math.inf
+        try:
+            while len(scores) < seeds and (not scores or sum(scores) / len(scores) - best <= 2 * sd):
+                scores.append(score(trial.params, len(scores), place))
+                print(f"setting {trial.number}: {scores[-1]:.4f} bits per byte | {trial.params}", flush=True)
+                best = min((other.value for other in study.get_trials(states=[state.COMPLETE])), default=math.inf)
+            whole = len(scores) == seeds
+            study.tell(trial, sum(scores) / seeds if whole else None, state=state.COMPLETE if whole else state.PRUNED)
+        except Refused as error:
+            print(f"setting {trial.number}: {error} | {trial.params}", flush=True)
+            study.tell(trial, state=state.FAIL)
+        finally:
+            free.append(place)
+
+    done = sum(trial.state.is_finished() for trial in study.trials)
+    with ThreadPoolExecutor(len(free)) as pool:
+        list(pool.map(one, range(tries - done)))
+    return study
+
+
+def main(argv: list[str]) -> int:
+    import train
+
+    chosen = read_options(TuneOptions, argv, "-m research tune", config_files=False)
+    options = Options(*(getattr(chosen, field.name) for field in fields(Options)))
+    space = read_space(chosen.space, {field.name for field in fields(train.TrainConfig)})
+    recipe = read_options(train.TrainConfig, [str(ROOT / options.config)], "-m research tune")
+    noise = known_noise(Ledger(Path(options.folder)), options)
+    study = search(space, lambda *job: score_settings(options, *job)["bpb"], Path(options.folder), chosen.tries,
+                   chosen.seeds, share_cores(options.workers), noise.sd if noise else math.inf,
+                   {name: getattr(recipe, name) for name in space})  # fmt: skip
+    require([trial for trial in study.trials if trial.value is not None], "no setting could be scored: mend the space")
+    best = " ".join(f"{name}={value}" for name, value in study.best_params.items())
+    print(f"the lowest of {len(study.trials)} settings: {best}; now the trial, on fresh seeds")
+    row = try_change(options, settings=best, hypothesis=f"The lowest of {len(study.trials)} settings of {chosen.space}")
+    print(f"{row['verdict']}: {row['reason']}")
+    return 0 if row["verdict"].startswith("keep") else 3 if row["verdict"] in ("invalid", "crash") else 1

@@ -1,0 +1,10 @@
+"""Normalisation with the mean over time, which knows what is still to come. Caught by: the same."""
+
+EDITS = [
+    (
+        "model.py",
+        "self.lm_head(self.ln_f(x))",
+        "self.lm_head(self.ln_f(x - x.mean(dim=1, keepdim=True)))",
+    )
+]
+REFUSED = "tokens that come after it"

@@ -1,0 +1,9 @@
+"""One layer more."""
+
+EDITS = [
+    (
+        "config/tiny.py",
+        "n_layer = 2\n",
+        "n_layer = 3\n",
+    )
+]

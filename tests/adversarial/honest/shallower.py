@@ -1,0 +1,9 @@
+"""One layer."""
+
+EDITS = [
+    (
+        "config/tiny.py",
+        "n_layer = 2\n",
+        "n_layer = 1\n",
+    )
+]

@@ -1,0 +1,9 @@
+"""More parameters."""
+
+EDITS = [
+    (
+        "config/tiny.py",
+        "n_embd = 32\n",
+        "n_embd = 64\n",
+    )
+]

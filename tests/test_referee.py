@@ -1,0 +1,313 @@
+"""The referee's core: what may change, what a run can reach, what is recorded, and trials from the command line.
+
+What a candidate may not do is in test_adversarial.py, what differences mean in test_verdict.py.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import prepare_data
+from console import UserError
+from research import __main__ as program
+from research import judge, ledger, patch, sandbox, score
+from tests.conftest import ROOT
+
+BASE = patch.read_tree(ROOT)
+TINY = """
+data = "{data}"
+n_layer = 1
+n_head = 2
+n_embd = 32
+block_size = 32
+value_embeds = 1
+batch_tokens = 512
+max_steps = 20
+dtype = "float32"
+"""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Changes
+
+
+def test_a_patch_a_tree_and_an_option_say_the_same(tmp_path):
+    new = BASE["config/quickstart.py"].replace(b"n_layer = 2\n", b"n_layer = 3\n")
+    tree = patch.write_tree(BASE | {"config/quickstart.py": new}, tmp_path / "tree")
+    by_tree = patch.from_tree(BASE, tree)
+    by_patch = patch.from_patch(BASE, by_tree.diff.encode())
+    by_option = patch.from_settings(BASE, "config/quickstart.py", "n_layer=3")
+    assert by_tree == by_patch == by_option and by_tree.hash == by_option.hash
+    assert patch.apply(BASE, by_patch)["config/quickstart.py"] == new
+
+
+def test_lines_of_code_are_counted_in_the_spine_alone():
+    files = {"model.py": BASE["model.py"] + b"# a comment\n\nx = 1\n", "config/new.py": b"n_layer = 1\n"}
+    change = patch.make_change(BASE, files)
+    assert (change.added, change.removed) == (1, 0)
+
+
+def test_a_new_option_is_appended_and_a_string_is_quoted():
+    change = patch.from_settings(BASE, "config/quickstart.py", "activation=gelu window_pattern=SL dropout=0.1")
+    text = change.files["config/quickstart.py"]
+    assert text.endswith("activation = 'gelu'\nwindow_pattern = 'SL'\ndropout = 0.1\n")
+
+
+@pytest.mark.parametrize("settings", ["n_layers=3", "n_layer=many", "n_layer", ""])
+def test_a_mistaken_option_is_the_users_mistake(settings):
+    with pytest.raises((UserError, SystemExit)):
+        patch.from_settings(BASE, "config/quickstart.py", settings)
+
+
+def test_what_does_not_apply_is_told():
+    with pytest.raises(patch.Invalid, match="does not apply"):
+        patch.from_patch(BASE, b"--- a/model.py\n+++ b/model.py\n@@ -1 +1 @@\n-not there\n+new\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The sandbox
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory):
+    box = sandbox.Sandbox(tmp_path_factory.mktemp("judge"), [min(judge.available_cores())])
+    yield box
+    box.close()
+
+
+def run(box, folder: Path, source: str, seconds: float = 20, **collect) -> sandbox.Result:
+    (folder / "tree").mkdir()
+    (folder / "tree" / "x.py").write_text(source)
+    collect = {f"/box/out/{name.replace('_', '.')}": path for name, path in collect.items()}
+    return box.start(["/box/tree/x.py"], {"/box/tree": folder / "tree"}, seconds, collect).finish()
+
+
+def test_a_run_prints_writes_and_ends_as_it_likes(box, tmp_path):
+    source = "import sys\nprint('hello')\nopen('/box/out/last.pt', 'w').write('weights')\nsys.exit(7)"
+    result = run(box, tmp_path, source, last_pt=tmp_path / "got")
+    assert (result.status, result.text, (tmp_path / "got").read_text()) == (7, "hello\n", "weights")
+
+
+def test_a_run_that_lasts_too_long_is_ended_with_all_its_processes(box, tmp_path):
+    mark = f"mark{os.getpid()}"
+    source = f"import os, sys, time\nsys.argv[0] = '{mark}'\nos.fork()\nos.setsid() if os.getpid() != 2 else 0\ntime.sleep(60)"
+    before = set(os.listdir("/proc"))
+    result = run(box, tmp_path, source, seconds=1.0)
+    time.sleep(0.3)
+    left = [pid for pid in set(os.listdir("/proc")) - before if pid.isdigit() and parent(pid) == box.starter.pid]
+    assert result.late and result.status and result.seconds < 5 and not left
+
+
+def parent(pid: str) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    except OSError:
+        return 0
+
+
+def test_nothing_of_the_machine_is_in_reach(box, tmp_path):
+    if box.isolation != "namespaces":
+        pytest.skip("this system allows no namespaces")
+    source = (
+        f"import os\nprint(os.listdir('/box'), os.path.exists({str(ROOT / 'README.md')!r}), os.environ.get('SECRET'))"
+    )
+    os.environ["SECRET"] = "x"
+    assert run(box, tmp_path, source).text == "['tree', 'worker.py', 'out'] False None\n"
+
+
+def test_the_end_of_the_judge_is_the_end_of_its_runs(tmp_path):
+    """Killed outright, it leaves no process behind."""
+    code = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from research.sandbox import Sandbox
+box = Sandbox(Path({str(tmp_path)!r}), [0])
+run = box.start(["/box/tree/x.py"], {{"/box/tree": Path({str(tmp_path / "tree")!r})}}, 60)
+print(box.starter.pid, run.pid, flush=True)
+run.reader.join()
+"""
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "x.py").write_text("import time\ntime.sleep(60)")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    pids = process.stdout.readline().split()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in pids):
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_without_namespaces_a_run_goes_on_without(box, tmp_path, monkeypatch):
+    monkeypatch.setattr(box, "isolation", "none (for this test)")
+    source = "open('/box/out/last.pt'.replace('/box/out', __import__('sys').argv[1]), 'w').write('weights')"
+    (tmp_path / "x.py").write_text(source)
+    argv, shown = ["/box/tree/x.py", "/box/out"], {"/box/tree": tmp_path}
+    result = box.start(argv, shown, 20, {"/box/out/last.pt": tmp_path / "got"}).finish()
+    assert (result.status, (tmp_path / "got").read_text()) == (0, "weights")
+
+
+def test_held_out_files_of_the_library_are_not_readable_but_work(tmp_path):
+    """The quickstart's text is the interpreter's own library, which every run needs: its held-out files are covered."""
+    plan = {"source": ["python"], "include_site_packages": False, "val_fraction": 0.02, "test_fraction": 0.0}
+    data = type("Data", (), {"meta": {"prepared_from": plan}})
+    covers = dict(judge.library_covers(data, tmp_path / "covers"))
+    held_out = [path for path in covers if path.endswith(".py")]
+    assert 5 <= len(held_out) <= 40
+    file = next(path for path in held_out if "/python3" in str(Path(path).parent)[-11:])
+    cover, text = Path(covers[file]).read_text(), Path(file).read_text()
+    assert "import marshal" in cover and len(cover) and text[:200] not in cover
+    namespace = {"__name__": "covered", "__file__": file}
+    exec(cover, namespace)
+    assert len(namespace) > 3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scores
+
+
+def test_the_judges_score_is_the_trainers_own(data_dir, tmp_path, box):
+    """Bits per byte from raw logits over a pipe are what `evaluate` says in the training process."""
+    import train
+
+    options = dict(n_layer=1, n_head=2, n_embd=32, block_size=32, value_embeds=1, batch_tokens=512)
+    flags = [f"--{key}={value}" for key, value in options.items()]
+    config = train.read_options(
+        train.TrainConfig, [*flags, f"--data={data_dir}", "--max_steps=20", "--device=cpu", "--dtype=float32"], "x"
+    )
+    summary = train.train(train.replace(config, out=str(tmp_path / "run")))
+    tree = patch.write_tree(BASE, tmp_path / "tree")
+    data = prepare_data.Data(data_dir)
+    for max_tokens in (2**16, 320):
+        bpb, _, rounding = score.score(box, tree, tmp_path / "run" / "last.pt", data, "val", 60, max_tokens)
+        assert rounding < 1e-5
+        if max_tokens == 2**16:
+            assert bpb == pytest.approx(summary["val_bpb"], rel=1e-5)
+
+
+def test_every_counted_window_has_changed_copies_and_a_target_that_was_changed(data_dir):
+    data, rng = prepare_data.Data(data_dir), np.random.default_rng(0)
+    plan = score.make_plan(data, "val", 32, 2**16, rng)
+    count = plan.counted.sum()
+    assert (plan.targets[plan.counted] >= 0).sum() == len(data.splits["val"]) - 1
+    assert set(plan.original[count:]) == set(range(count))
+    for row in range(count, len(plan.tokens)):
+        before, cut = plan.tokens[plan.original[row]], plan.cut[row]
+        assert (plan.tokens[row, : cut + 1] == before[: cut + 1]).all()
+        assert cut == 31 or plan.tokens[row, cut + 1] != before[cut + 1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The ledger
+
+
+def test_a_torn_line_costs_itself_alone(tmp_path):
+    book = ledger.Ledger(tmp_path)
+    book.append({"id": "a", "state": "begun"})
+    with open(book.path, "a") as file:
+        file.write('{"id": "b", "sta')
+    book.append({"id": "a", "state": "done"})
+    assert book.trials() == [{"id": "a", "state": "done"}] and len(book.rows()) == 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Trials, as a user starts them
+
+
+@pytest.fixture
+def project(data_dir, tmp_path, monkeypatch):
+    """A copy of the recipe with a tiny config; research(command, …) runs the program on it: its exit code."""
+    root = patch.write_tree(BASE | {"config/tiny.py": TINY.format(data=data_dir).encode()}, tmp_path / "root")
+    monkeypatch.setattr(patch, "ROOT", root)
+    real = judge.try_change
+    monkeypatch.setattr(program, "try_change", lambda *a, **k: real(*a, **{"base": root} | k))
+    monkeypatch.setattr(judge.set_up, "__defaults__", (root,))
+    monkeypatch.setattr(patch.from_settings, "__defaults__", (root,))
+    folder = str(tmp_path / "book")
+    shared = ["--config=config/tiny.py", f"--folder={folder}"]
+
+    def research(command: str, *argv: str):
+        code = program.main([command, *argv, *(shared if command in ("try", "noise") else shared[1:])])
+        return code
+
+    research.root, research.book = root, ledger.Ledger(Path(folder))
+    return research
+
+
+def test_a_better_recipe_is_kept_and_the_trial_can_be_done_again(project, capsys):
+    bad = project.root / "config" / "tiny.py"
+    bad.write_text(bad.read_text() + "muon_lr = 0.0001\nembed_lr = 0.0001\nhead_lr = 0.00001\n")
+    settings = "muon_lr=0.02 embed_lr=0.3 head_lr=0.006"
+    assert project("try", f"--set={settings}", "--max_pairs=5", "--hypothesis=The rates were far too low") == 0
+    row = project.book.trials()[-1]
+    assert row["verdict"] == "keep" and row["mean"] < -0.5 and row["confirmation"] and row["state"] == "done"
+    assert len({pair["seed"] for pair in row["pairs"] + row["confirmation"]}) == len(row["pairs"] + row["confirmation"])
+    capsys.readouterr()
+    assert project("replay", row["id"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("holds")
+    again = project.book.trials()[-1]
+    assert again["differences"] == row["differences"] and again["kind"] == "replay"
+
+
+def test_what_breaks_a_rule_costs_no_training_and_has_its_row(project, capsys):
+    assert project("try", "--set=seed=7", "--json=True") == 3
+    row = json.loads(capsys.readouterr().out)
+    assert row["verdict"] == "invalid" and "seed" in row["reason"] and "pairs" not in row
+    assert [r["state"] for r in project.book.rows()] == ["begun", "done"]
+
+
+def test_a_crash_is_recorded_and_its_words_are_marked(project, capsys):
+    tree = patch.write_tree(patch.read_tree(project.root), project.root / "tree")
+    text = (tree / "model.py").read_text()
+    (tree / "model.py").write_text(text + "\nprint('keep \\x1b[2J me')\nraise SystemExit(5)\n")
+    assert project("try", f"--tree={tree}") == 3
+    row = project.book.trials()[-1]
+    assert (
+        row["verdict"] == "crash" and row["reason"] == "training ended with exit status 5" and "keep" in row["stderr"]
+    )
+    project("show", row["id"])
+    shown = capsys.readouterr().out
+    assert "untrusted" in shown and "| keep [2J me" in shown and "\x1b" not in shown
+    project("log")
+    assert row["id"] in capsys.readouterr().out
+
+
+def test_the_noise_floor_is_stored_and_used(project, capsys):
+    project("noise", "--pairs=3")
+    row = project.book.trials()[-1]
+    assert row["kind"] == "noise" and len(row["differences"]) == 3 and row["noise"] > 0 and row["seed_spread"] > 0
+    assert "noise floor" in capsys.readouterr().out
+    options = judge.Options(config="config/tiny.py", folder=str(project.book.path.parent))
+    assert judge.known_noise(project.book, options).sd == pytest.approx(row["noise"])
+
+
+@pytest.mark.parametrize("argv", [("nonsense",), ("show", "nothing"), ("replay", "nothing")])
+def test_a_mistaken_command_is_told(argv, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError):
+        program.main(list(argv))
+
+
+@pytest.mark.parametrize("budget", ["60", "steps", "0s", "-5s", "1e3"])
+def test_a_mistaken_budget_is_told(budget, project):
+    with pytest.raises(UserError, match="--budget"):
+        project("try", "--set=n_layer=2", f"--budget={budget}")
+
+
+def test_a_ray_cluster_of_two_workers_keeps_the_same_ledger(project):
+    """Pairs on other machines: the same trial, one pair after the other in each of two actors."""
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False)
+    try:
+        assert project("try", "--set=n_embd=16", "--max_pairs=3", "--ray=True", "--workers=2") == 1
+    finally:
+        ray.shutdown()
+    row = project.book.trials()[-1]
+    assert row["verdict"] in ("reject", "undecided") and len(row["pairs"]) >= 1 and row["isolation"] == "namespaces"
