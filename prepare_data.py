@@ -39,7 +39,7 @@ from console import (
 from corpus.claude import ClaudeConfig
 from corpus.curation import CurationConfig, Seen
 from corpus.report import SPLITS, Tally, write_report
-from corpus.sources import SHAKESPEARE_OPTIONS, Unit, find_units, has_magic, read, token_files
+from corpus.sources import SHAKESPEARE_OPTIONS, find_units, has_magic, read, token_files
 from corpus.worker import Understanding, batches, bpe_texts
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -509,13 +509,12 @@ class Writer:
             self.signatures, self.noted = [], time.monotonic()
 
 
-def resolve(config: PrepareConfig) -> tuple[str, dict, list[Path]]:
-    """The folder's name, the options that decide the tokens, defaults filled in and checked, and ready tokens."""
+def resolve(config: PrepareConfig) -> tuple[str, dict]:
+    """The folder's name, and the options that decide the tokens, defaults filled in and checked."""
     require(config.source and all(config.source), "--source is empty: give python, shakespeare, or paths to text")
     source, ready = config.source[0], token_files(config.source)
-    characters = bool(ready) and ready[0].with_name("meta.pkl").exists()
-    kind = "byte" if characters else "gpt2" if ready else "bpe:4096"
-    options = {"name": None, "tokenizer": kind, "val_fraction": 0.05, "test_fraction": 0.05}
+    made_by = "bpe:4096" if not ready else "byte" if ready[0].with_name("meta.pkl").exists() else "gpt2"
+    options = {"name": None, "tokenizer": made_by, "val_fraction": 0.05, "test_fraction": 0.05}
     options |= SHAKESPEARE_OPTIONS if config.source == ("shakespeare",) else {}
     options |= {key: getattr(config, key) for key in options if getattr(config, key) is not None}
     shares = options["val_fraction"], options["test_fraction"]
@@ -530,7 +529,7 @@ def resolve(config: PrepareConfig) -> tuple[str, dict, list[Path]]:
     name = options.pop("name") or stem
     plain = name and not name.startswith(".") and not set(name) & set("/\\*?[:,")
     require(plain, f"{name!r} cannot name a folder: type a plain word, as --name=mine")
-    return name, options, [] if characters else ready
+    return name, options
 
 
 def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
@@ -541,10 +540,12 @@ def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
     """
     from tqdm import tqdm
 
-    name, options, ready = resolve(config)
+    name, options = resolve(config)
     final, partial = data_root / name, data_root / f"{name}.partial"
     require(config.overwrite or not final.exists(), f"'{final}' is there: type --overwrite=True, or another --name")
-    units = [Unit("tokens", str(path), "", path.stat().st_size) for path in ready] or find_units(config, data_root)
+    units = find_units(config, data_root)
+    ready = [Path(unit.path) for unit in units if unit.kind == "tokens"]
+    require(len(ready) in (0, len(units)), "some sources are ready tokens, others text: prepare one after the other")
     sizes = np.cumsum([0] + [unit.size for unit in units])
     listing = "\n".join(f"{Path(unit.path).name} {unit.size}" for unit in units)
     plan = {key: value for key, value in asdict(config).items() if key not in ("workers", "strict", "overwrite")}

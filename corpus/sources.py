@@ -46,7 +46,7 @@ WORD_END = re.compile(rb".*[A-Za-z0-9](?=[ \n])", re.DOTALL)  # the last one, fo
 class Unit(NamedTuple):
     """One thing to read from its beginning to its end."""
 
-    kind: str  # text, nanogpt, jsonl, parquet, arrow, hf, synthetic, claude
+    kind: str  # text, nanogpt, jsonl, parquet, arrow, hf, synthetic, claude, tokens
     path: str
     source: str  # under which name the report counts it
     size: int = 0  # bytes on disk, for the progress bar
@@ -77,10 +77,9 @@ class Document(NamedTuple):
 def python_files(config, data_root: Path | None = None) -> dict[Path, str]:
     """The running interpreter's standard library, and with include_site_packages what is installed beside it; each file
     with the name of its package."""
-    paths = sysconfig.get_paths()
-    roots = [paths["stdlib"]] + ([paths["purelib"], paths["platlib"]] if config.include_site_packages else [])
+    names = ("stdlib", "purelib", "platlib") if config.include_site_packages else ("stdlib",)
     files: dict[Path, str] = {}
-    for root in dict.fromkeys(Path(path).resolve() for path in roots):  # purelib and platlib are often one folder
+    for root in dict.fromkeys(Path(sysconfig.get_path(name)).resolve() for name in names):  # two are often one folder
         for file in sorted(root.rglob("*.py")):
             *folders, _ = file.relative_to(root).parts
             if not NOT_LIBRARY & set(folders):
@@ -123,7 +122,8 @@ def find_units(config, data_root: Path) -> list[Unit]:
         if kind in ("hf", "synthetic", "claude") and rest:
             units[source] = Unit(kind, rest, source)
         elif ready := token_files((source,)):
-            units |= {str(file): Unit("nanogpt", str(file), source, file.stat().st_size) for file in ready}
+            kind = "nanogpt" if ready[0].with_name("meta.pkl").exists() else "tokens"  # meta.pkl: of characters
+            units |= {str(file): Unit(kind, str(file), source, file.stat().st_size) for file in ready}
         else:
             special = {"python": python_files, "shakespeare": shakespeare_file, "-": standard_input}
             files = special[source](config, data_root) if source in special else text_files(source)

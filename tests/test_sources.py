@@ -225,6 +225,13 @@ def test_shards_whose_names_tell_no_validation_split_are_refused(tmp_path, data_
         prepared(tmp_path, tmp_path / "*.bin", tokenizer=str(data_dir))
 
 
+def test_ready_tokens_and_text_are_not_taken_together(tmp_path, data_dir):
+    shard(tmp_path / "a_val.bin", [256, 30])
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(UserError, match="one after the other"):
+        prepared(tmp_path, (str(tmp_path / "a_val.bin"), str(tmp_path / "a.txt")), tokenizer=str(data_dir))
+
+
 def test_shards_of_another_tokenizer_are_refused(tmp_path, data_dir):
     shard(tmp_path / "a_val.bin", [256, 300])
     for tokenizer in (str(data_dir), "bpe:300"):  # there is no text to train one on
