@@ -38,8 +38,8 @@ from console import (
 )  # fmt: skip
 from corpus.claude import ClaudeConfig
 from corpus.curation import CurationConfig, Seen
-from corpus.report import Tally, write_report
-from corpus.sources import SHAKESPEARE_OPTIONS, Unit, find_units, read, token_files
+from corpus.report import SPLITS, Tally, write_report
+from corpus.sources import SHAKESPEARE_OPTIONS, find_units, has_magic, read, token_files
 from corpus.worker import Understanding, batches, bpe_texts
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -119,39 +119,26 @@ def make_tokenizer(name: str, texts) -> Tokenizer:
             return Tokenizer.from_json(json.loads(path.read_text(encoding="utf-8")))
     import tiktoken
 
-    known = tiktoken.list_encoding_names()
-    told = f"--tokenizer={name} is not known: use byte, bpe:N (as bpe:4096), a prepared folder or one of tiktoken's"
-    require(name in known, f"{told}: {', '.join(known)}")
-    try:
+    told = f"--tokenizer={name} is not byte, bpe:N, a prepared folder or an encoding that tiktoken has or can fetch"
+    known = f"tiktoken knows {', '.join(tiktoken.list_encoding_names())}. With a network, run the same command again"
+    remedy = "use --tokenizer=bpe:4096, or point TIKTOKEN_CACHE_DIR at a folder that already holds the file"
+    with explained(told, f"{known}; without one, {remedy}"):
         encoding = tiktoken.get_encoding(name)
-    except Exception as error:  # tiktoken lets through whatever its download raised
-        raise UserError(
-            f"--tokenizer={name}: tiktoken could not download this encoding ({type(error).__name__}). With a network, "
-            "run the same command again; without one, use --tokenizer=bpe:4096 or --tokenizer=byte, or point "
-            "TIKTOKEN_CACHE_DIR at a folder that already holds the file"
-        ) from None
-    special = {s: encoding.encode_single_token(s) for s in encoding.special_tokens_set}
+    special = {s: encoding.encode_single_token(s) for s in sorted(encoding.special_tokens_set)}
     tokens: list[bytes | None] = [None] * encoding.n_vocab
-    for token in encoding.token_byte_values():
+    for token in [*encoding.token_byte_values(), *map(str.encode, special)]:
         tokens[encoding.encode_single_token(token)] = token
-    for text, i in special.items():
-        tokens[i] = text.encode()
-    return Tokenizer(name, tokens, dict(sorted(special.items())), encoding._pat_str)
-
-
-def bpe_size(name: str) -> int:
-    """N of "bpe:N"."""
-    valid = name[4:].isascii() and name[4:].isdigit() and 257 <= int(name[4:]) < 2**24
-    require(valid, f"--tokenizer={name}: N must be a whole number from 257 (256 bytes and end-of-text) to 16 million")
-    return int(name[4:])
+    return Tokenizer(name, tokens, special, encoding._pat_str)
 
 
 def train_bpe(name: str, texts) -> Tokenizer:
     """Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909): merge the most frequent pair until N tokens."""
     import rustbpe
 
-    size = bpe_size(name)
-    trainer = rustbpe.Tokenizer()
+    valid = name[4:].isascii() and name[4:].isdigit() and 257 <= int(name[4:]) < 2**24
+    require(valid, f"--tokenizer={name}: N must be a whole number from 257 (256 bytes and end-of-text) to 16 million")
+    print(f"training the tokenizer {name} on the training documents")
+    size, trainer = int(name[4:]), rustbpe.Tokenizer()
     trainer.train_from_iterator(iter(texts), size - 1, pattern=BPE_PATTERN)
     tokens = [bytes(token) for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])]
     if len(tokens) < size - 1:
@@ -164,23 +151,21 @@ def train_bpe(name: str, texts) -> Tokenizer:
 
 HEADER_INTS, HEADER_BYTES = 256, 1024
 FORMATS = {2: (20240520, 1), 4: (20240801, 7)}  # bytes per token: (magic, version)
-SPLITS = ("train", "val", "test")
 
 
-def append_tokens(folder: Path, split: str, position: int, tokens: np.ndarray, dtype, shard_tokens: int) -> None:
-    """Write `tokens` at `position` of the split's stream, beginning a new shard every `shard_tokens` tokens.
+def append_tokens(folder: Path, split: str, position: int, tokens: np.ndarray, shard_tokens: int) -> None:
+    """Write `tokens`, uint16 or uint32, at `position` of the split's stream, in shards of `shard_tokens` tokens.
 
     Where a token goes follows from its position alone, so writing the same stretch again after a kill is harmless.
     """
-    dtype = np.dtype(dtype)
     while len(tokens):
         index, offset = divmod(position, shard_tokens)
         part, tokens = tokens[: shard_tokens - offset], tokens[shard_tokens - offset :]
         header = np.zeros(HEADER_INTS, dtype="<i4")
-        header[:3] = (*FORMATS[dtype.itemsize], offset + len(part))
+        header[:3] = (*FORMATS[tokens.itemsize], offset + len(part))
         with open(folder / f"{split}_{index:06d}.bin", "r+b" if offset else "wb") as file:
-            file.seek(HEADER_BYTES + offset * dtype.itemsize)
-            file.write(part.astype(dtype).tobytes())
+            file.seek(HEADER_BYTES + offset * tokens.itemsize)
+            file.write(part.tobytes())
             file.seek(0)
             file.write(header.tobytes())
         position += len(part)
@@ -190,13 +175,11 @@ def open_shard(path: Path, remedy: str) -> np.ndarray:
     """The tokens of one shard, memory-mapped, uint16 or uint32. Raises UserError where it is not a whole shard."""
     require(path.is_file(), f"{path} is missing. {remedy}")
     size = path.stat().st_size
-    header = np.fromfile(path, dtype="<i4", count=HEADER_INTS)
-    found = (int(header[0]), int(header[1])) if len(header) == HEADER_INTS else None
-    itemsize = next((bytes_ for bytes_, known in FORMATS.items() if known == found), None)
-    require(itemsize, f"{path} is not a token shard: its first bytes are not llm.c's magic and version. {remedy}")
-    expected = HEADER_BYTES + int(header[2]) * itemsize
-    told = f"{path} is truncated or changed: {header[2]:,} tokens take {expected:,} bytes, it has {size:,}"
-    require(size == expected, f"{told}. {remedy}")
+    header = np.fromfile(path, dtype="<i4", count=HEADER_INTS).tolist()
+    itemsize = {known: itemsize for itemsize, known in FORMATS.items()}.get(tuple(header[:2]))
+    require(itemsize and len(header) == HEADER_INTS, f"{path} is not a token shard in llm.c's format. {remedy}")
+    expected = HEADER_BYTES + header[2] * itemsize
+    require(size == expected, f"{path} is truncated or changed: it has {size:,} bytes, not {expected:,}. {remedy}")
     return np.memmap(path, dtype=f"<u{itemsize}", mode="r", offset=HEADER_BYTES)
 
 
@@ -236,36 +219,28 @@ class Data:
     def __init__(self, folder: str | Path):
         self.folder = folder = Path(folder)
         remedy = f"Prepare it: python prepare_data.py --source=PATH --name={folder.name}"
-        if not (folder / "meta.json").is_file():
-            there = "holds no meta.json: it is not a finished data directory" if folder.is_dir() else "does not exist"
-            raise UserError(f"data directory '{folder}' {there}. {remedy}")
+        there = "holds no meta.json: it is not a finished data directory" if folder.is_dir() else "does not exist"
+        require((folder / "meta.json").is_file(), f"data directory '{folder}' {there}. {remedy}")
         remedy += " --overwrite=True, with the options that made it (they are in its meta.json)"
-        try:
+        with explained(f"meta.json or tokenizer.json in '{folder}' cannot be read", remedy):
             self.meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
             self.tokenizer = Tokenizer.from_json(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")))
             shards = [(row["split"], row["file"], row["sha256"]) for row in self.meta["shards"]]
             tokenizer, self.fingerprint = self.meta["tokenizer"]["fingerprint"], self.meta["fingerprint"]
             self.entropy = int(self.fingerprint, 16)  # part of the seed of the data's order
-        except Exception as error:  # of many kinds: JSON of any other shape
-            raise UserError(f"meta.json or tokenizer.json in '{folder}' cannot be read: {error!r}. {remedy}") from None
-        same = tokenizer == self.tokenizer.fingerprint
-        require(same, f"{folder}/tokenizer.json is not the tokenizer that meta.json names. {remedy}")
+        told = f"{folder}/tokenizer.json is not the tokenizer that meta.json names. {remedy}"
+        require(tokenizer == self.tokenizer.fingerprint, told)
         with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock: all cores check at disk speed
             tokens = list(pool.map(lambda row: self._check(*row[1:], remedy), shards))
         self.splits = {split: Split([t for row, t in zip(shards, tokens) if row[0] == split]) for split in SPLITS}
         self.sources = {folder.name: (1.0, self)}  # what a Mixture has more of
 
-    def draw(self, n: int) -> tuple[str, int]:
-        """As Mixture.draw: a folder on its own gives every sequence."""
-        return self.folder.name, n
-
     def _check(self, file: str, sha256: str, remedy: str) -> np.ndarray:
         path = self.folder / file
         tokens = open_shard(path, remedy)
-        same, largest = sha256_of_file(path) == sha256, int(tokens.max(initial=0))
-        require(same, f"{path} was changed after it was prepared (its checksum differs). {remedy}")
-        known = largest < self.tokenizer.vocab_size
-        require(known, f"{path} holds token {largest}, the vocabulary has {self.tokenizer.vocab_size}. {remedy}")
+        require(sha256_of_file(path) == sha256, f"{path} was changed: its checksum differs. {remedy}")
+        largest, size = int(tokens.max(initial=0)), self.tokenizer.vocab_size
+        require(largest < size, f"{path} holds token {largest}, the vocabulary has {size}. {remedy}")
         return tokens
 
     def eval_batches(self, split: str, block_size: int, batch_size: int):
@@ -288,7 +263,7 @@ class Data:
 class Mixture:
     """Several prepared folders with one tokenizer, drawn from in fixed shares: FOLDER:SHARE,FOLDER:SHARE,…
 
-    sources: name of the folder to (its share, its Data); shares sum to 1. tokenizer, fingerprint, entropy: as in Data.
+    sources: name of the folder to (its share, its Data); shares sum to 1. tokenizer, fingerprint: as in Data.
     Raises UserError.
     """
 
@@ -307,21 +282,6 @@ class Mixture:
             require(data.tokenizer.fingerprint == self.tokenizer.fingerprint, f"{told}={folders[0]}")
         contents = "\n".join(f"{share:.9f} {data.fingerprint}" for share, data in self.sources.values())
         self.fingerprint = hashlib.sha256(contents.encode()).hexdigest()[:16]
-        self.entropy = int(self.fingerprint, 16)
-
-    def draw(self, n: int) -> tuple[str, int]:
-        """(source, k): the run's n-th sequence is the source's k-th. A pure function of n.
-
-        Whatever n is, each source has had its share of the sequences before it to within one or two: the first takes
-        its rounded share of all, the second its rounded share of what the first has left, and so on.
-        """
-        left = 1.0
-        for name, (share, _) in self.sources.items():
-            before, after = (math.floor(share / left * count + 0.5) for count in (n, n + 1))
-            if after > before:
-                break
-            n, left = n - before, left - share
-        return name, before
 
 
 def open_data(spec: str) -> Data | Mixture:
@@ -395,9 +355,8 @@ class TrainBatches:
         self.grad_accum, self.world_size, self.warned = grad_accum, world_size, set()
         self.sources = {}
         for name, (_, source) in data.sources.items():
-            tokens = len(source.splits["train"])
-            told = f"the train split of '{source.folder}' has {tokens} tokens, less than a window of block_size + 1"
-            require(tokens > block_size, f"{told} = {block_size + 1}: give it more text, or a smaller --block_size")
+            told = f"the train split of '{source.folder}' is shorter than block_size + 1 = {block_size + 1} tokens"
+            require(len(source.splits["train"]) > block_size, f"{told}: give it more text, or a smaller --block_size")
             self.sources[name] = Rows(source, block_size, seed) if align_documents else Windows(source, block_size)
             if align_documents:
                 print(f"{name}: {self.sources[name].count:,} rows, {self.sources[name].cropped:.1%} of tokens cropped")
@@ -407,12 +366,26 @@ class TrainBatches:
             lambda name, epoch: np.random.default_rng([seed, epoch, entropy[name]]).permutation(self.sources[name].count)
         )
 
+    def draw(self, n: int) -> tuple[str, int]:
+        """(source, k): the run's n-th sequence is the source's k-th. A pure function of n.
+
+        Whatever n is, each source has had its share of the sequences before it to within one or two: the first takes
+        its rounded share of all, the second its rounded share of what the first has left, and so on.
+        """
+        left = 1.0
+        for name, (share, _) in self.data.sources.items():
+            before, after = (math.floor(share / left * count + 0.5) for count in (n, n + 1))
+            if after > before:
+                break
+            n, left = n - before, left - share
+        return name, before
+
     def __call__(self, step: int, micro_step: int = 0, rank: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, targets), each (batch_size, block_size) int64; targets are the tokens one further on."""
         part = (step * self.grad_accum + micro_step) * self.world_size + rank
         windows = np.empty((self.batch_size, self.block_size + 1), dtype=np.int64)
         for row in range(self.batch_size):
-            name, k = self.data.draw(part * self.batch_size + row)
+            name, k = self.draw(part * self.batch_size + row)
             epoch, place = divmod(k, self.sources[name].count)
             windows[row] = self.sources[name].read(int(self.order(name, epoch)[place]))
         return windows[:, :-1].copy(), windows[:, 1:].copy()  # whole arrays: compiled models care about strides
@@ -491,6 +464,8 @@ class Writer:
 
     def add(self, row: SimpleNamespace) -> None:
         """The next document, or piece of one: what is decided of its first piece holds for all."""
+        if self.full():
+            return
         latest = self.progress["latest"]  # (where, split, verdict, notes) of the document whose pieces are coming
         if not row.continued:
             if len(row.signature) and not row.verdict:
@@ -523,7 +498,7 @@ class Writer:
         for split in SPLITS:
             parts = [part for i in order if self.items[i][0] == split for part in self.items[i][1]]
             tokens = np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint16)
-            append_tokens(self.folder, split, counts[split]["tokens"], tokens, tokens.dtype, self.config.shard_tokens)
+            append_tokens(self.folder, split, counts[split]["tokens"], tokens, self.config.shard_tokens)
             counts[split]["tokens"] += len(tokens)
         self.items, self.held = [], 0
         if time.monotonic() - self.noted >= COMMIT_SECONDS:
@@ -534,21 +509,18 @@ class Writer:
             self.signatures, self.noted = [], time.monotonic()
 
 
-def resolve(config: PrepareConfig) -> tuple[str, dict, list[Path]]:
-    """The folder's name, the options that decide the tokens, defaults filled in and checked, and ready tokens."""
+def resolve(config: PrepareConfig) -> tuple[str, dict]:
+    """The folder's name, and the options that decide the tokens, defaults filled in and checked."""
     require(config.source and all(config.source), "--source is empty: give python, shakespeare, or paths to text")
     source, ready = config.source[0], token_files(config.source)
-    characters = bool(ready) and ready[0].with_name("meta.pkl").exists()
-    kind = "byte" if characters else "gpt2" if ready else "bpe:4096"
-    options = {"name": None, "tokenizer": kind, "val_fraction": 0.05, "test_fraction": 0.05}
+    made_by = "bpe:4096" if not ready else "byte" if ready[0].with_name("meta.pkl").exists() else "gpt2"
+    options = {"name": None, "tokenizer": made_by, "val_fraction": 0.05, "test_fraction": 0.05}
     options |= SHAKESPEARE_OPTIONS if config.source == ("shakespeare",) else {}
     options |= {key: getattr(config, key) for key in options if getattr(config, key) is not None}
-    val_fraction, test_fraction = options["val_fraction"], options["test_fraction"]
-    valid = val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction < 1
-    require(valid, f"{val_fraction=} and {test_fraction=}: each must be at least 0 and their sum below 1")
-    if options["tokenizer"].startswith("bpe:"):
-        bpe_size(options["tokenizer"])
-    for key in ("shard_tokens", "max_documents", "max_bytes", "shuffle_buffer", "workers"):
+    shares = options["val_fraction"], options["test_fraction"]
+    told = f"val_fraction and test_fraction are {shares}: each must be at least 0 and their sum below 1"
+    require(min(shares) >= 0 and sum(shares) < 1, told)
+    for key in ("shard_tokens", "max_documents", "max_bytes", "shuffle_buffer", "workers", "duplicates_mb"):
         value = getattr(config, key)
         require(value is None or value >= 1, f"{key}={value} must be at least 1")
     alone = config.include_site_packages and "python" not in config.source
@@ -557,7 +529,7 @@ def resolve(config: PrepareConfig) -> tuple[str, dict, list[Path]]:
     name = options.pop("name") or stem
     plain = name and not name.startswith(".") and not set(name) & set("/\\*?[:,")
     require(plain, f"{name!r} cannot name a folder: type a plain word, as --name=mine")
-    return name, options, [] if characters else ready
+    return name, options
 
 
 def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
@@ -568,11 +540,12 @@ def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
     """
     from tqdm import tqdm
 
-    name, options, ready = resolve(config)
+    name, options = resolve(config)
     final, partial = data_root / name, data_root / f"{name}.partial"
-    told = f"'{final}' is there already: type --overwrite=True to make it anew, or choose another --name"
-    require(config.overwrite or not final.exists(), told)
-    units = [Unit("tokens", str(path), "", path.stat().st_size) for path in ready] or find_units(config, data_root)
+    require(config.overwrite or not final.exists(), f"'{final}' is there: type --overwrite=True, or another --name")
+    units = find_units(config, data_root)
+    ready = [Path(unit.path) for unit in units if unit.kind == "tokens"]
+    require(len(ready) in (0, len(units)), "some sources are ready tokens, others text: prepare one after the other")
     sizes = np.cumsum([0] + [unit.size for unit in units])
     listing = "\n".join(f"{Path(unit.path).name} {unit.size}" for unit in units)
     plan = {key: value for key, value in asdict(config).items() if key not in ("workers", "strict", "overwrite")}
@@ -591,15 +564,13 @@ def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
                     "latest": [None, None, None, []], "tally": None}  # fmt: skip
         tokenizer = None
 
-    job, cuts = SimpleNamespace(**asdict(config) | options, answers=data_root / f"{name}.claude.jsonl"), ()
+    job = SimpleNamespace(**asdict(config) | options, answers=data_root / f"{name}.claude.jsonl", cuts=())
     if len(units) == 1 and units[0].kind == "text":  # a single text is split by position
         total = min(sum(len(block.payload) for block in read(units[0], job)), config.max_bytes or math.inf)
         ends = options["val_fraction"] + options["test_fraction"], options["val_fraction"]
-        cuts = tuple(int(total * (1 - part)) for part in ends)
+        job.cuts = [int(total * (1 - part)) for part in ends]
     if not tokenizer:
-        if options["tokenizer"].startswith("bpe:"):
-            print(f"training the tokenizer {options['tokenizer']} on the training documents")
-        texts = bpe_texts(map(Understanding(job, None), batches(units, job, cuts, [0, 0])), config)
+        texts = bpe_texts(map(Understanding(job, None), batches([] if ready else units, job, [0, 0])), config)
         tokenizer = make_tokenizer(options["tokenizer"], texts)
         partial.mkdir(parents=True)
         write_json(partial / "tokenizer.json", tokenizer.to_json())
@@ -607,15 +578,13 @@ def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
         import_tokens(ready, partial, tokenizer, progress)
         return finish(partial, final, tokenizer, progress, None)
     writer, place = Writer(config, partial, tokenizer, progress), progress["place"]
-    small = 0 < sizes[-1] < SMALL_BYTES
-    workers = config.workers or (0 if small else os.cpu_count())
-    results = ordered_map(Understanding, (job, tokenizer), batches(units, job, cuts, place), workers)
+    workers = config.workers or (0 if 0 < sizes[-1] < SMALL_BYTES else os.cpu_count())
+    results = ordered_map(Understanding, (job, tokenizer), batches(units, job, place), workers)
     with tqdm(total=int(sizes[-1]) or None, initial=int(sizes[place[0]]), unit="B", unit_scale=True,
               desc=f"encoding {final}") as bar, contextlib.closing(results):  # fmt: skip
         for place, used, rows in results:
             for row in rows:
-                if not writer.full():
-                    writer.add(row)
+                writer.add(row)
             if writer.full() or len(writer.items) >= (config.shuffle_buffer or 0) or writer.held > HELD_TOKENS:
                 writer.flush(place)
             bar.update(int(sizes[place[0]]) + used - bar.n)
@@ -630,30 +599,25 @@ def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
 
 def import_tokens(ready: list[Path], folder: Path, tokenizer: Tokenizer, progress: dict) -> None:
     """Take over ready tokens: llm.c's shards by a link, nanoGPT's bare uint16 as shards of our own. A name with val or
-    test in it decides the split; where none has, the last tokens are held out as the options say."""
-    plan, counts, start = progress["plan"], progress["splits"], 0
-    bare = [path for path in ready if int(np.fromfile(path, "<i4", 1)[0]) not in dict(FORMATS.values())]
+    test in it decides the split."""
+    bare = [path for path in ready if not has_magic(path)]
     require(bare in ([], ready), f"{bare[:1]} has no header, others have one: import them one after the other")
-    streams = [np.memmap(path, "<u2", "r") if bare else open_shard(path, "Fetch it again") for path in ready]
-    total, shards, named = sum(map(len, streams)), dict.fromkeys(SPLITS, 0), any("val" in path.name for path in ready)
-    val_start, test_start = (int(total * (1 - plan["val_fraction"] - part)) for part in (0, plan["test_fraction"]))
-    windows = {"train": (0, test_start), "test": (test_start, val_start), "val": (val_start, total)}
-    for path, tokens in zip(ready, streams):
-        split = "val" if "val" in path.name else "test" if "test" in path.name else "train"
-        for split, (first, end) in ({split: (start, total)} if named else windows).items():
-            part = tokens[max(0, first - start) : max(0, end - start)]
-            for block in (part[i : i + 2**24] for i in range(0, len(part), 2**24)):
-                told = f"{path} holds token {block.max()}, the tokenizer {tokenizer.name} has {tokenizer.vocab_size}"
-                require(block.max() < tokenizer.vocab_size, f"{told}: name the one it was made with by --tokenizer")
-                if bare or not named:
-                    append_tokens(folder, split, counts[split]["tokens"], block, block.dtype, plan["shard_tokens"])
-                counts[split]["tokens"] += len(block)
-                counts[split]["bytes"] += int(tokenizer.token_bytes[block].sum())
-                counts[split]["documents"] += int((block == tokenizer.end_of_text).sum())
-            if named and not bare:
-                link_or_copy(path, folder / f"{split}_{shards[split]:06d}.bin")
-                shards[split] += 1
-        start += len(tokens)
+    told = f"no name of these {len(ready)} token files holds 'val': rename one, as data_val.bin, to steer by"
+    require(any("val" in path.name for path in ready), told)
+    for path in ready:
+        split = next((split for split in ("val", "test") if split in path.name), "train")
+        tokens = np.memmap(path, "<u2", "r") if bare else open_shard(path, "Fetch it again")
+        counts, shards = progress["splits"][split], len(list(folder.glob(f"{split}_*.bin")))
+        for block in (tokens[i : i + 2**24] for i in range(0, len(tokens), 2**24)):
+            told = f"{path} holds token {block.max()}, the tokenizer {tokenizer.name} has {tokenizer.vocab_size}"
+            require(block.max() < tokenizer.vocab_size, f"{told}: name the one it was made with by --tokenizer")
+            if bare:
+                append_tokens(folder, split, counts["tokens"], block, progress["plan"]["shard_tokens"])
+            counts["tokens"] += len(block)
+            counts["bytes"] += int(tokenizer.token_bytes[block].sum())
+            counts["documents"] += int((block == tokenizer.end_of_text).sum())
+        if not bare:
+            link_or_copy(path, folder / f"{split}_{shards:06d}.bin")
 
 
 def finish(partial: Path, final: Path, tokenizer: Tokenizer, progress: dict, tally: Tally | None) -> Path:

@@ -37,7 +37,6 @@ class CurationConfig:
     decontaminate: str | None = None  # evaluation set, text or JSON: drop documents with 13 words in a row from it
 
     def __post_init__(self):
-        require(self.duplicates_mb >= 1, f"duplicates_mb={self.duplicates_mb} must be at least 1")
         Curator(self)  # whatever does not fit is told now
 
 

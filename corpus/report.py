@@ -75,7 +75,6 @@ class Tally:
         self.sample: dict[str, int] = {}  # "sample split bands…" to how many such documents
         self.levels, self.repeated, self.lengths = [0, 0], 0, [0] * 48  # lengths: documents by the bits of their bytes
         self.tokens = np.zeros((4, vocab_size), dtype=np.int64)  # occurrences in train, val, test, control
-        self.totals = [0, 0, 0, 0]  # the sums of their rows
 
     def to_json(self) -> str:
         state = json.dumps(vars(self) | {"tokens": self.tokens.tolist()})
@@ -114,8 +113,8 @@ class Tally:
             self.sample[key] = self.sample.get(key, 0) + 1
             self.levels[0] = thin(self.sample, MAX_SAMPLE, self.levels[0])
         # The control group: some training documents, not more than val, to know how unlike train chance makes them.
-        row = 3 if row == 0 and facts["sample"] % 8 == 7 and self.totals[3] < self.totals[1] else row
-        self.totals[row] += len(tokens)
+        if row == 0 and facts["sample"] % 8 == 7 and self.tokens[3].sum() < self.tokens[1].sum():
+            row = 3
         np.add.at(self.tokens[row], np.asarray(tokens, dtype=np.int64), 1)
 
     def find_spans(self, facts: dict, where: str) -> None:
@@ -172,7 +171,7 @@ def summarize(tally: Tally, meta: dict, tokenizer) -> dict:
     tongues = {name: row["bytes"] for name, row in rows["language"].items()} if "None" not in rows["language"] else {}
     tongues = tongues or {name: kept[name] for name in SCRIPTS}
     near, across = near_copies(tally.sample)
-    configs, trained = Path(__file__).parents[1] / "config", max(1, tally.totals[0] + tally.totals[3])
+    configs, trained = Path(__file__).parents[1] / "config", max(1, int(tally.tokens[[0, 3]].sum()))
     budgets = {name: runpy.run_path(str(configs / f"{name}.py"))["max_tokens"] for name in ("quickstart", "gpt2")}
     return rows | {
         "meta": meta, "kept": kept, "examples": tally.examples, "lengths": tally.lengths,

@@ -11,7 +11,7 @@ import shutil
 import sys
 import sysconfig
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from glob import glob
@@ -27,7 +27,7 @@ from corpus import synthetic
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 # nanoGPT's rules for this text: characters (on ASCII text bytes are characters), the last tenth is validation.
-SHAKESPEARE_OPTIONS = {"name": "shakespeare_char", "tokenizer": "byte", "val_fraction": 0.1, "test_fraction": 0.0}
+SHAKESPEARE_OPTIONS = {"name": "shakespeare_char", "tokenizer": "byte", "val_fraction": 0.1, "test_fraction": 0}
 # Folders of Python source that are not what the interpreter's authors wrote for use: tests, copies of other projects.
 NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "_vendor", "_vendored", "__pycache__"}
 
@@ -46,7 +46,7 @@ WORD_END = re.compile(rb".*[A-Za-z0-9](?=[ \n])", re.DOTALL)  # the last one, fo
 class Unit(NamedTuple):
     """One thing to read from its beginning to its end."""
 
-    kind: str  # text, nanogpt, jsonl, parquet, arrow, hf, synthetic, claude
+    kind: str  # text, nanogpt, jsonl, parquet, arrow, hf, synthetic, claude, tokens
     path: str
     source: str  # under which name the report counts it
     size: int = 0  # bytes on disk, for the progress bar
@@ -67,6 +67,7 @@ class Document(NamedTuple):
     text: str
     note: str | None  # what was wrong with it: "empty", "broken JSON", "invalid UTF-8 replaced" …
     where: str  # for people: the file, with the line or row in it
+    split: str | None = None  # where its source or its place decides that
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -76,10 +77,9 @@ class Document(NamedTuple):
 def python_files(config, data_root: Path | None = None) -> dict[Path, str]:
     """The running interpreter's standard library, and with include_site_packages what is installed beside it; each file
     with the name of its package."""
-    paths = sysconfig.get_paths()
-    roots = [paths["stdlib"]] + ([paths["purelib"], paths["platlib"]] if config.include_site_packages else [])
+    names = ("stdlib", "purelib", "platlib") if config.include_site_packages else ("stdlib",)
     files: dict[Path, str] = {}
-    for root in dict.fromkeys(Path(path).resolve() for path in roots):  # purelib and platlib are often one folder
+    for root in dict.fromkeys(Path(sysconfig.get_path(name)).resolve() for name in names):  # two are often one folder
         for file in sorted(root.rglob("*.py")):
             *folders, _ = file.relative_to(root).parts
             if not NOT_LIBRARY & set(folders):
@@ -92,8 +92,8 @@ def text_files(source: str) -> dict[Path, str]:
     folder it lies in. Where there are tables nothing else is text: beside them lie descriptions."""
     files: dict[Path, str] = {}
     for path in sorted(map(Path, glob(source, recursive=True))) or [Path(source)]:
-        told = f"--source={source}: no such file or folder, and nothing matches it as a glob. Give python, shakespeare"
-        require(path.exists(), f"{told}, hf:NAME, synthetic:TASKS, - or paths: files, folders, globs in quotes")
+        told = "give python, shakespeare, hf:NAME, synthetic:TASKS, - or paths: files, folders, globs in quotes"
+        require(path.exists(), f"--source={source}: there is no such file or folder, {told}")
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             parts = file.relative_to(path).parts
             if not any(part.startswith(".") for part in parts) and (file.is_file() or file.is_symlink()):
@@ -106,13 +106,12 @@ def text_files(source: str) -> dict[Path, str]:
 def token_files(sources: tuple[str, ...]) -> list[Path]:
     """The sources' files of ready tokens: llm.c's shards, by their first bytes, and nanoGPT's train.bin and val.bin."""
     paths = [Path(path) for source in sources for path in sorted(glob(source, recursive=True))]
-    files = [file for path in paths for file in (sorted(path.glob("*.bin")) if path.is_dir() else [path])]
-    return [file for file in files if file.name in ("train.bin", "val.bin") or has_magic(file)]
+    files = [file for path in paths for file in (sorted(path.glob("*")) if path.is_dir() else [path])]
+    return [file for file in files if file.suffix == ".bin" and (file.stem in ("train", "val") or has_magic(file))]
 
 
 def has_magic(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return int.from_bytes(file.read(4), "little") in (20240520, 20240801)
+    return int(np.fromfile(path, "<i4", 1).sum()) in (20240520, 20240801)
 
 
 def find_units(config, data_root: Path) -> list[Unit]:
@@ -123,7 +122,8 @@ def find_units(config, data_root: Path) -> list[Unit]:
         if kind in ("hf", "synthetic", "claude") and rest:
             units[source] = Unit(kind, rest, source)
         elif ready := token_files((source,)):
-            units |= {str(file): Unit("nanogpt", str(file), source, file.stat().st_size) for file in ready}
+            kind = "nanogpt" if ready[0].with_name("meta.pkl").exists() else "tokens"  # meta.pkl: of characters
+            units |= {str(file): Unit(kind, str(file), source, file.stat().st_size) for file in ready}
         else:
             special = {"python": python_files, "shakespeare": shakespeare_file, "-": standard_input}
             files = special[source](config, data_root) if source in special else text_files(source)
@@ -136,7 +136,7 @@ def find_units(config, data_root: Path) -> list[Unit]:
 
 
 def shakespeare_file(config, data_root: Path) -> dict[Path, str]:
-    flags = " ".join(f"--{key}={value}" for key, value in SHAKESPEARE_OPTIONS.items()).replace("=0.0", "=0")
+    flags = " ".join(f"--{key}={value}" for key, value in SHAKESPEARE_OPTIONS.items())
     remedy = "With a local copy of nanoGPT's input.txt, type:\n  python prepare_data.py --source=PATH/input.txt "
     path = data_root / "tinyshakespeare.txt"
     return {download(SHAKESPEARE_URL, SHAKESPEARE_SHA256, path, remedy + flags): "shakespeare"}
@@ -154,14 +154,13 @@ def standard_input(config, data_root: Path) -> dict[Path, str]:
 # Reading, in the main process.
 
 
-def read(unit: Unit, config, cuts: tuple[int, ...] = ()) -> Iterator[Block]:
-    """A unit in blocks, holding a few megabytes. What cannot be read becomes a note. cuts: where a single text is split
-    by position, in bytes: the ends of train and of test."""
+def read(unit: Unit, config) -> Iterator[Block]:
+    """A unit in blocks, holding a few megabytes. What cannot be read becomes a note. config.cuts: where a single text
+    is split by position, in bytes: the ends of train and of test."""
     fault: list[str] = []
     source, empty = until_fault(stream(unit, config), fault), True
-    fixed = Path(unit.path).stem if unit.kind == "nanogpt" else None
-    made = {"jsonl": lines, "text": partial(pieces, cuts=cuts), "nanogpt": partial(pieces, split=fixed)}
-    for block in made.get(unit.kind, rows)(source):
+    cut = {"jsonl": lines, "nanogpt": pieces, "text": partial(pieces, cuts=config.cuts)}
+    for block in cut.get(unit.kind, iter)(source):
         yield block
         empty = False
     yield from (Block(b"", note=note) for note in fault or ["empty"] * empty)
@@ -177,27 +176,28 @@ def until_fault(source: Iterator, fault: list[str]) -> Iterator:
 
 
 def stream(unit: Unit, config) -> Iterator:
-    """A file's (bytes, position in the file); or (values, number of the first) of a few rows at a time: the numbers of
-    synthetic texts, which the workers make; Claude's answers; cells of a Parquet file, of what save_to_disk has
-    written, or of a data set on the hub, streamed by `datasets`, whose version 4 and later run no code of its own."""
+    """A file's (bytes, position in the file), to be cut; or blocks of a few rows: the numbers of synthetic texts, which
+    the workers make; Claude's answers; cells of a Parquet file, of what save_to_disk has written, or of a data set on
+    the hub, streamed by `datasets`, whose version 4 and later run no code of its own."""
     if unit.kind in ("text", "jsonl", "nanogpt"):
         decode = nanogpt_text(Path(unit.path)) if unit.kind == "nanogpt" else bytes
         yield from ((decode(chunk), used) for chunk, used in chunks(Path(unit.path)))
     elif unit.kind == "synthetic":
         count = config.max_documents or 10_000
-        yield from (([min(first + 1000, count)], first) for first in range(0, count, 1000))
+        yield from (Block([min(first + 1000, count)], first) for first in range(0, count, 1000))
     elif unit.kind == "claude":
         from corpus import claude  # which imports Document from here
 
-        yield from (([answer], 0) for answer in claude.documents(Path(unit.path), config, config.answers))
+        yield from (Block([answer]) for answer in claude.documents(Path(unit.path), config, config.answers))
     else:
         number, key = 1, config.text_key or "text"
         with explained(f"--source={unit.source} could not be read", REMEDY) if unit.kind == "hf" else nullcontext():
             names, tables = open_table(unit, config, key)
             require(key in names, f"{unit.path} has no column {key!r}: give --text_key, one of {', '.join(names)}")
             for table in tables:
-                for values in (table[key].slice(i, 64) for i in range(0, len(table), 64)):
-                    yield values.cast("large_binary").to_pylist(), number  # bytes: its UTF-8 is not trusted
+                for cells in (table[key].slice(i, 64) for i in range(0, len(table), 64)):
+                    values = cells.cast("large_binary").to_pylist()  # bytes: its UTF-8 is not trusted
+                    yield Block([False if value and len(value) > LONGEST else value for value in values], number)
                     number += len(values)
 
 
@@ -222,21 +222,20 @@ def nanogpt_text(path: Path):
     """A function from nanoGPT's two-byte token ids to UTF-8. For a text by characters nanoGPT keeps the vocabulary in
     meta.pkl, and a pickle can run code; but the vocabulary is the sorted characters of the input.txt beside it."""
     text = path.with_name("input.txt")
-    told = f"{path} holds numbers of characters, and which ones is in meta.pkl, a pickle, which can run code: not read"
-    require(text.is_file(), f"{told}. Put nanoGPT's input.txt beside it, whose sorted characters are the vocabulary")
+    told = f"{path} numbers characters by meta.pkl, a pickle, which can run code: it is not read"
+    require(text.is_file(), f"{told}. Put nanoGPT's input.txt beside it")
     with open(text, encoding="utf-8") as file:
         characters = np.array(sorted(set().union(*file)))
 
     def decode(ids: bytes) -> bytes:
         numbers = np.frombuffer(ids, dtype="<u2")
-        told = f"{path} holds token {numbers.max()}, {text} has {len(characters)} characters: it is another text"
-        require(numbers.max() < len(characters), told)
+        require(numbers.max() < len(characters), f"{path} has more characters than {text}: it is another text")
         return characters[numbers].tobytes().decode("utf-32").encode("utf-8")
 
     return decode
 
 
-def pieces(source: Iterator, cuts: tuple[int, ...] = (), split: str | None = None) -> Iterator[Block]:
+def pieces(source: Iterator, cuts: Sequence[int] = ()) -> Iterator[Block]:
     """A text in pieces of at most PIECE bytes, cut behind a word, for tiktoken's patterns cut there too and the tokens
     stay those of the whole; or at one of the `cuts`; but never inside a character."""
     held, offset, part = bytearray(), 0, None
@@ -247,8 +246,8 @@ def pieces(source: Iterator, cuts: tuple[int, ...] = (), split: str | None = Non
             cut = word.end() if word else room
             cut += next((i for i in range(4) if held[cut + i : cut + i + 1] < b"\x80" or held[cut + i] >= 0xC0), 0)
             before, part = part, bisect_right(cuts, offset)
-            place = ("train", "test", "val")[part] if cuts else split
-            yield Block(bytes(held[:cut]), 0, used, None, place, part == before)
+            split = ("train", "test", "val")[part] if cuts else None
+            yield Block(bytes(held[:cut]), 0, used, None, split, part == before)
             offset += cut
             del held[:cut]
 
@@ -270,33 +269,29 @@ def lines(source: Iterator) -> Iterator[Block]:
             held, long = bytearray(), True
 
 
-def rows(source: Iterator) -> Iterator[Block]:
-    for values, number in source:
-        yield Block([False if isinstance(v, bytes) and len(v) > LONGEST else v for v in values], number)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Understanding, in the workers.
 
 
-def documents(unit: Unit, block: Block, config) -> Iterator[tuple[Document, str | None]]:
-    """(document, its split where its source or place decides it) for all that was read; each fault is named."""
-    if unit.kind == "synthetic":
+def documents(unit: Unit, block: Block, config) -> Iterator[Document]:
+    """All that was read; each fault is named."""
+    if block.note:
+        yield Document("", block.note, f"{unit.path}:{block.number}" if block.number else unit.path)
+    elif unit.kind == "claude":
+        yield from block.payload
+    elif unit.kind == "synthetic":
         for index, split, text in synthetic.documents(unit.path, config.seed, block.payload[0], block.number):
-            yield Document(text, None, f"{unit.source} {index}"), split
-    elif block.note:
-        yield Document("", block.note, f"{unit.path}:{block.number}" if block.number else unit.path), None
+            yield Document(text, None, f"{unit.source} {index}", split)
     elif unit.kind == "jsonl":
         for number, line in enumerate(block.payload.split(b"\n"), block.number):
             if line.strip():
-                yield Document(*parse(line, config.text_key or "text"), f"{unit.path}:{number}"), None
+                yield Document(*parse(line, config.text_key or "text"), f"{unit.path}:{number}")
     elif isinstance(block.payload, bytes):
         text, note = ("", "binary") if b"\0" in block.payload else clean(block.payload)
-        yield Document(text, note, unit.path), block.split
+        yield Document(text, note, unit.path, Path(unit.path).stem if unit.kind == "nanogpt" else block.split)
     else:
         for number, value in enumerate(block.payload, block.number):
-            document = value if isinstance(value, Document) else Document(*clean(value), f"{unit.path} row {number}")
-            yield document, None
+            yield Document(*clean(value), f"{unit.path} row {number}")
 
 
 def parse(line: bytes, key: str) -> tuple[str, str | None]:

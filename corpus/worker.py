@@ -21,12 +21,12 @@ BPE_TRAINING_BYTES = 100_000_000  # a tokenizer is trained on this much text at 
 LONGEST_RUN = 8192  # characters without white space, or of nothing else, that are encoded together
 
 
-def batches(units: list[Unit], config, cuts: tuple[int, ...], place: list[int]) -> Iterator[tuple]:
+def batches(units: list[Unit], config, place: list[int]) -> Iterator[tuple]:
     """Yields ([unit, blocks of it] behind the batch, bytes of that unit, [(unit, block), …]) from a place on, about
     BATCH_BYTES at a time. What was done of a unit is read again and thrown away: reading is the cheap part."""
     batch, size, (first, skip) = [], 0, place
     for index in range(first, len(units)):
-        for done, block in enumerate(read(units[index], config, cuts), 1):
+        for done, block in enumerate(read(units[index], config), 1):
             if index == first and done <= skip:
                 continue
             batch.append((units[index], block))
@@ -63,19 +63,18 @@ class Understanding:
 
     def __call__(self, batch: tuple) -> tuple[list[int], int, list[SimpleNamespace]]:
         place, used, blocks = batch
-        found = [(unit, block, *pair) for unit, block in blocks for pair in documents(unit, block, self.config)]
-        views = look([document.text for _, _, document, _ in found]) if found else []
+        found = [(unit, block, row) for unit, block in blocks for row in documents(unit, block, self.config)]
+        views = look([document.text for _, _, document in found]) if found else []
         return place, used, [self.row(*what, view) for what, view in zip(found, views)]
 
-    def row(self, unit: Unit, block: Block, document: Document, split: str | None, view: View) -> SimpleNamespace:
+    def row(self, unit: Unit, block: Block, document: Document, view: View) -> SimpleNamespace:
         """What is known of a document, or of a piece of one: content is its tokens (without a tokenizer its text, to
         train one on), verdict the rule of curation that drops it, signature that by which copies are found."""
-        made, content = unit.kind == "synthetic", []  # rules and copies are for text that was found
-        split = split or split_of(view.digest.tobytes(), self.config.val_fraction, self.config.test_fraction)
-        verdict = self.curator.judge(view) if document.text and not made else None
-        signature = view.digest[:0] if made or not document.text else self.curator.signature(view)
-        if document.text and not verdict:
-            content = parts_of(document.text)
+        judged = document.text and unit.kind != "synthetic"  # rules and copies are for text that was found
+        split = document.split or split_of(view.digest.tobytes(), self.config.val_fraction, self.config.test_fraction)
+        verdict = self.curator.judge(view) if judged else None
+        signature = self.curator.signature(view) if judged else view.digest[:0]
+        content = parts_of(document.text) if document.text and not verdict else []
         if content and self.tokenizer:
             head = [] if block.continued else [np.array([self.tokenizer.end_of_text], dtype=np.uint32)]
             content = np.concatenate(head + [self.tokenizer.encode(part) for part in content])

@@ -142,7 +142,7 @@ def test_shards_are_llm_cs_and_documents_begin_with_end_of_text(tmp_path):
 
 
 def test_a_large_vocabulary_takes_four_bytes_per_token(tmp_path):
-    prepare_data.append_tokens(tmp_path, "train", 0, np.array([1, 70_000]), np.uint32, 100)
+    prepare_data.append_tokens(tmp_path, "train", 0, np.array([1, 70_000], dtype=np.uint32), 100)
     raw = (tmp_path / "train_000000.bin").read_bytes()
     assert np.frombuffer(raw[:12], "<i4").tolist() == [20240801, 7, 2]
     assert np.frombuffer(raw[1024:], "<u4").tolist() == [1, 70_000]

@@ -197,6 +197,7 @@ PREPARE_FLAGS = {
     "a negative share": (["--source=text.txt", "--val_fraction=-0.1"], ["-0.1"]),
     "a name that is a path": (["--source=text.txt", "--name=../x"], ["../x", "--name=mine"]),
     "shards of nothing": (["--source=text.txt", "--shard_tokens=0"], ["shard_tokens=0"]),
+    "no memory for copies": (["--source=text.txt", "--duplicates_mb=0"], ["duplicates_mb=0", "at least 1"]),
     "site-packages of a text": (["--source=text.txt", "--include_site_packages=True"], ["--source=python"]),
     "an unknown key": (["--source=text.txt", "--tokeniser=byte"], ["--tokeniser=byte", "did you mean --tokenizer?"]),
 }

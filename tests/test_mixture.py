@@ -45,9 +45,9 @@ def mixture(folders: dict, **shares: float):
 @pytest.mark.parametrize("shares", [(0.65, 0.35), (0.5, 0.3, 0.2), (1, 1, 1), (0.98, 0.015, 0.005)])
 def test_at_every_moment_each_source_has_had_its_share(folders, shares):
     data = mixture(folders, **dict(zip(folders, shares)))
-    counts = dict.fromkeys(data.sources, 0)
+    counts, batches = dict.fromkeys(data.sources, 0), TrainBatches(data, 16, seed=1, batch_size=1)
     for n in range(3000):
-        name, k = data.draw(n)
+        name, k = batches.draw(n)
         assert k == counts[name], "the sequences of a source are taken in turn, none twice, none left out"
         counts[name] += 1
         for source, (share, _) in data.sources.items():

@@ -218,22 +218,29 @@ def test_llm_cs_shards_are_linked_as_they_are(tmp_path, data_dir):
     assert os.path.samefile(tmp_path / "s" / "x_val_000000.bin", data.folder / "val_000000.bin")
 
 
-def test_shards_whose_names_tell_no_split_are_split_by_position(tmp_path, data_dir):
+def test_shards_whose_names_tell_no_validation_split_are_refused(tmp_path, data_dir):
     shard(tmp_path / "b.bin", range(60, 100))
     shard(tmp_path / "a.bin", range(60))
-    data = prepared(tmp_path, tmp_path / "*.bin", tokenizer=str(data_dir), val_fraction=0.1, test_fraction=0.2)
-    found = {split: stream.read(0, len(stream)).tolist() for split, stream in data.splits.items()}
-    assert found == {"train": list(range(70)), "test": list(range(70, 90)), "val": list(range(90, 100))}
+    with pytest.raises(UserError, match="2 token files holds 'val': rename one"):
+        prepared(tmp_path, tmp_path / "*.bin", tokenizer=str(data_dir))
+
+
+def test_ready_tokens_and_text_are_not_taken_together(tmp_path, data_dir):
+    shard(tmp_path / "a_val.bin", [256, 30])
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(UserError, match="one after the other"):
+        prepared(tmp_path, (str(tmp_path / "a_val.bin"), str(tmp_path / "a.txt")), tokenizer=str(data_dir))
 
 
 def test_shards_of_another_tokenizer_are_refused(tmp_path, data_dir):
-    shard(tmp_path / "a.bin", [256, 300])
-    with pytest.raises(UserError, match="token 300.*has 257.*--tokenizer"):
-        prepared(tmp_path, tmp_path / "a.bin", tokenizer=str(data_dir))
-    shard(tmp_path / "c.bin", [256, 30])
-    (tmp_path / "c.bin").write_bytes((tmp_path / "c.bin").read_bytes()[:-2])
-    with pytest.raises(UserError, match="c.bin is truncated"):
-        prepared(tmp_path, tmp_path / "c.bin", tokenizer=str(data_dir))
+    shard(tmp_path / "a_val.bin", [256, 300])
+    for tokenizer in (str(data_dir), "bpe:300"):  # there is no text to train one on
+        with pytest.raises(UserError, match="token 300.*has 257.*--tokenizer"):
+            prepared(tmp_path, tmp_path / "a_val.bin", tokenizer=tokenizer)
+    shard(tmp_path / "c_val.bin", [256, 30])
+    (tmp_path / "c_val.bin").write_bytes((tmp_path / "c_val.bin").read_bytes()[:-2])
+    with pytest.raises(UserError, match="c_val.bin is truncated"):
+        prepared(tmp_path, tmp_path / "c_val.bin", tokenizer=str(data_dir))
 
 
 def nanogpt_folder(folder, text: str):
