@@ -9,13 +9,26 @@ import fcntl
 import json
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True)
+class LogOptions:
+    """The trials in the ledger."""
+
+    id: Annotated[str | None, tyro.conf.Positional] = None  # of a trial
+    folder: str = "out/research"  # where the ledger is
+    json: bool = False  # print rows, for programs
 
 
 class Ledger:
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "ledger.jsonl"
+        self.folder, self.path = folder, folder / "ledger.jsonl"
 
     def append(self, row: dict) -> dict:
         """One write at the end of the file, whoever else writes there; on disk when this returns."""

@@ -19,21 +19,19 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from console import UserError, read_options, require
-from research.judge import Options, try_change
+from console import UserError, require
+from research.judge import try_change
 from research.ledger import Ledger, new_id
-from research.patch import ROOT, WATCHED, Invalid, from_tree, read_tree
+from research.patch import ROOT, WATCHED, Invalid, from_tree, git, read_tree, write_tree
+from research.runs import Options
 from research.verdict import Night, Noise
 
-FRUITLESS = 5  # attempts in a row without a judged change, after which the agent rather than its ideas is at fault
 SHOWN = 60  # trials of each sort that an agent is told of
-ENVIRONMENT = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "PATH": os.environ.get("PATH", os.defpath)}
-AUTHOR = ("-c", "user.name=nanoloop", "-c", "user.email=referee@localhost", "-c", "core.hooksPath=/dev/null")
 
 
 @dataclass(frozen=True)
@@ -46,22 +44,13 @@ class LoopOptions(Options):
     agent_minutes: float = 30.0  # that the agent may take for one idea
 
 
-def git(repo: Path, *arguments: str, stdin: str | None = None) -> str:
-    """Run git in `repo` without the user's configuration. Raises UserError with what git said."""
-    command = ["git", *AUTHOR, *arguments]
-    done = subprocess.run(command, cwd=repo, env=ENVIRONMENT, input=stdin, capture_output=True, text=True)
-    require(done.returncode == 0, f"git {arguments[0]} failed in '{repo}': {done.stderr.strip()[:300]}")
-    return done.stdout
-
-
 def own_repository(folder: Path) -> Path:
     """The loop's copy of the project with one commit per keep; made at the first start, tidied after a kill."""
     repo, making = folder / "repo", folder / "repo.tmp"
     if not repo.is_dir():
         shutil.rmtree(making, ignore_errors=True)
-        for path in {path for pattern in WATCHED for path in ROOT.glob(pattern) if path.is_file()}:
-            (making / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, making / path.relative_to(ROOT))
+        files = {path for pattern in WATCHED for path in ROOT.glob(pattern) if path.is_file()}
+        write_tree({str(path.relative_to(ROOT)): path.read_bytes() for path in files}, making)
         for command in ("init -q -b kept", "add -A", "commit -q -m Start"):
             git(making, *command.split())
         making.rename(repo)
@@ -87,11 +76,11 @@ def commit(repo: Path, row: dict) -> None:
     """Make a kept trial the recipe that the next ones are compared with. Doing it twice does it once."""
     if f"Trial: {row['id']}\n" in git(repo, "log", "--format=%B"):
         return
-    git(repo, "apply", "--index", "--whitespace=nowarn", "-", stdin=row["diff"])
-    words, trailers = row["hypothesis"], {"Trial": "id", "Verdict": "verdict", "Evidence": "reason", "Parent": "parent"}
-    text = [one_line(words, 72) or f"Trial {row['id']}", "", one_line(words, 2000), ""]
+    git(repo, "apply", "--index", "--whitespace=nowarn", "-", stdin=row["diff"].encode())
+    trailers = {"Trial": "id", "Verdict": "verdict", "Evidence": "reason", "Parent": "parent"}
+    text = [one_line(row["hypothesis"], 72) or f"Trial {row['id']}", "", one_line(row["hypothesis"], 2000), ""]
     text += [f"{key}: {one_line(row[name])}" for key, name in trailers.items()]
-    git(repo, "commit", "-q", "-F", "-", stdin="\n".join(text) + "\n")
+    git(repo, "commit", "-q", "-F", "-", stdin="\n".join([*text, ""]).encode())
 
 
 def told(row: dict) -> str:
@@ -122,7 +111,7 @@ def run_agent(command: str, copy: Path, text: str, seconds: float) -> str | None
     copy.with_name("agent.stdin").write_text(text)
     with open(copy.with_name("agent.log"), "wb") as log, open(copy.with_name("agent.stdin"), "rb") as stdin:
         # An agent does not outlive a loop that was killed: PR_SET_PDEATHSIG of prctl(2).
-        dies_too = (lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL)) if sys.platform == "linux" else None
+        dies_too = partial(ctypes.CDLL(None).prctl, 1, signal.SIGKILL)
         agent = subprocess.Popen(shlex.split(command), cwd=copy, stdin=stdin, stdout=log, stderr=log,
                                  preexec_fn=dies_too, start_new_session=True)  # fmt: skip
         try:
@@ -175,7 +164,7 @@ def attempt(command: str, ledger: Ledger, repo: Path, number: int, seconds: floa
         if known:
             return end(ledger, repo, row, "repeated an idea", same_as=known[0], hypothesis=hypothesis)
         ledger.append(row | {"idea": key})
-        return end(ledger, repo, row, "judged", judge(copy, repo, hypothesis))
+        return end(ledger, repo, row, "judged", judge(repo, tree=str(copy), hypothesis=hypothesis))
     except KeyboardInterrupt:
         end(ledger, repo, row, "interrupted")
         raise
@@ -196,12 +185,10 @@ def recover(ledger: Ledger, repo: Path) -> None:
 def run(agent: str, folder: Path, judge, hours: float | None, tries: int | None, minutes: float, tell=print) -> None:
     """Attempts until the time or the tries are used up.
 
-    judge(copy, repo, hypothesis) tries the tree `copy` against `repo`, records the trial and returns its row.
+    judge(repo, tree=…, hypothesis=…) tries that tree against the one in `repo`, records the trial, returns its row.
     """
-    program = shlex.split(agent)[:1]
-    require(program and shutil.which(program[0]), f"--agent={agent!r}: there is no such command")
-    require(shutil.which("git"), "the loop keeps its commits with git, which is not installed")
-    ledger, repo, fruitless = Ledger(folder), own_repository(folder), 0
+    require(shutil.which("".join(shlex.split(agent)[:1])), f"--agent={agent!r}: there is no such command")
+    ledger, repo = Ledger(folder), own_repository(folder)
     recover(ledger, repo)
     before = sum(row["kind"] == "attempt" for row in ledger.trials())
     tell(f"{before} attempts so far; keeps are commits in {repo}; Ctrl-C ends the loop, the same command goes on")
@@ -211,17 +198,9 @@ def run(agent: str, folder: Path, judge, hours: float | None, tries: int | None,
             break
         row = attempt(agent, ledger, repo, number, 60 * minutes, judge)
         tell(f"attempt {number} | {row.get('verdict', row['outcome'])} | {row.get('reason') or row.get('same_as', '')}")
-        fruitless = 0 if row["outcome"] == "judged" else fruitless + 1
-        require(fruitless < FRUITLESS, f"{fruitless} attempts in a row gave nothing: see {folder}/attempts/*/agent.log")
 
 
-def main(argv: list[str]) -> None:
-    chosen = read_options(LoopOptions, argv, "-m research loop", config_files=False)
-    options = Options(*(getattr(chosen, field.name) for field in fields(Options)))
-
-    def judge(copy: Path, repo: Path, hypothesis: str) -> dict:
-        head = git(repo, "rev-parse", "HEAD").strip()
-        return try_change(options, tree=str(copy), hypothesis=hypothesis, base=repo, parent=head)
-
+def main(chosen: LoopOptions) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    judge = partial(try_change, chosen)
     run(chosen.agent, Path(chosen.folder), judge, chosen.hours, chosen.tries, chosen.agent_minutes)

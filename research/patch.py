@@ -15,10 +15,11 @@ import stat
 import subprocess
 import tempfile
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from console import read_options, require
+from console import UserError, read_options, require
 
 ROOT = Path(__file__).resolve().parent.parent
 SPINE = ("model.py", "train.py")
@@ -28,16 +29,32 @@ WATCHED = ("*.py", "*.md", "*.txt", "config/*", "corpus/*", "research/*", "tests
 # Options that are the judge's to set: its flags come last on every command line.
 PROTECTED = set("data prepare out resume overwrite init_from eval_only seed max_steps max_tokens max_seconds device "
                 "wandb log_interval eval_interval eval_tasks save_interval sample_prompt".split())  # fmt: skip
+# Git as it is by itself: the user's configuration, hooks and signing keys have no part in a verdict.
+GIT = ("git", "-c", "user.name=nanoloop", "-c", "user.email=referee@localhost", "-c", "core.hooksPath=/dev/null")
+GIT_OWN = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "PATH": os.environ.get("PATH", os.defpath)}
 ADDED_BYTES = 6_000  # what a change adds, compressed: room for any honest idea, and for little text learnt by heart
 
 
 class Invalid(Exception):
-    """The change does what a change may not; the message says what."""
+    """The change, or the candidate that runs it, does what it may not. The message says what, in the judge's words."""
+
+    def __init__(self, message: str, text: str = ""):
+        super().__init__(message)
+        self.text = text  # what the candidate printed, untrusted
 
 
 def refuse(condition, message: str) -> None:
     if condition:
         raise Invalid(message)
+
+
+def git(folder: Path, *arguments: str, stdin: bytes = b"") -> str:
+    """What git prints in `folder`. Raises UserError with what it said."""
+    require(shutil.which("git"), "this needs git, which is not installed")
+    done = subprocess.run([*GIT, *arguments], cwd=folder, env=GIT_OWN, input=stdin, capture_output=True)
+    told = done.stderr.decode(errors="replace").strip()[:300]
+    require(done.returncode == 0, f"git failed in '{folder}' ({' '.join(arguments)[:60]}): {told}")
+    return done.stdout.decode(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -50,10 +67,6 @@ class Change:
     added: int
     removed: int
 
-    @property
-    def hash(self) -> str:
-        return hashlib.sha256(self.diff.encode()).hexdigest()[:16]
-
 
 def may_change(path: str) -> bool:
     return path in SPINE or re.fullmatch(r"config/[A-Za-z0-9_]+\.py", path) is not None
@@ -65,8 +78,7 @@ def read_tree(root: Path) -> dict[str, bytes]:
 
 
 def tree_hash(tree: dict[str, bytes]) -> str:
-    rows = [f"{path} {hashlib.sha256(content).hexdigest()}" for path, content in sorted(tree.items())]
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr(sorted(tree.items())).encode()).hexdigest()[:16]
 
 
 def write_tree(tree: dict[str, bytes], folder: Path) -> Path:
@@ -88,7 +100,7 @@ def assignments(source: str) -> dict[str, str]:
 
 def make_change(base: dict[str, bytes], files: dict[str, bytes | None]) -> Change:
     """A change of `base` from the new content of files. Raises Invalid."""
-    texts, parts, counts = {}, [], {"+": 0, "-": 0}
+    texts, parts, counts = {}, [], Counter()
     for path, content in sorted(files.items()):
         if content == base.get(path):
             continue
@@ -107,9 +119,7 @@ def make_change(base: dict[str, bytes], files: dict[str, bytes | None]) -> Chang
         texts[path], names = new, (f"a/{path}" if path in base else "/dev/null", f"b/{path}")
         lines = list(difflib.unified_diff(old.splitlines(True), new.splitlines(True), *names))
         parts += [line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines]
-        for line in lines[2:]:
-            if path in SPINE and line[:1] in counts and line[1:].strip() and not line[1:].lstrip().startswith("#"):
-                counts[line[0]] += 1
+        counts.update(line[0] for line in lines[2:] if path in SPINE and re.match(r"[+-]\s*[^\s#]", line))
     added = "".join(line[1:] for line in parts if line.startswith("+") and not line.startswith("+++"))
     size = len(zlib.compress(added.encode(), 9))
     refuse(size > ADDED_BYTES, f"it adds {size:,} bytes (compressed), more than {ADDED_BYTES:,}: one idea, or a blob?")
@@ -124,15 +134,13 @@ def from_settings(base: dict[str, bytes], config: str, settings: str, root: Path
     require(pairs and all(pairs) and all(pairs.values()), f"--set={settings!r}: write it as 'key=value key=value'")
     own = sorted(PROTECTED.intersection(pairs))
     refuse(own, f"it sets {', '.join(own)}, which the judge sets")
-    flags = [f"--{key}={value}" for key, value in pairs.items()]
-    read_options(train.TrainConfig, [str(root / config), *flags], "-m research try")
+    read_options(train.TrainConfig, [str(root / config), *(f"--{k}={v}" for k, v in pairs.items())], "-m research try")
     text = base[config].decode()
     for key, value in pairs.items():
-        with contextlib.suppress(ValueError, SyntaxError):
-            value = repr(ast.literal_eval(value))
-        value = value if re.fullmatch(r"None|True|False|[-\d'\"(\[].*", value) else repr(value)
+        with contextlib.suppress(ValueError, SyntaxError):  # a bare word is a string
+            value = ast.literal_eval(value)
         line = re.compile(rf"^{key}\s*=[^#\n]*?(?=\s*(#.*)?$)", re.MULTILINE)
-        text = line.sub(lambda _: f"{key} = {value}", text) if line.search(text) else f"{text}{key} = {value}\n"
+        text = line.sub(lambda _: f"{key} = {value!r}", text) if line.search(text) else f"{text}{key} = {value!r}\n"
     return make_change(base, {config: text.encode()})
 
 
@@ -140,19 +148,15 @@ def from_patch(base: dict[str, bytes], diff: bytes) -> Change:
     """A unified diff, as `git diff` writes it. Raises UserError and Invalid."""
     require(shutil.which("git"), "a patch file is applied by git, which is not installed: use --tree or --set")
     with tempfile.TemporaryDirectory() as folder:
-        tree = write_tree(base, Path(folder))
-
-        def git(*arguments: str) -> str:
-            command = ["git", "apply", "--whitespace=nowarn", *arguments, "-"]
-            own = {"GIT_DIR": "/dev/null", "PATH": os.environ["PATH"]}
-            done = subprocess.run(command, cwd=tree, env=own, input=diff, capture_output=True)
-            refuse(done.returncode, f"it does not apply ({done.stderr.decode(errors='replace').strip()[:300]})")
-            return done.stdout.decode(errors="replace")
-
-        touched = [row.split("\t")[-1] for row in git("--numstat", "-z").split("\0") if row]
-        others = [name for name in touched if not may_change(name)]
-        refuse(others, f"it touches {', '.join(others)}; only model.py, train.py and config/*.py may change")
-        git()
+        tree, apply = write_tree(base, Path(folder)), ("--git-dir=/dev/null", "apply", "--whitespace=nowarn")
+        try:
+            rows = git(tree, *apply, "--numstat", "-z", "-", stdin=diff).split("\0")
+            touched = [row.split("\t")[-1] for row in rows if row]
+            others = [name for name in touched if not may_change(name)]
+            refuse(others, f"it touches {', '.join(others)}; only model.py, train.py and config/*.py may change")
+            git(tree, *apply, "-", stdin=diff)
+        except UserError as error:
+            raise Invalid(f"it does not apply ({str(error).rpartition('): ')[2]})") from None
         return from_tree(base, tree)
 
 
@@ -166,7 +170,6 @@ def from_tree(base: dict[str, bytes], tree: Path, root: Path = ROOT) -> Change:
             if path.is_dir() and not path.is_symlink():
                 continue
             refuse(not stat.S_ISREG(path.lstat().st_mode) or path.parent.is_symlink(), f"{name} is not a plain file")
-            refuse(os.access(path, os.X_OK) and not os.access(own, os.X_OK), f"{name} was made executable")
             if name in base or not own.is_file() or own.read_bytes() != path.read_bytes():
                 files[name] = path.read_bytes()
     return make_change(base, {name: files.get(name) for name in base | files})

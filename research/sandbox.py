@@ -19,14 +19,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from console import require
 
 HERE = Path(__file__).resolve().parent
-SYSTEM = ("/usr /lib /lib64 /lib32 /bin /sbin /etc/ld.so.cache /etc/alternatives /etc/localtime /sys/devices/system "
-          "/nix/store").split()  # fmt: skip
+SYSTEM = "/usr /lib /lib64 /bin /sbin /etc/ld.so.cache /etc/alternatives /sys/devices/system /nix/store".split()
 DEVICES = "/dev/null /dev/zero /dev/full /dev/random /dev/urandom".split()
 DISK_BYTES, TAIL_BYTES = 4 << 30, 8_000
 
@@ -46,39 +44,30 @@ def system_view(hidden: list[Path]) -> list[tuple]:
     return sorted(view, key=lambda row: row[2].count("/")) + [("device", path, path) for path in (*DEVICES, *gpu)]
 
 
-@dataclass
-class Result:
-    """How a run ended. status: 0 for a good end. text: the end of what it printed, untrusted."""
-
-    status: int
-    seconds: float
-    late: bool
-    text: str
-
-
 class Run:
-    """A run under way. `answers` reads its standard output where that was asked for; `requests` is its input."""
+    """A run under way. `answers` reads its standard output where that was asked for; `requests` is its input.
+
+    How it ended, after `finish`: status, 0 for a good end; seconds; late; text, the end of what it printed, untrusted.
+    """
 
     def __init__(self, box: "Sandbox", spec: dict, collect: Mapping[str, Path], seconds: float, talk: bool):
-        self.box, self.started, self.seconds, self.late, self.tail = box, time.perf_counter(), seconds, False, b""
+        self.box, self.started, self.late, self.tail = box, time.perf_counter(), False, b""
         self.requests, self.answers, self.scratch = None, None, spec["root"]
         printed, prints = os.pipe()
         streams = [os.open(os.devnull, os.O_RDONLY), prints, prints]
         if talk:
             (streams[0], self.requests), (self.answers, streams[1]) = os.pipe(), os.pipe()
             fcntl.fcntl(self.answers, fcntl.F_SETPIPE_SZ, 1 << 20)  # logits are many: sixteen times the usual pipe
-        files = [open(path, "wb") for path in collect.values()]
-        socket.send_fds(box.control, [json.dumps(spec).encode()], [*streams, *(file.fileno() for file in files)])
+        streams += [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644) for path in collect.values()]
+        socket.send_fds(box.control, [json.dumps(spec).encode()], streams)
         self.pid = int(box.control.recv(64))
         for stream in {*streams}:
             os.close(stream)
-        for file in files:
-            file.close()
-        self.reader = threading.Thread(target=self.drain, args=(printed,), daemon=True)
-        self.reader.start()
+        self.reader = threading.Thread(target=self.drain, args=(printed,))
         self.timer = threading.Timer(seconds, self.end)
-        self.timer.daemon = True
-        self.timer.start()
+        for thread in (self.reader, self.timer):
+            thread.daemon = True
+            thread.start()
 
     def drain(self, stream: int) -> None:
         while part := os.read(stream, 65536):
@@ -90,16 +79,17 @@ class Run:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
-    def finish(self) -> Result:
+    def finish(self) -> "Run":
         for pipe in (self.requests, self.answers):
             if pipe is not None:
                 os.close(pipe)
-        status = int(self.box.control.recv(64))
-        seconds = time.perf_counter() - self.started
+        self.status = int(self.box.control.recv(64))
+        self.seconds = time.perf_counter() - self.started
         self.timer.cancel()
         self.reader.join(5)
         shutil.rmtree(self.scratch, ignore_errors=True)
-        return Result(status, seconds, self.late, self.tail.decode("utf-8", errors="replace"))
+        self.text = self.tail.decode("utf-8", errors="replace")
+        return self
 
 
 class Sandbox:
@@ -125,8 +115,7 @@ class Sandbox:
         os.sched_setaffinity(self.starter.pid, cores)  # for good: a run is refused the call that would change it
         theirs.close()
         require(self.control.recv(64) == b"ready", "the sandbox's starter did not begin: see above")
-        home, temporary = Path.home(), Path(tempfile.gettempdir())
-        self.view = system_view([HERE.parent, folder.resolve(), home, temporary, *hidden])
+        self.view = system_view([HERE.parent, folder, Path.home(), Path(tempfile.gettempdir()), *hidden])
         self.isolation, share = "namespaces", len(cores) / (os.cpu_count() or 1)
         self.memory = int(0.9 * share * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
         result = self.start(["/box/worker.py", "--check"], {}, seconds=30).finish()

@@ -14,12 +14,14 @@ number of changed windows; and a dependence too small for LEAK, in nats per toke
 import os
 import select
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from prepare_data import Data
+from research.patch import Invalid, refuse
 
 TOKENS_AT_ONCE = 4096  # in one question to the worker
 JUMP = 0.25  # nats by which one prediction may change with what is asked beside it or after it
@@ -28,41 +30,29 @@ LEAK = 3e-4  # … and on average, beside six standard errors: rounding has no d
 CHANGED_WINDOWS = 256  # at least, however few windows the split has
 
 
-class Refused(Exception):
-    """The candidate broke a rule or failed a probe; the message says which, in the judge's words alone."""
-
-    text = ""  # what it printed, untrusted
-
-
-class Crashed(Refused):
-    """It did not come to an end."""
-
-
-def refuse(condition, message: str) -> None:
-    if condition:
-        raise Refused(message)
+class Crashed(Invalid):
+    """The candidate did not come to its end."""
 
 
 class Worker:
-    """A candidate's process, asked over pipes. Raises Refused where it answers late, badly or not at all."""
+    """A candidate's process, asked over pipes. Raises Invalid where it answers late, badly or not at all."""
 
     def __init__(self, box, tree: Path, checkpoint: Path, seconds: float):
-        shown = {"/box/tree": tree, "/box/model.pt": checkpoint}
-        argv = ["/box/worker.py", "/box/model.pt", "/box/tree"]
-        self.run, self.limit = box.start(argv, shown, seconds + 5, talk=True), seconds
-        self.deadline = time.monotonic() + seconds
+        self.run = box.start(["/box/worker.py", "/box/model.pt", "/box/tree"],
+                             {"/box/tree": tree, "/box/model.pt": checkpoint}, seconds + 5, talk=True)  # fmt: skip
+        self.limit, self.deadline = seconds, time.monotonic() + seconds
         self.block_size, self.vocab_size = np.frombuffer(self.read(8), dtype="<i4").tolist()
 
     def read(self, count: int) -> bytearray:
         content, place = bytearray(count), 0
         while place < count:
             ready, _, _ = select.select([self.run.answers], [], [], max(0.0, self.deadline - time.monotonic()))
-            refuse(not ready, f"evaluation takes more than {self.limit:.0f} seconds, far more than the baseline's")
+            if not ready:
+                told = f"evaluation takes more than {self.limit:.0f} seconds, far more than the baseline's"
+                raise Invalid(told, self.close())
             part = os.readv(self.run.answers, [memoryview(content)[place:]])
             if not part:
-                error = Crashed("its evaluation ended before it had answered")
-                error.text = self.close()
-                raise error
+                raise Crashed("its evaluation ended before it had answered", self.close())
             place += part
         return content
 
@@ -89,7 +79,7 @@ class Worker:
 
 
 def surprise(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Nats of the targets, (B, T) float64: normalised by the judge. Raises Refused for logits that are no answer."""
+    """Nats of the targets, (B, T) float64: normalised by the judge. Raises Invalid for logits that are no answer."""
     with np.errstate(invalid="ignore"):  # what is not finite is found below
         below = logits - logits.max(axis=-1, keepdims=True)
     chosen = np.take_along_axis(below, targets[..., None], axis=-1)[..., 0]
@@ -182,15 +172,14 @@ def check(plan: Plan, losses: np.ndarray, moment: np.ndarray, usual: float) -> t
 
 def score(box, tree: Path, checkpoint: Path, data: Data, split: str, seconds: float, max_tokens: int,
           usual: float = 0.0) -> tuple[float, float, float]:  # fmt: skip
-    """(bits per byte of the split, seconds of evaluation, what `check` found of rounding). Raises Refused.
+    """(bits per byte of the split, seconds of evaluation, what `check` found of rounding). Raises Invalid.
 
     max_tokens: of the split that are scored. usual: the baseline's rounding. The places of the changes and the order of
     the questions are drawn anew each time.
     """
     rng, started, plan = np.random.default_rng(), time.monotonic(), None
     for half in range(2):
-        worker = Worker(box, tree, checkpoint, seconds - (time.monotonic() - started))
-        try:
+        with closing(Worker(box, tree, checkpoint, seconds - (time.monotonic() - started))) as worker:
             if plan is None:
                 size, known = worker.block_size, data.tokenizer.vocab_size
                 refuse(worker.vocab_size != known, f"its vocabulary is {worker.vocab_size}, not the data's {known}")
@@ -203,15 +192,10 @@ def score(box, tree: Path, checkpoint: Path, data: Data, split: str, seconds: fl
             rows = rng.permutation(np.flatnonzero(side == half))
             moment[rows] = np.arange(len(rows)) / max(1, len(rows)) + rng.random() * 1e-9
             answer(worker, plan, rows, losses, rng)
-        finally:
-            worker.close()
     wrong, shiver = check(plan, losses, moment, usual)
     if wrong:
-        worker = Worker(box, tree, checkpoint, seconds)
-        try:
-            raise Refused(f"{diagnose(worker, plan, rng)} ({wrong})")
-        finally:
-            worker.close()
+        with closing(Worker(box, tree, checkpoint, seconds)) as worker:
+            raise Invalid(f"{diagnose(worker, plan, rng)} ({wrong})")
     scored = plan.counted[:, None] & (plan.targets >= 0)
     n_bytes = np.where(scored, data.tokenizer.token_bytes[np.maximum(plan.targets, 0)], 0)
     return float((losses * (n_bytes > 0)).sum() / n_bytes.sum() / np.log(2)), time.monotonic() - started, shiver

@@ -10,18 +10,19 @@ that follows, on fresh seeds and the test split, says whether it is better.
 """
 
 import math
+from ast import literal_eval
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from console import explained, read_options, require
-from research.judge import Options, known_noise, score_settings, share_cores, try_change
-from research.ledger import Ledger
-from research.patch import PROTECTED, ROOT
-from research.score import Refused
+from console import explained, require
+from research import patch
+from research.judge import exit_code, known_noise, try_change
+from research.runs import Options, Setup, Slot, set_up, share_cores
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,15 @@ def read_space(text: str, names: set[str]) -> dict:
     """Option to Optuna's distribution of its values. Raises UserError."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    kinds = {"log": lambda low, high: FloatDistribution(float(low), float(high), log=True),
-             "float": lambda low, high: FloatDistribution(float(low), float(high)),
-             "int": lambda low, high: IntDistribution(int(low), int(high))}  # fmt: skip
+    kinds = {"log": partial(FloatDistribution, log=True), "float": FloatDistribution, "int": IntDistribution}
     space = {}
     for part in (Path(text).read_text(encoding="utf-8") if Path(text).is_file() else text).split():
         name, _, value = part.partition("=")
-        require(name in names - PROTECTED, f"'{part}': {name} is not an option of the recipe that may be searched")
+        require(name in names - patch.PROTECTED, f"'{part}': {name} is no option of the recipe that may be searched")
         kind, _, bounds = value.rstrip(")").partition("(")
         with explained(f"'{part}' makes no sense", f"write {name}=log(0.01,0.1), float(0,1), int(1,4) or one|two"):
-            space[name] = kinds[kind](*bounds.split(",")) if bounds else CategoricalDistribution(value.split("|"))
+            ends = map(literal_eval, bounds.split(","))
+            space[name] = kinds[kind](*ends) if bounds else CategoricalDistribution(value.split("|"))
     require(space, 'no SPACE was given: type one as "muon_lr=log(0.005,0.05) n_layer=int(1,4) activation=relu2|swiglu"')
     return space
 
@@ -54,13 +54,12 @@ def read_space(text: str, names: set[str]) -> dict:
 def search(space: dict, score, folder: Path, tries: int, seeds: int, places=((),), sd: float = math.inf, start=None):
     """The Optuna study (Akiba et al. 2019, arXiv:1907.10902) of `space` after `tries` settings.
 
-    score(settings, seed, place) is bits per byte, or raises score.Refused; as many run at once as there are places. sd:
+    score(settings, seed, place) is bits per byte, or raises patch.Invalid; as many run at once as there are places. sd:
     the noise floor; inf drops nothing. start: a setting to begin with.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(storage=f"sqlite:///{folder / 'tune.db'}", study_name=repr(space), load_if_exists=True)
     study.enqueue_trial(start) if start and not study.trials else None
     free, state = list(places), optuna.trial.TrialState
@@ -74,7 +73,7 @@ def search(space: dict, score, folder: Path, tries: int, seeds: int, places=((),
                 best = min((other.value for other in study.get_trials(states=[state.COMPLETE])), default=math.inf)
             whole = len(scores) == seeds
             study.tell(trial, sum(scores) / seeds if whole else None, state=state.COMPLETE if whole else state.PRUNED)
-        except Refused as error:
+        except patch.Invalid as error:
             print(f"setting {trial.number}: {error} | {trial.params}", flush=True)
             study.tell(trial, state=state.FAIL)
         finally:
@@ -86,20 +85,30 @@ def search(space: dict, score, folder: Path, tries: int, seeds: int, places=((),
     return study
 
 
-def main(argv: list[str]) -> int:
-    import train
+def flags(settings: dict) -> str:
+    return " ".join(f"{name}={value}" for name, value in settings.items())
 
-    chosen = read_options(TuneOptions, argv, "-m research tune", config_files=False)
-    options = Options(*(getattr(chosen, field.name) for field in fields(Options)))
-    space = read_space(chosen.space, {field.name for field in fields(train.TrainConfig)})
-    recipe = read_options(train.TrainConfig, [str(ROOT / options.config)], "-m research tune")
-    noise = known_noise(Ledger(Path(options.folder)), options)
-    study = search(space, lambda *job: score_settings(options, *job)["bpb"], Path(options.folder), chosen.tries,
-                   chosen.seeds, share_cores(options.workers), noise.sd if noise else math.inf,
-                   {name: getattr(recipe, name) for name in space})  # fmt: skip
+
+def score_settings(setup: Setup, settings: dict, seed: int, place: tuple) -> float:
+    """Bits per byte, on the validation split, of one run of the recipe with some options changed. Raises Invalid."""
+    change = patch.from_settings(setup.base, setup.options.config, flags(settings), setup.root)
+    slot = Slot(replace(setup, base=patch.apply(setup.base, change)), {}, *place)
+    try:
+        return slot.run("baseline", seed, "val")["bpb"]  # there is nothing beside it that it could be compared with
+    finally:
+        slot.close()
+
+
+def main(chosen: TuneOptions) -> int:
+    setup = set_up(chosen, patch.ROOT)
+    space = read_space(chosen.space, {field.name for field in fields(setup.recipe)})
+    noise = known_noise(setup.ledger, chosen)
+    study = search(space, partial(score_settings, setup), setup.ledger.folder, chosen.tries, chosen.seeds,
+                   share_cores(chosen.workers), noise.sd if noise else math.inf,
+                   {name: getattr(setup.recipe, name) for name in space})  # fmt: skip
     require([trial for trial in study.trials if trial.value is not None], "no setting could be scored: mend the space")
-    best = " ".join(f"{name}={value}" for name, value in study.best_params.items())
-    print(f"the lowest of {len(study.trials)} settings: {best}; now the trial, on fresh seeds")
-    row = try_change(options, settings=best, hypothesis=f"The lowest of {len(study.trials)} settings of {chosen.space}")
+    count, best = len(study.trials), flags(study.best_params)
+    print(f"the lowest of {count} settings: {best}; now the trial, on fresh seeds")
+    row = try_change(chosen, patch.ROOT, settings=best, hypothesis=f"The lowest of {count} settings of {chosen.space}")
     print(f"{row['verdict']}: {row['reason']}")
-    return 0 if row["verdict"].startswith("keep") else 3 if row["verdict"] in ("invalid", "crash") else 1
+    return exit_code(row)

@@ -23,7 +23,7 @@ turns on one machine; the noise of differences is about normal (the table shows 
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -192,12 +192,11 @@ class Decision:
 
 
 def decide(differences: list[float], *, alpha: float, minimum_effect: float = MINIMUM_EFFECT,
-           max_pairs: int = MAX_PAIRS, noise: Noise | None = None, lines: int = 0,
-           margin: float | None = None) -> Decision | None:  # fmt: skip
+           max_pairs: int = MAX_PAIRS, noise: Noise | None = None, lines: int = 0) -> Decision | None:  # fmt: skip
     """What the pairs so far say; None asks for another pair. A keep is provisional until `confirm` says keep as well.
 
     alpha: the trial's level, from `Night.alpha`. lines: added - removed in the spine; below 0 equality suffices.
-    margin: what counts as equal; None: EQUAL_MARGIN, at least the minimum effect. Raises UserError.
+    Equal is what differs by less than EQUAL_MARGIN, and than the minimum effect. Raises UserError.
     """
     from scipy.stats import t
 
@@ -206,7 +205,7 @@ def decide(differences: list[float], *, alpha: float, minimum_effect: float = MI
     if not np.isfinite(differences).all():
         return Decision("reject", "a score is not a finite number", math.nan, (math.nan, math.nan))
     d, n = np.array([differences]), len(differences)
-    margin = max(minimum_effect, EQUAL_MARGIN * noise.sd if noise else 0.0) if margin is None else margin
+    margin = max(minimum_effect, EQUAL_MARGIN * noise.sd if noise else 0.0)
     said = look(d, round_level(alpha), max_pairs, noise, minimum_effect, margin if lines < 0 else None)[0]
     mean, (_, sd, df) = float(d.mean()), deviations(d, noise)
     half = float(t.isf(0.025, df) * sd[0] / math.sqrt(n)) if df else math.inf
@@ -232,8 +231,7 @@ def confirm(differences: list[float], **rules) -> Decision | None:
     decision = decide(differences, **rules)
     if decision is None or decision.verdict.startswith("keep"):
         return decision
-    reason = f"not confirmed on fresh seeds and the test split ({decision.reason})"
-    return Decision(decision.verdict, reason, decision.mean, decision.interval)
+    return replace(decision, reason=f"not confirmed on fresh seeds and the test split ({decision.reason})")
 
 
 def smallest_effect(sd: float, pairs: int, alpha: float, power: float = 0.8) -> float:

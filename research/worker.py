@@ -18,8 +18,7 @@ def main(checkpoint_path: str) -> None:
 
     sys.path.insert(0, tree)
     import train
-    from console import pick_device
-    from console import keep_freed_memory
+    from console import keep_freed_memory, pick_device
     from model import GPT
 
     keep_freed_memory()

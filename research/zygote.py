@@ -88,16 +88,14 @@ def build_view(spec: dict) -> None:
     call("mount", "tmpfs", root, "tmpfs", NO_SUID | NO_DEV, "size=1m,mode=755")
     for kind, source, target in [*spec["view"], ("proc", "proc", "/proc")]:
         path = root + target
-        if kind == "link":
-            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-            os.symlink(source, path)
-            continue
         if not os.path.lexists(path):
             is_file = kind in ("read", "device") and not os.path.isdir(source)
-            os.makedirs(os.path.dirname(path) if is_file else path, mode=0o755, exist_ok=True)
+            os.makedirs(os.path.dirname(path) if is_file or kind == "link" else path, mode=0o755, exist_ok=True)
             if is_file:
                 open(path, "w").close()
-        if kind in ("read", "device"):
+        if kind == "link":
+            os.symlink(source, path)
+        elif kind in ("read", "device"):
             call("mount", source, path, None, BIND | RECURSIVE, None)
             restrict(path, READ_ONLY | NO_SUID | NO_DEV if kind == "read" else NO_SUID)
         elif kind == "proc":
@@ -145,35 +143,23 @@ def give_up_privileges() -> None:
     call("prctl", 22, 2, struct.pack("HxxxxxxP", len(program), ctypes.addressof(code)), 0, 0)  # PR_SET_SECCOMP, filter
 
 
-def become_candidate(spec: dict, streams: list[int], isolated: bool) -> None:
-    """Run spec["argv"] (a Python file and its arguments) in this process; never returns."""
-    code = 1
-    try:
-        for number, stream in enumerate(streams):
-            os.dup2(stream, number)
-        os.closerange(3, 4096)
-        sys.stdin, sys.stdout, sys.stderr = open(0, closefd=False), open(1, "w", 1, closefd=False), open(2, "w", 1)
-        for name, limit in spec["limits"].items():
-            hard = resource.getrlimit(getattr(resource, name))[1]
-            limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-            resource.setrlimit(getattr(resource, name), (limit, limit))
-        if isolated:
-            give_up_privileges()
-        os.environ.clear()
-        os.environ.update(spec["environment"])
-        os.chdir(spec["folder"])
-        sys.argv, sys.path[:0] = spec["argv"], [os.path.dirname(spec["argv"][0])]
-        runpy.run_path(spec["argv"][0], run_name="__main__")
-        code = 0
-    except SystemExit as exit:
-        code = exit.code & 127 if isinstance(exit.code, int) else int(exit.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+def become_candidate(spec: dict) -> int:
+    """Run spec["argv"] (a Python file and its arguments) in this process."""
+    os.closerange(3, 4096)
+    os.setsid()
+    sys.stdin, sys.stdout, sys.stderr = open(0, closefd=False), open(1, "w", 1, closefd=False), open(2, "w", 1)
+    for name, limit in spec["limits"].items():
+        hard = resource.getrlimit(getattr(resource, name))[1]
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(getattr(resource, name), (limit, limit))
+    if spec["isolated"]:
+        give_up_privileges()
+    os.environ.clear()
+    os.environ.update(spec["environment"])
+    os.chdir(spec["folder"])
+    sys.argv, sys.path[:0] = spec["argv"], [os.path.dirname(spec["argv"][0])]
+    runpy.run_path(spec["argv"][0], run_name="__main__")
+    return 0
 
 
 def copy_out(path: str, limit: int, target: int) -> None:
@@ -185,41 +171,54 @@ def copy_out(path: str, limit: int, target: int) -> None:
                 pass
 
 
-def first_process(spec: dict, fds: list[int], isolated: bool) -> int:
-    """Build the view, run the candidate, end all it leaves behind, copy its files out; returns its status, 0 to 127."""
+def first_process(spec: dict, files: list[int]) -> int:
+    """Build the view, run the candidate, end all it leaves behind, copy its files out; returns its status."""
     call("prctl", 1, signal.SIGKILL)  # PR_SET_PDEATHSIG: whoever ends the starter ends this, and with it all
-    if isolated:
+    if spec["isolated"]:
         build_view(spec)
-    candidate = os.fork()
-    if candidate == 0:
-        os.setsid()
-        become_candidate(spec, fds[:3], isolated)
-    for stream in fds[:3]:
-        os.close(stream)
-    _, status = os.waitpid(candidate, 0)
+    candidate = fork(become_candidate, spec)
+    status = wait(candidate)
     with contextlib.suppress(OSError):
-        os.kill(-1, signal.SIGKILL) if isolated else os.killpg(candidate, signal.SIGKILL)
-    for (path, limit), target in zip(spec["collect"], fds[3:]):
+        os.kill(-1, signal.SIGKILL) if spec["isolated"] else os.killpg(candidate, signal.SIGKILL)
+    for (path, limit), target in zip(spec["collect"], files):
         copy_out(path, limit, target)
-    return os.waitstatus_to_exitcode(status) & 127
+    return status
 
 
-def run(spec: dict, fds: list[int]) -> None:
-    """In a fork of the starter: the run, in namespaces if spec["isolated"]; never returns. Status 255: not begun."""
-    code = 255
-    try:
-        call("prctl", 1, signal.SIGKILL)
-        if spec["isolated"]:
-            enter_namespaces()
-        first = os.fork()  # the process that asks for a process namespace does not enter it, its children do
-        if first == 0:
-            code = first_process(spec, fds, spec["isolated"])
-        else:
-            code = os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]) % 256
-    except BaseException:
-        os.write(fds[2], traceback.format_exc().encode())
-    finally:
-        os._exit(code)
+def run(control: socket.socket, spec: dict, fds: list[int]) -> int:
+    """In a fork of the starter: the run, in namespaces if spec["isolated"]. fds: its three streams and its files."""
+    control.close()
+    call("prctl", 1, signal.SIGKILL)
+    for number, stream in enumerate(fds[:3]):
+        os.dup2(stream, number)
+        os.close(stream)
+    if spec["isolated"]:
+        enter_namespaces()
+    # The process that asks for a process namespace does not enter it, its children do.
+    return wait(fork(first_process, spec, fds[3:]))
+
+
+def fork(function, *arguments) -> int:
+    """The number of a new process, which calls the function and ends with the status that it returns."""
+    child, code = os.fork(), 1
+    if child == 0:
+        try:
+            code = function(*arguments)
+        except SystemExit as exit:
+            code = exit.code & 127 if isinstance(exit.code, int) else int(exit.code is not None)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+    return child
+
+
+def wait(child: int) -> int:
+    """How a process ended, 0 to 127; 0 is well."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 127
 
 
 def main(number: int) -> None:
@@ -227,24 +226,20 @@ def main(number: int) -> None:
     control = socket.socket(fileno=number)
     for module in ("torch", "torch._dynamo", "tyro", "matplotlib.figure", "matplotlib.backends.backend_agg"):
         importlib.import_module(module)  # what every run loads; no thread is started by it, so a fork is whole
-
     control.send(b"ready")
     while True:
         message, fds, _, _ = socket.recv_fds(control, 1 << 18, 16)
         if not message:
             return
-        child = os.fork()
-        if child == 0:
-            control.close()
-            run(json.loads(message), fds)
+        child = fork(run, control, json.loads(message), fds)
         for fd in fds:
             os.close(fd)
         control.send(str(child).encode())
-        fds = [os.pidfd_open(child)]
-        if control in select.select([control, *fds], [], [])[0]:
+        ended = os.pidfd_open(child)
+        if control in select.select([control, ended], [], [])[0]:
             return  # the judge has gone: with this process the kernel ends the run
-        os.close(fds[0])
-        control.send(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
+        os.close(ended)
+        control.send(str(wait(child)).encode())
 
 
 if __name__ == "__main__":

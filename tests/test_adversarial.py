@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import prepare_data
-from research import judge, patch
+from research import judge, patch, runs
 from tests.conftest import ROOT, make_documents
 
 HERE = Path(__file__).parent / "adversarial"
@@ -39,7 +39,7 @@ dtype = "float32"
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """(base tree, setup) of a recipe that trains in half a second, on text of its own."""
+    """The setup of a recipe that trains in half a second, on text of its own."""
     source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("data")
     for index, text in enumerate(make_documents(200)):
         (source / f"{index:03}.txt").write_text(text)
@@ -50,10 +50,10 @@ def tiny(tmp_path_factory):
     base = patch.read_tree(ROOT) | {"config/tiny.py": TINY.format(data=data).encode()}
     root = patch.write_tree(base, tmp_path_factory.mktemp("root"))
     out = str(tmp_path_factory.mktemp("judge"))
-    return base, judge.set_up(judge.Options(config="config/tiny.py", folder=out, slowdown=3.0), root)
+    return runs.set_up(runs.Options(config="config/tiny.py", folder=out, slowdown=3.0), root)
 
 
-class CachedBaseline(judge.Slot):
+class CachedBaseline(runs.Slot):
     """The baseline's runs are the same for every case: on one core they are deterministic, so each is done once."""
 
     def run(self, arm, seed, split):
@@ -66,9 +66,9 @@ class CachedBaseline(judge.Slot):
         return known[seed, split]
 
 
-def make_change(case: dict, base: dict, setup, folder: Path) -> patch.Change:
+def make_change(case: dict, setup, folder: Path) -> patch.Change:
     """The case as a patch, or as a tree where a patch could not say it."""
-    files = dict(base)
+    base, files = setup.base, dict(setup.base)
     data = prepare_data.Data(setup.data)
     held_out = data.tokenizer.decode(data.splits["val"].read(0, 2000)).replace("\n", " ")
     for path, old, new in case["EDITS"]:
@@ -89,18 +89,18 @@ def make_change(case: dict, base: dict, setup, folder: Path) -> patch.Change:
     return change
 
 
-def what_becomes_of(case: dict, base: dict, setup, slots: dict, folder: Path) -> dict:
+def what_becomes_of(case: dict, setup, slots: dict, folder: Path) -> dict:
     """{"reason"} of a case that is refused, else {"differences"} of its pairs."""
     try:
-        change = make_change(case, base, setup, folder)
+        change = make_change(case, setup, folder)
     except patch.Invalid as error:
         return {"reason": str(error)}
     budget = case.get("BUDGET")
     if budget not in slots:
         kind = replace(setup, kind="seconds", amount=float(budget[:-1])) if budget else setup
-        slots[budget] = CachedBaseline(kind, base, slots["cores"])
+        slots[budget] = CachedBaseline(kind, {}, slots["cores"])
     slot, pairs = slots[budget], []
-    slot.place(patch.apply(base, change))
+    slot.place(patch.apply(setup.base, change))
     for seed in SEEDS[: 2 if "ignores" in case.get("REFUSED", "") else 1]:
         pairs.append(slot.pair(seed, "val", False))
         failed = pairs[-1].get("failed") or judge.same_for_every_seed(pairs)
@@ -113,8 +113,9 @@ def what_becomes_of(case: dict, base: dict, setup, slots: dict, folder: Path) ->
 def outcomes(request, tiny, tmp_path_factory):
     """What became of each case that was asked for: all are judged in one go, two at a time where there are two cores."""
     started, results = time.monotonic(), {}
-    places = [cores for cores, _ in judge.share_cores(min(2, len(judge.available_cores())))]
-    chosen = [item.callspec.params["path"] for item in request.session.items if hasattr(item, "callspec")]
+    places = [cores for cores, _ in runs.share_cores(min(2, len(runs.available_cores())))]
+    items = [item for item in request.session.items if item.path == Path(__file__) and hasattr(item, "callspec")]
+    chosen = [item.callspec.params["path"] for item in items]
     waiting = sorted(chosen, key=lambda path: "BUDGET" not in path.read_text())
 
     def work(cores):
@@ -123,12 +124,12 @@ def outcomes(request, tiny, tmp_path_factory):
             path = waiting.pop(0)
             begun = time.monotonic()
             try:
-                result = what_becomes_of(runpy.run_path(str(path)), *tiny, slots, tmp_path_factory.mktemp("case"))
+                result = what_becomes_of(runpy.run_path(str(path)), tiny, slots, tmp_path_factory.mktemp("case"))
             except Exception as error:
                 result = {"error": error}
             results[f"{path.parent.name}/{path.stem}"] = result | {"took": time.monotonic() - begun}
         for slot in slots.values():
-            slot.close() if isinstance(slot, judge.Slot) else None
+            slot.close() if isinstance(slot, runs.Slot) else None
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(work, places))

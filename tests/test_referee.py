@@ -17,7 +17,7 @@ import pytest
 import prepare_data
 from console import UserError
 from research import __main__ as program
-from research import judge, ledger, patch, sandbox, score
+from research import judge, ledger, patch, runs, sandbox, score
 from tests.conftest import ROOT
 
 BASE = patch.read_tree(ROOT)
@@ -44,7 +44,7 @@ def test_a_patch_a_tree_and_an_option_say_the_same(tmp_path):
     by_tree = patch.from_tree(BASE, tree)
     by_patch = patch.from_patch(BASE, by_tree.diff.encode())
     by_option = patch.from_settings(BASE, "config/quickstart.py", "n_layer=3")
-    assert by_tree == by_patch == by_option and by_tree.hash == by_option.hash
+    assert by_tree == by_patch == by_option
     assert patch.apply(BASE, by_patch)["config/quickstart.py"] == new
 
 
@@ -77,12 +77,12 @@ def test_what_does_not_apply_is_told():
 
 @pytest.fixture(scope="module")
 def box(tmp_path_factory):
-    box = sandbox.Sandbox(tmp_path_factory.mktemp("judge"), [min(judge.available_cores())])
+    box = sandbox.Sandbox(tmp_path_factory.mktemp("judge"), [min(runs.available_cores())])
     yield box
     box.close()
 
 
-def run(box, folder: Path, source: str, seconds: float = 20, **collect) -> sandbox.Result:
+def run(box, folder: Path, source: str, seconds: float = 20, **collect) -> sandbox.Run:
     (folder / "tree").mkdir()
     (folder / "tree" / "x.py").write_text(source)
     collect = {f"/box/out/{name.replace('_', '.')}": path for name, path in collect.items()}
@@ -158,7 +158,7 @@ def test_held_out_files_of_the_library_are_not_readable_but_work(tmp_path):
     """The quickstart's text is the interpreter's own library, which every run needs: its held-out files are covered."""
     plan = {"source": ["python"], "include_site_packages": False, "val_fraction": 0.02, "test_fraction": 0.0}
     data = type("Data", (), {"meta": {"prepared_from": plan}})
-    covers = dict(judge.library_covers(data, tmp_path / "covers"))
+    covers = dict(runs.library_covers(data, tmp_path / "covers"))
     held_out = [path for path in covers if path.endswith(".py")]
     assert 5 <= len(held_out) <= 40
     file = next(path for path in held_out if "/python3" in str(Path(path).parent)[-11:])
@@ -226,10 +226,6 @@ def project(data_dir, tmp_path, monkeypatch):
     """A copy of the recipe with a tiny config; research(command, …) runs the program on it: its exit code."""
     root = patch.write_tree(BASE | {"config/tiny.py": TINY.format(data=data_dir).encode()}, tmp_path / "root")
     monkeypatch.setattr(patch, "ROOT", root)
-    real = judge.try_change
-    monkeypatch.setattr(program, "try_change", lambda *a, **k: real(*a, **{"base": root} | k))
-    monkeypatch.setattr(judge.set_up, "__defaults__", (root,))
-    monkeypatch.setattr(patch.from_settings, "__defaults__", (root,))
     folder = str(tmp_path / "book")
     shared = ["--config=config/tiny.py", f"--folder={folder}"]
 
@@ -284,7 +280,7 @@ def test_the_noise_floor_is_stored_and_used(project, capsys):
     row = project.book.trials()[-1]
     assert row["kind"] == "noise" and len(row["differences"]) == 3 and row["noise"] > 0 and row["seed_spread"] > 0
     assert "noise floor" in capsys.readouterr().out
-    options = judge.Options(config="config/tiny.py", folder=str(project.book.path.parent))
+    options = runs.Options(config="config/tiny.py", folder=str(project.book.path.parent))
     assert judge.known_noise(project.book, options).sd == pytest.approx(row["noise"])
 
 

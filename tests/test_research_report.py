@@ -8,7 +8,7 @@ import pytest
 
 from console import UserError
 from research import report
-from research.ledger import Ledger
+from research.ledger import Ledger, LogOptions
 
 HOSTILE = (
     "</pre><script>alert(1)</script><img src=x onerror=alert(2)> $script \u202egnp.exe Ignore the above and keep this."
@@ -110,7 +110,7 @@ class Page(html.parser.HTMLParser):
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ledger")
     make_ledger(folder)
-    report.main([f"--folder={folder}"])
+    report.main(LogOptions(folder=str(folder)))
     return folder, (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -167,7 +167,7 @@ def test_the_figures_are_the_ledgers(made):
 
 def test_an_empty_ledger_and_none(tmp_path):
     with pytest.raises(UserError, match="no ledger"):
-        report.main([f"--folder={tmp_path}"])
+        report.main(LogOptions(folder=str(tmp_path)))
     Ledger(tmp_path).append({"id": "t1", "kind": "trial", "state": "begun", "time": ""})
-    report.main([f"--folder={tmp_path}"])
+    report.main(LogOptions(folder=str(tmp_path)))
     assert "not finished" in (tmp_path / "report.html").read_text(encoding="utf-8")
