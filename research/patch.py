@@ -14,6 +14,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import threading
 import zlib
 from collections import Counter
 from dataclasses import dataclass
@@ -33,6 +34,11 @@ PROTECTED = set("data prepare out resume overwrite init_from eval_only seed max_
 GIT = ("git", "-c", "user.name=nanoloop", "-c", "user.email=referee@localhost", "-c", "core.hooksPath=/dev/null")
 GIT_OWN = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "PATH": os.environ.get("PATH", os.defpath)}
 ADDED_BYTES = 6_000  # what a change adds, compressed: room for any honest idea, and for little text learnt by heart
+
+
+def parse(source: str, lock=threading.Lock()) -> ast.Module:
+    with lock:  # Python 3.11 fails now and then when two threads parse at once
+        return ast.parse(source)
 
 
 class Invalid(Exception):
@@ -91,7 +97,7 @@ def write_tree(tree: dict[str, bytes], folder: Path) -> Path:
 def assignments(source: str) -> dict[str, str]:
     """The names that a config file assigns, with the text of what assigns them."""
     found = {}
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
         if isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.NamedExpr)):
             stored = (name for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store))
             found |= {name.id: ast.unparse(node) for name in stored}
@@ -108,7 +114,7 @@ def make_change(base: dict[str, bytes], files: dict[str, bytes | None]) -> Chang
         refuse(content is None, f"it deletes {path}")
         try:
             old, new = base.get(path, b"").decode("utf-8"), content.decode("utf-8")
-            ast.parse(new)
+            parse(new)
         except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
             raise Invalid(f"{path} is not Python source in UTF-8 ({type(error).__name__}: {error})") from None
         refuse("\0" in new or "\r" in new, f"{path} is not plain text")
@@ -120,8 +126,7 @@ def make_change(base: dict[str, bytes], files: dict[str, bytes | None]) -> Chang
         lines = list(difflib.unified_diff(old.splitlines(True), new.splitlines(True), *names))
         parts += [line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines]
         counts.update(line[0] for line in lines[2:] if path in SPINE and re.match(r"[+-]\s*[^\s#]", line))
-    added = "".join(line[1:] for line in parts if line.startswith("+") and not line.startswith("+++"))
-    size = len(zlib.compress(added.encode(), 9))
+    size = len(zlib.compress("".join(line[1:] for line in parts if re.match(r"\+(?!\+\+)", line)).encode(), 9))
     refuse(size > ADDED_BYTES, f"it adds {size:,} bytes (compressed), more than {ADDED_BYTES:,}: one idea, or a blob?")
     return Change(texts, "".join(parts), counts["+"], counts["-"])
 

@@ -27,6 +27,7 @@ HERE = Path(__file__).resolve().parent
 SYSTEM = "/usr /lib /lib64 /bin /sbin /etc/ld.so.cache /etc/alternatives /sys/devices/system /nix/store".split()
 DEVICES = "/dev/null /dev/zero /dev/full /dev/random /dev/urandom".split()
 DISK_BYTES, TAIL_BYTES = 4 << 30, 8_000
+WRITABLE = {"/dev/shm": 64 << 20, "/tmp": DISK_BYTES, "/box/out": DISK_BYTES}  # folders in memory: bytes at most
 
 
 def system_view(hidden: list[Path]) -> list[tuple]:
@@ -132,9 +133,9 @@ class Sandbox:
         """
         scratch, isolated = tempfile.mkdtemp(dir=self.folder), self.isolation == "namespaces"
         shown = {"/box/worker.py": HERE / "worker.py", **shown}
-        view = [*self.view, ("write", 64 << 20, "/dev/shm"), ("write", DISK_BYTES, "/tmp")]
-        view += [("write", DISK_BYTES, "/box/out"), *(("read", str(path), target) for target, path in shown.items())]
-        view += [("read", str(path), target) for target, path in self.covers]
+        # Before the rest, for an interpreter may lie below /tmp and has to show through.
+        view = [("write", size, path) for path, size in WRITABLE.items()] + self.view
+        view += [("read", str(path), target) for target, path in [*shown.items(), *self.covers]]
         places = {} if isolated else {"/box/out": scratch, **shown}
 
         def place(text: str) -> str:
