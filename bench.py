@@ -370,7 +370,7 @@ def decode(job: SimpleNamespace) -> dict:
 
 
 def tree_memory_mb() -> float:
-    """Memory in MiB of this session's processes, shared pages counted once; 0 where the system is not Linux.
+    """Memory in MiB of the processes started from here, shared pages counted once; 0 where the system is not Linux.
 
     Mapped files do not count: the system takes their pages back when it needs room.
     """

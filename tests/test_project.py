@@ -60,8 +60,18 @@ def test_the_house_keeps_its_budget():
     assert count("research/*.py") <= 1500
 
 
+@pytest.mark.xfail(strict=True, reason="1,213 lines; strict: whoever reaches the promise takes this mark away")
+def test_the_data_keeps_its_budget():
+    assert count("prepare_data.py", "corpus/*.py") <= 900
+
+
+@pytest.mark.xfail(strict=True, reason="4,248 lines; strict: whoever reaches the promise takes this mark away")
+def test_the_whole_house_keeps_its_budget():
+    assert count("*.py", "corpus/*.py", "research/*.py", "config/*.py") <= 3500
+
+
 def test_the_house_does_not_grow():
-    """Its promise is 900 lines for the data and 3,500 for all. It is above both: these numbers may only fall."""
+    """Until the two promises above are kept, these numbers may only fall."""
     assert count("prepare_data.py", "corpus/*.py") <= 1213
     assert count("*.py", "corpus/*.py", "research/*.py", "config/*.py") <= 4248
 
