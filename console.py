@@ -308,7 +308,10 @@ def ordered_map(make, arguments: tuple, items, workers: int) -> Iterator:
     pool, waiting = ProcessPoolExecutor(workers, get_context("spawn"), begin_work, (os.getpid(), make, arguments)), deque()
     try:
         for item in items:
+            # Workers leave Ctrl-C to their parent: they are born with it blocked, at the first submit, and keep that.
+            unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             waiting.append(pool.submit(do_work, item))
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -321,7 +324,7 @@ def ordered_map(make, arguments: tuple, items, workers: int) -> Iterator:
 
 
 def begin_work(parent: int, make, arguments: tuple) -> None:
-    """A worker's beginning. It leaves Ctrl-C to its parent, and ends with it even if that is killed."""
+    """A worker's beginning. It ends with its parent even if that is killed."""
     global work
 
     def watch() -> None:
@@ -329,7 +332,6 @@ def begin_work(parent: int, make, arguments: tuple) -> None:
             time.sleep(0.5)
         os._exit(1)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=watch, daemon=True).start()
     work = make(*arguments)
 
