@@ -3,12 +3,14 @@
     python train.py config/quickstart.py                  # a recipe
     python train.py config/quickstart.py --n_layer=4      # a recipe with one thing changed
     python train.py --help                                # every option, with its default
+    torchrun --nproc_per_node=8 train.py config/gpt2.py   # a recipe on eight GPUs
 
 Everything a run makes lies in its folder, out/<name of the config file>/. Read from the top; `train` at the end is the
 table of contents.
 """
 
 import math
+import signal
 import subprocess
 import sys
 import time
@@ -19,10 +21,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+import parallel
 import prepare_data
-from console import (CHECKPOINT_FORMAT, Log, catch_signals, check_folder, explained, keep_freed_memory,
-                     load_latest, load_weights, peak_memory_mb, pick_device, read_options, replace_file, require,
-                     run_command, show, try_compile)  # fmt: skip
+from checkpoint import CHECKPOINT_FORMAT, load_latest, load_weights, read_tensors, save_checkpoint
+from console import (Log, Silence, catch_signals, check_folder, explained, keep_freed_memory, peak_memory_mb,
+                     pick_device, read_options, require, run_command, show, try_compile)  # fmt: skip
 from corpus.synthetic import exam, task_accuracy
 from model import GPT, GPTConfig
 from prepare_data import Data, TrainBatches, open_data
@@ -73,6 +76,7 @@ class TrainConfig(GPTConfig):
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest there is
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of activations; weights stay float32
     compile: bool | None = None  # torch.compile; None: on CUDA
+    shard: bool = False  # with torchrun: each rank keeps a share of the model, for models too large for one device
     sample_prompt: str | None = None  # text to continue by 200 tokens when training is done; None: write nothing
     wandb: bool = False  # log to Weights & Biases too (its own WANDB_… environment variables apply)
 
@@ -90,12 +94,13 @@ class TrainConfig(GPTConfig):
         require(0 <= self.seed < 2**63, f"seed={self.seed} must be at least 0 and below 2**63")
 
     def split_batch(self) -> tuple[int, int]:
-        """(sequences per forward pass, forward passes per optimizer step). Raises UserError."""
-        tokens, micro_tokens = self.batch_tokens, (self.micro_batch_size or 1) * self.block_size
+        """(sequences per forward pass, forward passes per optimizer step) of each rank. Raises UserError."""
+        tokens, ranks, rows = self.batch_tokens, parallel.world_size(), self.micro_batch_size
+        micro_tokens = (rows or 1) * self.block_size * ranks
         require(tokens % micro_tokens == 0, f"batch_tokens={tokens} is not divisible by the {micro_tokens} tokens of a "
-                f"micro-step (micro_batch_size={self.micro_batch_size} × block_size={self.block_size})")  # fmt: skip
-        rows = self.micro_batch_size or self.batch_tokens // self.block_size
-        return rows, self.batch_tokens // (rows * self.block_size)
+                f"micro-step (micro_batch_size={rows} × block_size={self.block_size} × {ranks} ranks)")  # fmt: skip
+        rows = rows or tokens // micro_tokens
+        return rows, tokens // (rows * self.block_size * ranks)
 
     def progress(self, step: int, seconds: float) -> float:
         """Share of the budget that is used, by the limit that is nearest; the run ends at 1."""
@@ -126,7 +131,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum: all directions of a matrix move equally fast (Jordan et al. 2024,
-    kellerjordan.github.io/posts/muon). Matrices of one shape are computed as one stack.
+    kellerjordan.github.io/posts/muon). Matrices of one shape are computed as one stack, dealt out to the ranks.
 
     Weight decay is cautious (arXiv:2510.12402): it acts where it agrees with the sign of the update.
     """
@@ -141,16 +146,17 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 stacks.setdefault(p.shape, []).append(p)
             for (rows, columns), params in stacks.items():
-                grads = torch.stack([p.grad for p in params])  # (N, rows, columns)
-                state = self.state[params[0]]  # the stack's momentum is kept with its first matrix
-                if not state:
-                    state["momentum"] = torch.zeros_like(grads)
-                mean = state["momentum"].lerp_(grads, 1 - group["momentum"])
-                updates = orthogonalize(grads.lerp_(mean, group["momentum"]))  # Nesterov: look one step ahead
+                for p in params:
+                    self.state[p] = self.state[p] or {"momentum": torch.zeros_like(p)}
+                means = [parallel.local(self.state[p]["momentum"]) for p in params]
+                grads, weights = ([parallel.local(t) for t in ts] for ts in ([p.grad for p in params], params))
+                torch._foreach_lerp_(means, grads, 1 - group["momentum"])
+                ahead = torch.stack(grads).lerp_(torch.stack(means), group["momentum"])  # Nesterov: one step ahead
+                updates = parallel.share(orthogonalize, ahead, rows, sharded=weights[0] is not params[0])
                 updates *= max(1, rows / columns) ** 0.5
-                weights = torch.stack(params)
-                decay = group["weight_decay"] * (updates * weights > 0)
-                torch._foreach_copy_(params, list(weights - group["lr"] * (updates + decay * weights)))
+                before = torch.stack(weights)
+                decay = group["weight_decay"] * (updates * before > 0)
+                torch._foreach_copy_(weights, list(before - group["lr"] * (updates + decay * before)))
 
 
 def make_optimizers(model: GPT, config: TrainConfig, device: torch.device) -> list[torch.optim.Optimizer]:
@@ -218,14 +224,15 @@ def evaluate_folder(model, data: Data, split: str, block_size: int, batch_size: 
     Predicting where a document ends counts in the loss but not in the bits per byte: that token has no bytes.
     """
     token_bytes, sums = torch.from_numpy(data.tokenizer.token_bytes), torch.zeros(4, dtype=torch.float64)
+    place = parallel.rank(), parallel.world_size()
     model.eval()
-    for tokens, targets in data.eval_batches(split, block_size, batch_size):
+    for tokens, targets in data.eval_batches(split, block_size, batch_size, *place):
         tokens, targets = torch.from_numpy(tokens), torch.from_numpy(targets)
         loss = model(tokens.to(device), targets.to(device), reduction="none").cpu().double()  # (B, T), 0 if target -1
         n_bytes = token_bytes[targets.clamp(min=0)] * (targets >= 0)
         sums += torch.stack([loss.sum(), (targets >= 0).sum(), (loss * (n_bytes > 0)).sum(), n_bytes.sum()])
     model.train()
-    nats, count, text_nats, text_bytes = sums.tolist()
+    nats, count, text_nats, text_bytes = parallel.all_sum(sums).tolist()
     bpb = text_nats / max(1, text_bytes) / math.log(2)
     return {f"{split}_loss": nats / count, f"{split}_bpb": bpb} if count else {}
 
@@ -266,46 +273,54 @@ def adopt(config: TrainConfig, begin: dict | None, data, resuming: bool) -> Trai
 class Run:
     """All that changes in a run: what a checkpoint holds, and what a resumed run takes back from it."""
 
-    def __init__(self, config: TrainConfig, data, device: torch.device, dtype: torch.dtype, weights: dict | None):
+    def __init__(self, config: TrainConfig, data, device: torch.device, dtype: torch.dtype):
         self.config, self.data, self.device = config, data, device
         self.step, self.seconds, self.best = 0, 0.0, math.inf  # optimizer steps, training time, lowest validation loss
         self.exam = exam(data.tokenizer, config.eval_tasks, config.block_size) if config.eval_tasks else {}
         torch.manual_seed(config.seed)
-        self.model = GPT(config, dtype).to(device)
-        if weights:  # of learned positions, as many as block_size are taken
-            cut = {name: w[: config.block_size] if name == "wpe.weight" else w for name, w in weights.items()}
-            self.model.load_state_dict(cut)
+        self.model = GPT(config, dtype)
+        parallel.shard(self.model, device, dtype) if config.shard else self.model.to(device)
+        self.params = dict(self.model.named_parameters())
         self.optimizers = make_optimizers(self.model, config, device)
         # float16 cannot hold small gradients: the loss is scaled up, and the gradients down again before a step.
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        self.rng = {"cuda": torch.cuda, "mps": torch.mps}.get(device.type, torch)  # whose random numbers dropout takes
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        own, T = self.model.state_dict(), self.config.block_size  # of learned positions, as many as T are taken
+        cut = {name: w[:T] if name == "wpe.weight" and len(w) > T else w for name, w in weights.items()}
+        self.model.load_state_dict({name: parallel.placed(w, own.get(name, w)) for name, w in cut.items()})
 
     def restore(self, checkpoint: dict) -> None:
+        checkpoint = read_tensors(checkpoint, self.params if self.config.shard else None)
+        self.load_weights(checkpoint["model"])
         self.step, self.seconds, self.best = checkpoint["step"], checkpoint["seconds"], checkpoint["best"]
-        for optimizer, state in zip(self.optimizers, checkpoint["optimizers"]):  # rates and the like are the config's
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        holder = {p: o.state for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        for name, state in checkpoint["optimizer"].items():  # rates and the like are the config's
+            p = self.params[name]
+            holder[p][p] = {key: parallel.placed(value, p if value.ndim else value) for key, value in state.items()}
         self.scaler.load_state_dict(checkpoint["scaler"])
-        if checkpoint["device"] == self.device.type:  # another device has another random number generator
-            self.rng.set_rng_state(checkpoint["rng"])
 
     def save(self, path: Path, keep_old: Path | None = None) -> None:
-        finite = all(p.isfinite().all() for p in self.model.parameters())
-        require(finite, f"the weights are no longer finite after step {self.step}: they were not saved")
-        checkpoint = {
+        bad = sum(not parallel.local(p).isfinite().all() for p in self.params.values())
+        require(parallel.all_sum(torch.tensor(float(bad))) == 0,
+                f"the weights are no longer finite after step {self.step}: they were not saved")  # fmt: skip
+        states = {p: state for o in self.optimizers for p, state in o.state.items()}
+        save_checkpoint(path, {
             "format": CHECKPOINT_FORMAT, "config": asdict(self.config), "model": self.model.state_dict(),
-            "optimizers": [o.state_dict()["state"] for o in self.optimizers], "scaler": self.scaler.state_dict(),
-            "rng": self.rng.get_rng_state(), "device": self.device.type, "step": self.step,
-            "tokens": self.step * self.config.batch_tokens, "seconds": self.seconds, "best": self.best,
-            "data": self.data.fingerprint, "tokenizer": self.data.tokenizer.to_json(), "torch": str(torch.__version__),
-        }  # fmt: skip
-        replace_file(path, lambda file: torch.save(checkpoint, file), keep_old)
+            "optimizer": {name: states[p] for name, p in self.params.items() if p in states},
+            "scaler": self.scaler.state_dict(), "step": self.step, "tokens": self.step * self.config.batch_tokens,
+            "seconds": self.seconds, "best": self.best, "data": self.data.fingerprint,
+            "tokenizer": self.data.tokenizer.to_json(), "torch": str(torch.__version__),
+        }, keep_old, self.config.shard)  # fmt: skip
 
     def take_step(self, network, batches: TrainBatches) -> Tensor:
         """One optimizer step; returns its loss, the mean over micro-steps, still on the device."""
         set_schedule(self.optimizers, self.config.progress(self.step, self.seconds), self.config)
-        total = torch.zeros((), device=self.device)
+        total, place = torch.zeros((), device=self.device), parallel.rank()
+        torch.manual_seed(hash((self.config.seed, self.step, place)))  # dropout too is a function of the step
         for micro_step in range(batches.grad_accum):
-            tokens, targets = (to_device(array, self.device) for array in batches(self.step, micro_step))
+            parallel.sync_gradients(network, micro_step == batches.grad_accum - 1)
+            tokens, targets = (to_device(array, self.device) for array in batches(self.step, micro_step, place))
             loss = network(tokens, targets) / batches.grad_accum
             self.scaler.scale(loss).backward()
             total += loss.detach()
@@ -335,7 +350,7 @@ def to_device(array, device: torch.device) -> Tensor:
 
 def mean_loss(losses: list[Tensor], run: Run) -> float:
     """The mean of the latest steps' losses. Raises UserError at the first that is not finite."""
-    values = torch.stack(losses).tolist()  # the one place where the program waits for the device
+    values = (parallel.all_sum(torch.stack(losses)) / parallel.world_size()).tolist()  # here the device is waited for
     rates = {group["lr"] for optimizer in run.optimizers for group in optimizer.param_groups}
     for step, value in enumerate(values, start=run.step - len(values)):
         told = f"the loss is {value} at step {step}, with learning rates {sorted(rates)}; the last checkpoint is older"
@@ -352,22 +367,18 @@ def train(config: TrainConfig, watch=list) -> dict:
     # What the run needs, checked before anything is written.
     started, out = time.perf_counter(), Path(config.out or "out/default")
     device, dtype = pick_device(config.device, config.dtype)
-    makes_it = [f"data/{word[7:]}" for word in (config.prepare or "").split() if word.startswith("--name=")]
-    if config.data in makes_it and not Path(config.data).exists():
-        print(f"'{config.data}' is not there, making it: python prepare_data.py {config.prepare}")
-        prepared = subprocess.run([sys.executable, prepare_data.__file__, *config.prepare.split()])
-        require(prepared.returncode == 0, "the data could not be made: the reason stands above")
-    data = open_data(config.data)
+    data = parallel.in_turn(lambda: find_data(config))
     check_folder(out, config.resume or config.eval_only, config.overwrite)
-    checkpoint = load_latest(out) if config.resume else None
+    checkpoint = parallel.in_turn(lambda: load_latest(out)) if config.resume else None
     begin = checkpoint or (load_weights(config.init_from) if config.init_from else None)
     with explained("the run cannot begin", "check its options, and the checkpoint if it begins from one"):
         config = adopt(config, begin, data, resuming=checkpoint is not None)
         rows, grad_accum = config.split_batch()
-        batches = TrainBatches(data, config.block_size, config.seed, rows, grad_accum, 1, config.align_documents)
-        run = Run(config, data, device, dtype, begin["model"] if begin else None)
-        if checkpoint:
-            run.restore(checkpoint)
+        ranks, align = parallel.world_size(), config.align_documents
+        batches = TrainBatches(data, config.block_size, config.seed, rows, grad_accum, ranks, align)
+        run = Run(config, data, device, dtype)
+        if begin:
+            run.restore(checkpoint) if checkpoint else run.load_weights(begin["model"])
     if config.eval_only:
         require(begin, "eval_only=True needs weights: give --init_from=RUN, or --resume=True for the run's own")
         val = run.validate(run.model)
@@ -375,25 +386,28 @@ def train(config: TrainConfig, watch=list) -> dict:
         return val
     wanted = device.type == "cuda" if config.compile is None else config.compile
     network = try_compile(run.model, rows, device) if wanted else run.model
+    trained = parallel.replicate(network) if ranks > 1 and not config.shard else network
     n_params, on_gpu = sum(p.numel() for p in run.model.parameters()), device.type == "cuda"
     card = torch.cuda.get_device_name(device) if on_gpu else device.type
     print(f"{n_params:,} parameters on {card}, activations {dtype}, {'not ' * (network is run.model)}compiled")
-    print(f"{config.batch_tokens:,} tokens a step: {grad_accum} micro-steps × {rows} sequences × {config.block_size}")
-    log = Log(out, run.step, run.seconds, asdict(config), n_params, run.model.flops_per_token(), card)
+    split = f"{ranks} ranks × " * (ranks > 1) + f"{grad_accum} micro-steps × {rows} sequences × {config.block_size}"
+    print(f"{config.batch_tokens:,} tokens a step: {split}")
+    flops = run.model.flops_per_token() / ranks
+    log = Silence() if parallel.rank() else Log(out, run.step, run.seconds, asdict(config), n_params, flops, card)
 
-    finished, losses, val, stop = config.progress(run.step, run.seconds) >= 1, [], {}, watch()
+    finished, stopping, losses, val, stop = config.progress(run.step, run.seconds) >= 1, False, [], {}, watch()
     origin = time.perf_counter() - run.seconds  # training time is the time since `origin`
     while not finished:
-        losses.append(run.take_step(network, batches))
-        run.seconds = time.perf_counter() - origin
-        finished = config.progress(run.step, run.seconds) >= 1 or bool(stop)
+        losses.append(run.take_step(trained, batches))
+        run.seconds, stopping = parallel.agree(time.perf_counter() - origin, bool(stop))
+        finished = config.progress(run.step, run.seconds) >= 1 or stopping
         intervals = config.log_interval, config.eval_interval, config.save_interval
         logs, evals, saves = (finished or (interval and run.step % interval == 0) for interval in intervals)
         if not (logs or evals or saves):
             continue  # the device is not waited for
         loss, losses = mean_loss(losses, run), []
-        run.seconds = time.perf_counter() - origin
-        val = run.validate(network) if evals and not stop else {}
+        run.seconds, _ = parallel.agree(time.perf_counter() - origin, False)
+        val = run.validate(network) if evals and not stopping else {}
         progress = config.progress(run.step, run.seconds)
         batches.warn_of_repeats(run.step / progress)
         log.write(run.step, run.seconds, progress, loss=loss, lr_scale=lr_scale(progress, config), **val)
@@ -404,10 +418,10 @@ def train(config: TrainConfig, watch=list) -> dict:
             run.save(out / "last.pt", keep_old=out / "previous.pt")
         origin = time.perf_counter() - run.seconds  # what was done since did not count
 
-    if stop:
+    if stopping:
         log.draw()
         print(f"stopped and saved at step {run.step}: the same command with --resume=True goes on")
-        return {"steps": run.step, "stopped_by": stop}
+        return {"steps": run.step, "stopped_by": [*stop, signal.SIGTERM]}
     val = val or run.validate(network)  # resumed with nothing left to do
     memory = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_memory_mb()
     summary = log.finish(run.step, run.seconds, time.perf_counter() - started, memory, **val)
@@ -418,13 +432,27 @@ def train(config: TrainConfig, watch=list) -> dict:
     return summary
 
 
+def find_data(config: TrainConfig):
+    """The data, made first if it is not there and the recipe says how. Raises UserError."""
+    makes_it = [f"data/{word[7:]}" for word in (config.prepare or "").split() if word.startswith("--name=")]
+    if config.data in makes_it and not Path(config.data).exists():
+        print(f"'{config.data}' is not there, making it: python prepare_data.py {config.prepare}")
+        prepared = subprocess.run([sys.executable, prepare_data.__file__, *config.prepare.split()])
+        require(prepared.returncode == 0, "the data could not be made: the reason stands above")
+    return open_data(config.data)
+
+
 def main(argv: list[str]) -> int:
     config = read_options(TrainConfig, argv, "train.py config/NAME.py")
     name = Path(argv[0]).stem if argv and not argv[0].startswith("-") else "default"
     keep_freed_memory()
-    summary = train(replace(config, out=config.out or f"out/{name}"), catch_signals)
+    config = replace(config, out=config.out or f"out/{name}")
+    if parallel.restarts():  # by torchrun: whatever was asked for at first, now it is to go on
+        config = replace(config, resume=True, overwrite=False)
+    with parallel.together():
+        summary = train(config, catch_signals)
     return 128 + summary["stopped_by"][0] if "stopped_by" in summary else 0
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, many=True)
