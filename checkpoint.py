@@ -8,6 +8,7 @@ checksums of the other files. Reading either never executes anything in it.
 import json
 import runpy
 import shutil
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -15,9 +16,34 @@ import torch
 from torch import Tensor
 
 from console import UserError, explained, replace_file, replace_folder, require, sha256_of_file, write_json
-from parallel import all_sum, rank, world_size
+from parallel import all_sum, local, placed, rank, world_size
 
 CHECKPOINT_FORMAT = 3
+
+
+def state_of(model, optimizers) -> dict | None:
+    """A model's tensors by name, and what the optimizers keep for each of its parameters: all that training changes.
+    None where a weight is not finite, on any rank."""
+    params = dict(model.named_parameters())
+    bad = sum(not local(p).isfinite().all() for p in params.values())
+    states = {p: state for optimizer in optimizers for p, state in optimizer.state.items()}
+    state = {"model": model.state_dict(), "optimizer": {name: states[p] for name, p in params.items() if p in states}}
+    return None if all_sum(torch.tensor(float(bad))) else state
+
+
+def load_state(checkpoint: dict, model, optimizers=(), sharded: bool = False) -> None:
+    """Put a checkpoint's tensors into a model, on its device, and into its optimizers, whose rates and the like stay.
+
+    A table of positions may be longer than the model's: it takes as many as it has.
+    """
+    params, own = dict(model.named_parameters()), model.state_dict()
+    checkpoint = read_tensors(checkpoint, params if sharded else None)
+    weights = {name: w[: len(own[name])] if name == "wpe.weight" else w for name, w in checkpoint["model"].items()}
+    model.load_state_dict({name: placed(w, own.get(name, w)) for name, w in weights.items()})
+    holder = {p: o.state for o in optimizers for group in o.param_groups for p in group["params"]}
+    for name, state in checkpoint["optimizer"].items() if holder else ():
+        p = params[name]
+        holder[p][p] = {key: placed(value, p) if value.ndim else value.to(p.device) for key, value in state.items()}
 
 
 def save_checkpoint(path: Path, checkpoint: dict, keep_old: Path | None = None, sharded: bool = False) -> None:
@@ -38,7 +64,12 @@ def save_folder(path: Path, checkpoint: dict, keep_old: Path | None) -> None:
     if rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-    tensors = {f"model/{name}": tensor for name, tensor in checkpoint["model"].items()}
+    all_sum(torch.zeros(1))  # nobody writes before the folder is there
+    tensors, held = {}, set()
+    for name, tensor in checkpoint["model"].items():
+        tied = local(tensor).data_ptr() in held  # one table under two names: safetensors wants it twice
+        tensors[f"model/{name}"] = tensor.clone() if tied else tensor
+        held.add(local(tensor).data_ptr())
     for name, state in checkpoint["optimizer"].items():
         tensors |= {f"optimizer/{name}/{key}": tensor for key, tensor in state.items()}
     dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True))
@@ -47,7 +78,7 @@ def save_folder(path: Path, checkpoint: dict, keep_old: Path | None) -> None:
         plain = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
         write_json(partial / "checkpoint.json", {"files": files} | plain)
         replace_folder(partial, path, keep_old)
-    all_sum(torch.zeros(1))  # nobody goes on before it is in its place
+    all_sum(torch.zeros(1))  # … or goes on before it is in its place
 
 
 def read_tensors(checkpoint: dict, like: dict[str, Tensor] | None = None) -> dict:
@@ -65,7 +96,8 @@ def read_tensors(checkpoint: dict, like: dict[str, Tensor] | None = None) -> dic
         own = (like or {}).get(key.split("/")[1])
         cut = own is not None and own.shape == about.size
         tensors[key] = torch.empty_like(own) if cut else torch.empty(about.size, dtype=about.properties.dtype)
-    dcp.load(tensors, storage_reader=reader, no_dist=world_size() == 1)
+    with warnings.catch_warnings(action="ignore"):  # that one process reads it alone
+        dcp.load(tensors, storage_reader=reader, no_dist=world_size() == 1)
     model, optimizer = {}, {}
     for key, tensor in tensors.items():
         kind, name, *rest = key.split("/")

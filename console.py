@@ -425,7 +425,7 @@ class Log:
         self.peak_flops = next((peak for name, peak in PEAK_FLOPS.items() if name in card), None)
         out.mkdir(parents=True, exist_ok=True)
         for name in RUN_FILES if config["overwrite"] else ():  # and nothing else that may be in the folder
-            (out / name).unlink(missing_ok=True)
+            remove(out / name)
         write_json(out / "config.json", config)
         lines = self.path.read_bytes().splitlines() if self.path.is_file() else []
         # What came after the checkpoint will come again; a line that a kill has cut off is no row.

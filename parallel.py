@@ -61,6 +61,8 @@ def together():
     finally:
         sys.stdout = stdout
     dist.destroy_process_group()
+    if number:  # all is written; taking down an interpreter whose connections had threads was seen to abort
+        os._exit(0)
 
 
 def all_sum(tensor: Tensor) -> Tensor:

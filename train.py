@@ -23,7 +23,7 @@ from torch import Tensor
 
 import parallel
 import prepare_data
-from checkpoint import CHECKPOINT_FORMAT, load_latest, load_weights, read_tensors, save_checkpoint
+from checkpoint import CHECKPOINT_FORMAT, load_latest, load_state, load_weights, save_checkpoint, state_of
 from console import (Log, Silence, catch_signals, check_folder, explained, keep_freed_memory, peak_memory_mb,
                      pick_device, read_options, require, run_command, show, try_compile)  # fmt: skip
 from corpus.synthetic import exam, task_accuracy
@@ -280,37 +280,23 @@ class Run:
         torch.manual_seed(config.seed)
         self.model = GPT(config, dtype)
         parallel.shard(self.model, device, dtype) if config.shard else self.model.to(device)
-        self.params = dict(self.model.named_parameters())
         self.optimizers = make_optimizers(self.model, config, device)
         # float16 cannot hold small gradients: the loss is scaled up, and the gradients down again before a step.
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
-    def load_weights(self, weights: dict[str, Tensor]) -> None:
-        own, T = self.model.state_dict(), self.config.block_size  # of learned positions, as many as T are taken
-        cut = {name: w[:T] if name == "wpe.weight" and len(w) > T else w for name, w in weights.items()}
-        self.model.load_state_dict({name: parallel.placed(w, own.get(name, w)) for name, w in cut.items()})
-
     def restore(self, checkpoint: dict) -> None:
-        checkpoint = read_tensors(checkpoint, self.params if self.config.shard else None)
-        self.load_weights(checkpoint["model"])
+        load_state(checkpoint, self.model, self.optimizers, self.config.shard)
         self.step, self.seconds, self.best = checkpoint["step"], checkpoint["seconds"], checkpoint["best"]
-        holder = {p: o.state for o in self.optimizers for group in o.param_groups for p in group["params"]}
-        for name, state in checkpoint["optimizer"].items():  # rates and the like are the config's
-            p = self.params[name]
-            holder[p][p] = {key: parallel.placed(value, p if value.ndim else value) for key, value in state.items()}
         self.scaler.load_state_dict(checkpoint["scaler"])
 
     def save(self, path: Path, keep_old: Path | None = None) -> None:
-        bad = sum(not parallel.local(p).isfinite().all() for p in self.params.values())
-        require(parallel.all_sum(torch.tensor(float(bad))) == 0,
-                f"the weights are no longer finite after step {self.step}: they were not saved")  # fmt: skip
-        states = {p: state for o in self.optimizers for p, state in o.state.items()}
-        save_checkpoint(path, {
-            "format": CHECKPOINT_FORMAT, "config": asdict(self.config), "model": self.model.state_dict(),
-            "optimizer": {name: states[p] for name, p in self.params.items() if p in states},
-            "scaler": self.scaler.state_dict(), "step": self.step, "tokens": self.step * self.config.batch_tokens,
-            "seconds": self.seconds, "best": self.best, "data": self.data.fingerprint,
-            "tokenizer": self.data.tokenizer.to_json(), "torch": str(torch.__version__),
+        state = state_of(self.model, self.optimizers)
+        require(state, f"the weights are no longer finite after step {self.step}: they were not saved")
+        save_checkpoint(path, state | {
+            "format": CHECKPOINT_FORMAT, "config": asdict(self.config), "scaler": self.scaler.state_dict(),
+            "step": self.step, "tokens": self.step * self.config.batch_tokens, "seconds": self.seconds,
+            "best": self.best, "data": self.data.fingerprint, "tokenizer": self.data.tokenizer.to_json(),
+            "torch": str(torch.__version__),
         }, keep_old, self.config.shard)  # fmt: skip
 
     def take_step(self, network, batches: TrainBatches) -> Tensor:
@@ -378,7 +364,7 @@ def train(config: TrainConfig, watch=list) -> dict:
         batches = TrainBatches(data, config.block_size, config.seed, rows, grad_accum, ranks, align)
         run = Run(config, data, device, dtype)
         if begin:
-            run.restore(checkpoint) if checkpoint else run.load_weights(begin["model"])
+            run.restore(begin) if checkpoint else load_state(begin, run.model)
     if config.eval_only:
         require(begin, "eval_only=True needs weights: give --init_from=RUN, or --resume=True for the run's own")
         val = run.validate(run.model)
