@@ -10,6 +10,7 @@ import runpy
 import shutil
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -151,3 +152,28 @@ def load_weights(source: str) -> dict:
     remedy = "it takes `pip install transformers` and a network, or the path of a local folder of GPT-2's files"
     with explained(f"'{source}' could not be loaded", remedy):
         return runpy.run_path(str(Path(__file__).with_name("config") / "gpt2_classic.py"))["published_weights"](source)
+
+
+def adopt(config, begin: dict | None, data, resuming: bool, shape: list[str]):
+    """A run's `config` completed by what the data and the checkpoint `begin` fix; shape: names of the model's options.
+
+    Fine-tuning may choose another dropout and a smaller block_size; going on with a run keeps all that shapes it.
+    Raises UserError where an option contradicts.
+    """
+    fixed = {"vocab_size": max(config.vocab_size or 0, data.tokenizer.vocab_size)}
+    fixed |= {"document_token": data.tokenizer.end_of_text} if config.document_mask else {}
+    if begin:
+        course = ["seed", "batch_tokens", "align_documents", "optimizer"] * resuming
+        fixed = {name: begin["config"][name] for name in shape + course if resuming or name != "dropout"}
+        if not resuming:
+            fixed["block_size"] = min(config.block_size, fixed["block_size"])
+        theirs, ours = begin["tokenizer"], data.tokenizer  # GPT-2's weights come without one: then the size has to do
+        same = theirs == ours.to_json() if theirs else fixed["vocab_size"] == ours.vocab_size
+        told = f"'{data.folder}' has another tokenizer than the weights: prepare data with theirs"
+        require(same, f"{told} (--tokenizer=gpt2 for GPT-2, else the path of the data they were trained on)")
+        told = f"'{data.folder}' is not the data that the run was begun with: its fingerprint differs"
+        require(not resuming or begin["data"] == data.fingerprint, told)
+    for name, value in fixed.items():
+        told = f"{name}={getattr(config, name)}, but {'the checkpoint' if begin else 'the data'} needs {value}"
+        require(getattr(config, name) in (getattr(type(config), name), value), f"{told}: leave the option out")
+    return replace(config, **fixed)

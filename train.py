@@ -23,7 +23,7 @@ from torch import Tensor
 
 import parallel
 import prepare_data
-from checkpoint import CHECKPOINT_FORMAT, load_latest, load_state, load_weights, save_checkpoint, state_of
+from checkpoint import CHECKPOINT_FORMAT, adopt, load_latest, load_state, load_weights, save_checkpoint, state_of
 from console import (Log, Silence, catch_signals, check_folder, explained, keep_freed_memory, peak_memory_mb,
                      pick_device, read_options, require, run_command, show, try_compile)  # fmt: skip
 from corpus.synthetic import exam, task_accuracy
@@ -238,35 +238,6 @@ def evaluate_folder(model, data: Data, split: str, block_size: int, batch_size: 
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Before the first step
-
-
-def adopt(config: TrainConfig, begin: dict | None, data, resuming: bool) -> TrainConfig:
-    """`config` completed by what the data and the checkpoint `begin` fix. Raises UserError where an option contradicts.
-
-    Fine-tuning may choose another dropout and a smaller block_size; going on with a run keeps all that shapes it.
-    """
-    fixed = {"vocab_size": max(config.vocab_size or 0, data.tokenizer.vocab_size)}
-    fixed |= {"document_token": data.tokenizer.end_of_text} if config.document_mask else {}
-    if begin:
-        shape = [field.name for field in fields(GPTConfig) if resuming or field.name != "dropout"]
-        course = ["seed", "batch_tokens", "align_documents", "optimizer"] * resuming
-        fixed = {name: begin["config"][name] for name in shape + course}
-        if not resuming:
-            fixed["block_size"] = min(config.block_size, fixed["block_size"])
-        theirs, ours = begin["tokenizer"], data.tokenizer  # GPT-2's weights come without one: then the size has to do
-        same = theirs == ours.to_json() if theirs else fixed["vocab_size"] == ours.vocab_size
-        told = f"'{data.folder}' has another tokenizer than the weights: prepare data with theirs"
-        require(same, f"{told} (--tokenizer=gpt2 for GPT-2, else the path of the data they were trained on)")
-        told = f"'{data.folder}' is not the data that the run was begun with: its fingerprint differs"
-        require(not resuming or begin["data"] == data.fingerprint, told)
-    for name, value in fixed.items():
-        told = f"{name}={getattr(config, name)}, but {'the checkpoint' if begin else 'the data'} needs {value}"
-        require(getattr(config, name) in (getattr(TrainConfig, name), value), f"{told}: leave the option out")
-    return replace(config, **fixed)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # The run
 
 
@@ -358,7 +329,7 @@ def train(config: TrainConfig, watch=list) -> dict:
     checkpoint = parallel.in_turn(lambda: load_latest(out)) if config.resume else None
     begin = checkpoint or (load_weights(config.init_from) if config.init_from else None)
     with explained("the run cannot begin", "check its options, and the checkpoint if it begins from one"):
-        config = adopt(config, begin, data, resuming=checkpoint is not None)
+        config = adopt(config, begin, data, checkpoint is not None, [field.name for field in fields(GPTConfig)])
         rows, grad_accum = config.split_batch()
         ranks, align = parallel.world_size(), config.align_documents
         batches = TrainBatches(data, config.block_size, config.seed, rows, grad_accum, ranks, align)
