@@ -9,6 +9,7 @@ table of contents.
 """
 
 import math
+import signal
 import subprocess
 import sys
 import time
@@ -16,13 +17,16 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports, which take seconds, ends without a word
+
 import torch
 from torch import Tensor
 
 import prepare_data
-from console import (CHECKPOINT_FORMAT, Log, catch_signals, check_folder, explained, keep_freed_memory,
-                     load_latest, load_weights, peak_memory_mb, pick_device, read_options, replace_file, require,
-                     run_command, show, try_compile)  # fmt: skip
+from console import (CHECKPOINT_FORMAT, RESUMABLE, Log, SpikeWatch, catch_signals, check_folder, explained,
+                     keep_freed_memory, load_latest, load_weights, locked, peak_memory_mb, pick_device,
+                     read_options, replace_if_possible, require, require_memory, run_command, show, try_compile)  # fmt: skip
 from corpus.synthetic import exam, task_accuracy
 from model import GPT, GPTConfig
 from prepare_data import Data, TrainBatches, open_data
@@ -62,6 +66,8 @@ class TrainConfig(GPTConfig):
     beta2: float = 0.95  # AdamW's running mean of squared gradients
     eps: float = 1e-10  # AdamW's; small, because a head that begins near 0 gets small gradients
     grad_clip: float | None = None  # largest norm of the gradient; None: off
+    on_spike: Literal["skip", "stop", "rewind"] | None = None  # at a spike: take no step | end | back to the checkpoint
+    spike_deviations: float = 6.0  # above the recent mean loss make a spike; looking waits for the device in every step
     warmup: float = 0.0  # share of the run in which learning rates rise from 0
     decay: float = 0.6  # share of the run, its last, in which they fall
     decay_shape: Literal["linear", "cosine"] = "linear"  # how they fall
@@ -79,9 +85,11 @@ class TrainConfig(GPTConfig):
     def __post_init__(self):
         super().__post_init__()
         for name in ("batch_tokens micro_batch_size max_steps max_tokens max_seconds log_interval eval_interval "
-                     "save_interval").split():  # fmt: skip
+                     "save_interval eps grad_clip spike_deviations").split():  # fmt: skip
             value = getattr(self, name)
-            require(value is None or value > 0, f"{name}={value} must be above 0")
+            require(value is None or 0 < value < math.inf, f"{name}={value} must be above 0, and finite")
+        for name in "muon_lr embed_lr head_lr scalar_lr learning_rate weight_decay".split():
+            require(0 <= getattr(self, name) < math.inf, f"{name}={getattr(self, name)} must be at least 0, and finite")
         ends = (self.max_steps, self.max_tokens, self.max_seconds) != (None, None, None) or self.eval_only
         require(ends, "the run has no end: give max_steps, max_tokens or max_seconds")
         require(not (self.resume and self.overwrite), "resume=True keeps a run, overwrite=True deletes it: choose one")
@@ -269,6 +277,7 @@ class Run:
     def __init__(self, config: TrainConfig, data, device: torch.device, dtype: torch.dtype, weights: dict | None):
         self.config, self.data, self.device = config, data, device
         self.step, self.seconds, self.best = 0, 0.0, math.inf  # optimizer steps, training time, lowest validation loss
+        self.spikes = SpikeWatch(config.on_spike, config.spike_deviations)
         self.exam = exam(data.tokenizer, config.eval_tasks, config.block_size) if config.eval_tasks else {}
         torch.manual_seed(config.seed)
         self.model = GPT(config, dtype).to(device)
@@ -282,13 +291,16 @@ class Run:
 
     def restore(self, checkpoint: dict) -> None:
         self.step, self.seconds, self.best = checkpoint["step"], checkpoint["seconds"], checkpoint["best"]
+        self.spikes.restore(checkpoint["spikes"])
+        self.model.load_state_dict(checkpoint["model"])
         for optimizer, state in zip(self.optimizers, checkpoint["optimizers"]):  # rates and the like are the config's
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         self.scaler.load_state_dict(checkpoint["scaler"])
         if checkpoint["device"] == self.device.type:  # another device has another random number generator
             self.rng.set_rng_state(checkpoint["rng"])
 
-    def save(self, path: Path, keep_old: Path | None = None) -> None:
+    def save(self, path: Path, keep_old: Path | None = None) -> bool:
+        """Whether the disk took it; if not, that was said, and what was at `path` is still there."""
         finite = all(p.isfinite().all() for p in self.model.parameters())
         require(finite, f"the weights are no longer finite after step {self.step}: they were not saved")
         checkpoint = {
@@ -297,26 +309,29 @@ class Run:
             "rng": self.rng.get_rng_state(), "device": self.device.type, "step": self.step,
             "tokens": self.step * self.config.batch_tokens, "seconds": self.seconds, "best": self.best,
             "data": self.data.fingerprint, "tokenizer": self.data.tokenizer.to_json(), "torch": str(torch.__version__),
+            "spikes": self.spikes.state(),
         }  # fmt: skip
-        replace_file(path, lambda file: torch.save(checkpoint, file), keep_old)
+        return replace_if_possible(path, lambda file: torch.save(checkpoint, file), keep_old)
 
     def take_step(self, network, batches: TrainBatches) -> Tensor:
         """One optimizer step; returns its loss, the mean over micro-steps, still on the device."""
         set_schedule(self.optimizers, self.config.progress(self.step, self.seconds), self.config)
         total = torch.zeros((), device=self.device)
         for micro_step in range(batches.grad_accum):
-            tokens, targets = (to_device(array, self.device) for array in batches(self.step, micro_step))
+            tokens, targets = (to_device(x, self.device) for x in batches(self.step + self.spikes.ahead, micro_step))
             loss = network(tokens, targets) / batches.grad_accum
             self.scaler.scale(loss).backward()
             total += loss.detach()
-        if self.config.grad_clip is not None:
+        spike = self.config.on_spike and self.spikes.look(self.step, total.item())  # item() waits for the device
+        if self.config.grad_clip is not None and not spike:
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
-        self.scaler.update()
+        if not spike:
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
+            self.scaler.update()
+        self.model.zero_grad(set_to_none=True)
         self.step += 1
         return total
 
@@ -333,14 +348,16 @@ def to_device(array, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def mean_loss(losses: list[Tensor], run: Run) -> float:
-    """The mean of the latest steps' losses. Raises UserError at the first that is not finite."""
-    values = torch.stack(losses).tolist()  # the one place where the program waits for the device
+def mean_loss(losses: list[Tensor], run: Run) -> dict[str, float]:
+    """The mean of the latest steps' losses, and the count of spikes if they are looked for. Raises UserError at the
+    first loss that is not finite."""
+    values = torch.stack(losses).tolist()  # but for on_spike, the one place where the program waits for the device
     rates = {group["lr"] for optimizer in run.optimizers for group in optimizer.param_groups}
     for step, value in enumerate(values, start=run.step - len(values)):
-        told = f"the loss is {value} at step {step}, with learning rates {sorted(rates)}; the last checkpoint is older"
-        require(math.isfinite(value), f"{told}. Likely causes: a learning rate too high, or dtype=float16")
-    return sum(values) / len(values)
+        told = f"the loss is {value} at step {step}, {run.spikes.last} before it, with learning rates {sorted(rates)}"
+        require(math.isfinite(value), f"{told}; the last checkpoint is older. Likely: a rate too high, dtype=float16")
+        run.spikes.last = value
+    return {"loss": sum(values) / len(values)} | run.spikes.figures()
 
 
 def train(config: TrainConfig, watch=list) -> dict:
@@ -365,6 +382,7 @@ def train(config: TrainConfig, watch=list) -> dict:
         config = adopt(config, begin, data, resuming=checkpoint is not None)
         rows, grad_accum = config.split_batch()
         batches = TrainBatches(data, config.block_size, config.seed, rows, grad_accum, 1, config.align_documents)
+        require_memory(config, rows, device.type == "cpu" and not config.eval_only)
         run = Run(config, data, device, dtype, begin["model"] if begin else None)
         if checkpoint:
             run.restore(checkpoint)
@@ -381,10 +399,15 @@ def train(config: TrainConfig, watch=list) -> dict:
     print(f"{config.batch_tokens:,} tokens a step: {grad_accum} micro-steps × {rows} sequences × {config.block_size}")
     log = Log(out, run.step, run.seconds, asdict(config), n_params, run.model.flops_per_token(), card)
 
-    finished, losses, val, stop = config.progress(run.step, run.seconds) >= 1, [], {}, watch()
+    finished, losses, val, stop, saved = config.progress(run.step, run.seconds) >= 1, [], {}, watch(), True
     origin = time.perf_counter() - run.seconds  # training time is the time since `origin`
     while not finished:
         losses.append(run.take_step(network, batches))
+        if run.spikes.rewinds and (out / "last.pt").is_file():
+            run.restore(run.spikes.rewound(run.step, load_latest(out)))
+            log.rewind(run.step, run.seconds)
+            losses, origin = [], time.perf_counter() - run.seconds
+            continue
         run.seconds = time.perf_counter() - origin
         finished = config.progress(run.step, run.seconds) >= 1 or bool(stop)
         intervals = config.log_interval, config.eval_interval, config.save_interval
@@ -396,14 +419,15 @@ def train(config: TrainConfig, watch=list) -> dict:
         val = run.validate(network) if evals and not stop else {}
         progress = config.progress(run.step, run.seconds)
         batches.warn_of_repeats(run.step / progress)
-        log.write(run.step, run.seconds, progress, loss=loss, lr_scale=lr_scale(progress, config), **val)
+        log.write(run.step, run.seconds, progress, **loss, lr_scale=lr_scale(progress, config), **val)
         if val.get("val_loss", math.inf) < run.best:
             run.best = val["val_loss"]
             run.save(out / "best.pt")
         if saves:
-            run.save(out / "last.pt", keep_old=out / "previous.pt")
+            saved = run.save(out / "last.pt", keep_old=out / "previous.pt")
         origin = time.perf_counter() - run.seconds  # what was done since did not count
 
+    require(saved, f"the last state, of step {run.step}, could not be written: the reason stands above")
     if stop:
         log.draw()
         print(f"stopped and saved at step {run.step}: the same command with --resume=True goes on")
@@ -421,9 +445,11 @@ def train(config: TrainConfig, watch=list) -> dict:
 def main(argv: list[str]) -> int:
     config = read_options(TrainConfig, argv, "train.py config/NAME.py")
     name = Path(argv[0]).stem if argv and not argv[0].startswith("-") else "default"
+    config = replace(config, out=config.out or f"out/{name}")
     keep_freed_memory()
-    summary = train(replace(config, out=config.out or f"out/{name}"), catch_signals)
-    return 128 + summary["stopped_by"][0] if "stopped_by" in summary else 0
+    with locked(Path(config.out), not config.eval_only):
+        summary = train(config, catch_signals)
+    return RESUMABLE if "stopped_by" in summary else 0
 
 
 if __name__ == "__main__":
