@@ -242,8 +242,8 @@ def replace_if_possible(path: Path, write, keep_old: Path | None = None) -> bool
         reason = error if isinstance(error, OSError) else error.__context__
         if not isinstance(reason, OSError):
             raise
-        print(f"warning: '{path}' was NOT written ({reason.strerror}); what was saved before is whole. Make room on the "
-              "disk: the next save tries again", flush=True)  # fmt: skip
+        told = f"warning: '{path}' was NOT written ({reason.strerror}); what was saved before is whole. Make room on the disk"
+        print(f"{told}: the next save tries again", flush=True)
         return False
     return True
 
@@ -277,7 +277,8 @@ def locked(folder: Path, wanted: bool = True):
 
 def write_json(path: Path, value) -> None:
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    replace_file(path, lambda file: file.write(text.encode("utf-8")))
+    content = text.encode("utf-8", errors="backslashreplace")  # a file name that is no UTF-8, as JSON's own escape
+    replace_file(path, lambda file: file.write(content))
 
 
 class JsonLines:
@@ -609,7 +610,7 @@ class Log:
             if self.wandb:
                 send()
         except Exception as error:  # of many kinds, its own among them
-            print(f"warning: Weights & Biases failed ({first_line(error)}): going on without it, log.jsonl has all rows")
+            print(f"warning: Weights & Biases failed ({first_line(error)}): going on without it; log.jsonl has it all")
             self.wandb = None
 
     def draw(self) -> None:
@@ -682,8 +683,8 @@ class SpikeWatch:
 
     def restore(self, state: dict) -> None:
         for name in self.KEPT:
-            setattr(self, name, state[name])
-        self.recent = deque(state["recent"], self.LATEST)
+            setattr(self, name, int(state[name]))
+        self.recent = deque(map(float, state["recent"]), self.LATEST)
 
     def rewound(self, step: int, checkpoint: dict) -> dict:
         """The checkpoint to go back to from after `step` steps, with the data that come after those (as PaLM did,

@@ -25,8 +25,8 @@ from torch import Tensor
 
 import prepare_data
 from console import (CHECKPOINT_FORMAT, RESUMABLE, Log, SpikeWatch, catch_signals, check_folder, explained,
-                     keep_freed_memory, load_latest, load_weights, locked, peak_memory_mb, pick_device,
-                     read_options, replace_if_possible, require, require_memory, run_command, show, try_compile)  # fmt: skip
+                     keep_freed_memory, load_latest, load_weights, locked, peak_memory_mb, pick_device, read_options,
+                     replace_if_possible, require, require_memory, run_command, show, try_compile)  # fmt: skip
 from corpus.synthetic import exam, task_accuracy
 from model import GPT, GPTConfig
 from prepare_data import Data, TrainBatches, open_data
@@ -290,7 +290,7 @@ class Run:
         self.rng = {"cuda": torch.cuda, "mps": torch.mps}.get(device.type, torch)  # whose random numbers dropout takes
 
     def restore(self, checkpoint: dict) -> None:
-        self.step, self.seconds, self.best = checkpoint["step"], checkpoint["seconds"], checkpoint["best"]
+        self.step, self.seconds, self.best = int(checkpoint["step"]), *map(float, (checkpoint["seconds"], checkpoint["best"]))
         self.spikes.restore(checkpoint["spikes"])
         self.model.load_state_dict(checkpoint["model"])
         for optimizer, state in zip(self.optimizers, checkpoint["optimizers"]):  # rates and the like are the config's
