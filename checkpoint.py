@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from console import UserError, explained, replace_file, replace_folder, require, sha256_of_file, write_json
+from console import (UserError, explained, if_possible, replace_file, replace_folder, require, sha256_of_file,
+                     write_json)  # fmt: skip
 from parallel import all_sum, local, placed, rank, world_size
 
 CHECKPOINT_FORMAT = 3
@@ -47,25 +48,33 @@ def load_state(checkpoint: dict, model, optimizers=(), sharded: bool = False) ->
         holder[p][p] = {key: placed(value, p) if value.ndim else value.to(p.device) for key, value in state.items()}
 
 
-def save_checkpoint(path: Path, checkpoint: dict, keep_old: Path | None = None, sharded: bool = False) -> None:
-    """Write `checkpoint` to `path`, whole or not at all; keep_old: the name under which the one before stays.
+def save_checkpoint(path: Path, checkpoint: dict, keep_old: Path | None = None, sharded: bool = False) -> bool:
+    """Write `checkpoint` to `path`, whole or not at all; keep_old: the name under which the one before stays. Returns
+    whether the disk took it; if not, that was said, and what is there stays.
 
     checkpoint: "model", name to tensor; "optimizer", name of a parameter to its state; and plain values.
     """
     if sharded:
-        save_folder(path, checkpoint, keep_old)
-    elif rank() == 0:
-        replace_file(path, lambda file: torch.save(checkpoint, file), keep_old)
+        steps = begin_folder, write_shards, lambda path, checkpoint: end_folder(path, checkpoint, keep_old)
+        # The ranks go from step to step together, and none goes on when another could not.
+        return all(not all_sum(torch.tensor(float(not if_possible(path, step, checkpoint)))) for step in steps)
+    return rank() > 0 or if_possible(path, replace_file, lambda file: torch.save(checkpoint, file), keep_old)
 
 
-def save_folder(path: Path, checkpoint: dict, keep_old: Path | None) -> None:
-    import torch.distributed.checkpoint as dcp
+def partial_name(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
 
-    partial = path.with_name(path.name + ".tmp")
+
+def begin_folder(path: Path, checkpoint: dict) -> None:
     if rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-    all_sum(torch.zeros(1))  # nobody writes before the folder is there
+        shutil.rmtree(partial_name(path), ignore_errors=True)
+        partial_name(path).mkdir()
+
+
+def write_shards(path: Path, checkpoint: dict) -> None:
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+
     tensors, held = {}, set()
     for name, tensor in checkpoint["model"].items():
         tied = local(tensor).data_ptr() in held  # one table under two names: safetensors wants it twice
@@ -73,13 +82,18 @@ def save_folder(path: Path, checkpoint: dict, keep_old: Path | None) -> None:
         held.add(local(tensor).data_ptr())
     for name, state in checkpoint["optimizer"].items():
         tensors |= {f"optimizer/{name}/{key}": tensor for key, tensor in state.items()}
-    dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True))
+    try:
+        dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(partial_name(path)), save_distributed=True))
+    except CheckpointException as error:  # of all ranks, by rank
+        raise next(iter(error.failures.values()))[0] from None
+
+
+def end_folder(path: Path, checkpoint: dict, keep_old: Path | None) -> None:
     if rank() == 0:
-        files = {file.name: sha256_of_file(file) for file in partial.iterdir()}
+        files = {file.name: sha256_of_file(file) for file in partial_name(path).iterdir()}
         plain = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
-        write_json(partial / "checkpoint.json", {"files": files} | plain)
-        replace_folder(partial, path, keep_old)
-    all_sum(torch.zeros(1))  # … or goes on before it is in its place
+        write_json(partial_name(path) / "checkpoint.json", {"files": files} | plain)
+        replace_folder(partial_name(path), path, keep_old)
 
 
 def read_tensors(checkpoint: dict, like: dict[str, Tensor] | None = None) -> dict:
