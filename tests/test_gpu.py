@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import console
 import train
-from model import GPTConfig
+from model import GPT, GPTConfig
 from prepare_data import TrainBatches, open_data
+from tests import measure
 
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -192,6 +193,26 @@ def test_garbage_is_collected_at_evaluations_alone(config, command, monkeypatch)
     done = command(train.main, *options)
     assert done.code == 0, done.err
     assert left == [1, 2, 3, 1, 2, 3]
+
+
+def test_what_a_run_does_beside_its_steps_is_measured(config, capsys):
+    before = train.Run.take_step, train.Run.save, TrainBatches.__call__
+    shares = measure.overheads(config(save_interval=1000, eval_interval=500), steps=12)
+    assert set(shares) == {"data", "write", "validate", "save"} and all(0 < share < 1 for share in shares.values())
+    assert (train.Run.take_step, train.Run.save, TrainBatches.__call__) == before
+    assert "every 1000 steps" in capsys.readouterr().out
+
+
+def test_a_compiled_model_writes_the_same_text_without_compiling_again(monkeypatch):
+    """What bench.py --sample measures on CUDA: a step, a beginning and a beginning anew are compiled once each."""
+    config = GPTConfig(block_size=16, vocab_size=50, n_layer=2, n_head=2, n_embd=32, value_embeds=1, bigram_rows=37)
+    model, graphs = GPT(config).eval(), []
+    expected = [model.generate([[7], [3, 1]], 30, temperature=0) for _ in range(2)]
+    trials = lambda step, arguments: [step(*arguments) for _ in range(3)] and step  # noqa: E731
+    monkeypatch.setattr(torch.cpu, "make_graphed_callables", trials, raising=False)
+    model.compile(dynamic=False, backend=lambda graph, example: graphs.append(graph) or graph.forward)
+    assert [model.generate([[7], [3, 1]], 30, temperature=0) for _ in range(2)] == expected
+    assert len(graphs) == 3
 
 
 # ---------------------------------------------------------------------------------------------------------------------
