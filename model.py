@@ -202,8 +202,10 @@ class Attention(nn.Module):
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         k, v, at = cache.extend(self.layer, k, v) if cache else (k, v, None)  # (B, G, S, D)
         dropout = self.config.dropout if self.training else 0.0
+        # On CPUs torch's backward pass in bfloat16 takes up to four times as long as in float32, casts included.
+        q, k, v = (t.float() if x.device.type == "cpu" and x.requires_grad else t for t in (q, k, v))
         y = attend(q, k, v, self.config.window(self.layer), self.scale, dropout, documents, at)  # (B, H, T, D)
-        y = y.transpose(1, 2).reshape(x.shape)  # (B, T, C)
+        y = y.transpose(1, 2).reshape(x.shape).to(x.dtype)  # (B, T, C)
         return F.dropout(self.c_proj(y), dropout)
 
 

@@ -4,6 +4,8 @@ The logic is shown here without one; the tests at the end, and those named gpu i
 themselves.
 """
 
+import re
+import shlex
 import weakref
 from types import SimpleNamespace
 
@@ -12,11 +14,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import bench
 import console
+import prepare_data
 import train
 from model import GPT, GPTConfig
 from prepare_data import TrainBatches, open_data
 from tests import measure
+from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -213,6 +218,28 @@ def test_a_compiled_model_writes_the_same_text_without_compiling_again(monkeypat
     model.compile(dynamic=False, backend=lambda graph, example: graphs.append(graph) or graph.forward)
     assert [model.generate([[7], [3, 1]], 30, temperature=0) for _ in range(2)] == expected
     assert len(graphs) == 3
+
+
+def test_the_commands_for_whoever_has_a_gpu_are_understood():
+    """Each of the list in BENCHMARKS.md, and every ablation of the loop."""
+    text = (ROOT / "BENCHMARKS.md").read_text().partition("**On a GPU")[2].partition("\n## ")[0]
+    text = text.replace("LOSS", "3.3").replace("\\\n", " ")
+    changes = re.search(r"for change in (.*?); do", text).group(1).replace("$seed", "1").split()
+    lines = [line.strip() for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    lines = [line.replace("$seed", "1").replace("$change", change) for line in lines for change in changes]
+    seen = set()
+    for line in sorted(set(line for line in lines if line.startswith("python"))):
+        _, program, *words = shlex.split(line, comments=True)
+        seen.add(program)
+        if program == "-m":
+            assert words[0] == "pytest"
+            continue
+        if program == "tests/measure.py":
+            assert callable(getattr(measure, words.pop(0)))
+        options = {"bench.py": bench.BenchConfig, "prepare_data.py": prepare_data.PrepareConfig}
+        words = [str(ROOT / word) if word.startswith("config/") else word for word in words]
+        console.read_options(options.get(program, train.TrainConfig), words, program)
+    assert seen == {"-m", "tests/measure.py", "bench.py", "prepare_data.py", "train.py"} and len(changes) > 15
 
 
 # ---------------------------------------------------------------------------------------------------------------------
