@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import math
@@ -489,6 +490,8 @@ def try_compile(model, rows: int, device):
     import torch
 
     compiled, tokens = torch.compile(model, dynamic=False), torch.zeros(rows, model.config.block_size).long().to(device)
+    if device.type == "cuda":
+        choose_attention(model.config, rows, device, model.compute_dtype)  # compiling fixes the choice
     print("compiling the model", flush=True)
     try:
         with torch.random.fork_rng():  # dropout in here takes no random number from the run
@@ -497,7 +500,93 @@ def try_compile(model, rows: int, device):
         print(f"torch.compile does not work here, going on without it ({first_line(error)})")
         compiled = model
     model.zero_grad(set_to_none=True)
+    if device.type == "cuda" and compiled is not model:
+        COMPILED_TOO.add("cuda")
     return compiled
+
+
+COMPILED_TOO: set[str] = set()  # kinds of devices on which `compiled` functions are compiled
+
+
+def compiled(function):
+    """`function`, of one tensor, compiled where that is on CUDA and the model could be compiled; else as it is."""
+    made = []
+
+    @functools.wraps(function)
+    def call(tensor):
+        if tensor.device.type not in COMPILED_TOO:
+            return function(tensor)
+        import torch
+
+        made[:] = made or [torch.compile(function, dynamic=False)]
+        return made[0](tensor)
+
+    return call
+
+
+PINNED: dict[tuple, deque] = {}  # by shape: (buffer, event) of the latest copies, the oldest first
+
+
+def to_device(array, device, slots: int = 4):
+    """A numpy array as a tensor on the device. A copy to a GPU takes place while the host goes on.
+
+    It is made from pinned memory, `slots` buffers of a shape in turn, for tokens and targets of two batches. A buffer is
+    filled again when the event behind its last copy has come: the host is ahead by so much at most.
+    """
+    import torch
+
+    tensor, turns = torch.from_numpy(array), PINNED.setdefault(array.shape, deque())
+    if device.type != "cuda":
+        return tensor.to(device)
+    fresh = len(turns) < slots
+    buffer, copied = (torch.empty_like(tensor, pin_memory=True), torch.cuda.Event()) if fresh else turns.popleft()
+    copied.synchronize()  # an event that is new has come already
+    arrived = buffer.copy_(tensor).to(device, non_blocking=True)
+    copied.record()
+    turns.append((buffer, copied))
+    return arrived
+
+
+def time_attention(config, rows: int, device, dtype) -> dict[str, float]:
+    """Milliseconds of one layer's causal attention, forward and backward, by each of torch's kernels that can do it.
+
+    config: a GPTConfig; rows: sequences at once. FA3 is FlashAttention-3, if its package flash_attn_interface is there.
+    """
+    import torch
+    import torch.nn.attention as kernels
+
+    heads, times = (config.n_head, config.n_kv_head or config.n_head, config.n_kv_head or config.n_head), {}
+    size, how = config.n_embd // config.n_head, {"is_causal": True, "enable_gqa": heads[0] != heads[1]}
+    qkv = [torch.zeros(rows, n, config.block_size, size, device=device, dtype=dtype, requires_grad=True) for n in heads]
+    for name in ("CUDNN", "FLASH", "EFFICIENT", "FA3"):
+        backend = getattr(kernels.SDPBackend, f"{name.replace('FA3', 'FLASH')}_ATTENTION")
+        with contextlib.suppress(Exception), kernels.sdpa_kernel(backend):  # it has not all of them, or not for these
+            if name == "FA3":
+                kernels.activate_flash_attention_impl(name)
+            for step in range(8):
+                if step == 3:  # in the first ones kernels are loaded
+                    torch.accelerator.synchronize()
+                    started = time.perf_counter()
+                y = torch.nn.functional.scaled_dot_product_attention(*qkv, **how)
+                y.backward(y.detach())
+            torch.accelerator.synchronize()
+            times[name] = 1000 * (time.perf_counter() - started) / 5
+    with contextlib.suppress(AttributeError):  # where torch has no way back yet
+        kernels.restore_flash_attention_impl() if kernels.current_flash_attention_impl() else None
+    return times
+
+
+def choose_attention(config, rows: int, device, dtype) -> None:
+    """Of torch's attention kernels let the fastest at this run's shapes do them; the most general do the rest."""
+    import torch
+
+    times = time_attention(config, rows, device, dtype)
+    print("attention, ms a layer:", *(f"{name} {ms:.2f}" for name, ms in times.items()))
+    best = min(times, key=times.get, default="EFFICIENT")
+    torch.backends.cuda.enable_cudnn_sdp(best == "CUDNN")
+    torch.backends.cuda.enable_flash_sdp(best in ("FLASH", "FA3"))
+    if best == "FA3":
+        torch.nn.attention.activate_flash_attention_impl(best)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

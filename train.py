@@ -9,6 +9,7 @@ Everything a run makes lies in its folder, out/<name of the config file>/. Read 
 table of contents.
 """
 
+import gc
 import math
 import signal
 import subprocess
@@ -27,9 +28,9 @@ from torch import Tensor
 import parallel
 import prepare_data
 from checkpoint import CHECKPOINT_FORMAT, adopt, load_latest, load_state, load_weights, save_checkpoint, state_of
-from console import (RESUMABLE, Log, Silence, SpikeWatch, catch_signals, check_folder, explained, keep_freed_memory,
-                     locked, peak_memory_mb, pick_device, read_options, require, require_memory, run_command, show,
-                     try_compile)  # fmt: skip
+from console import (RESUMABLE, Log, Silence, SpikeWatch, catch_signals, check_folder, compiled, explained,
+                     keep_freed_memory, locked, peak_memory_mb, pick_device, read_options, require, require_memory,
+                     run_command, show, to_device, try_compile)  # fmt: skip
 from corpus.synthetic import exam, task_accuracy
 from model import GPT, GPTConfig
 from prepare_data import Data, TrainBatches, open_data
@@ -125,6 +126,7 @@ POLAR_EXPRESS = ((8.1566, -22.4833, 15.8788), (4.0429, -2.8089, 0.5000), (3.8917
                  (3.2858, -2.3681, 0.4645), (2.3465, -1.7098, 0.4232))  # fmt: skip
 
 
+@compiled
 def orthogonalize(matrices: Tensor) -> Tensor:
     """The nearest matrices whose singular values are all about 1. (N, rows, columns) in and out."""
     tall = matrices.size(-2) > matrices.size(-1)
@@ -316,12 +318,6 @@ class Run:
         return losses | task_accuracy(self.model, self.data.tokenizer, self.exam)
 
 
-def to_device(array, device: torch.device) -> Tensor:
-    """A numpy array as a tensor on the device; to a GPU from pinned memory, so that copying overlaps with computing."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
 def mean_loss(losses: list[Tensor], run: Run) -> dict[str, float]:
     """The mean of the latest steps' losses, and the count of spikes if they are looked for. Raises UserError at the
     first loss that is not finite."""
@@ -391,6 +387,7 @@ def train(config: TrainConfig, watch=list) -> dict:
         loss, losses = mean_loss(losses, run), []
         run.seconds, _ = parallel.agree(time.perf_counter() - origin, False)
         val = run.validate(network) if evals and not stopping else {}
+        gc.collect() if evals or saves else None  # in `main` it was taken out of the steps
         progress = config.progress(run.step, run.seconds)
         batches.warn_of_repeats(run.step / progress)
         log.write(run.step, run.seconds, progress, **loss, lr_scale=lr_scale(progress, config), **val)
@@ -429,6 +426,7 @@ def find_data(config: TrainConfig):
 def main(argv: list[str]) -> int:
     config = read_options(TrainConfig, argv, "train.py config/NAME.py")
     name = Path(argv[0]).stem if argv and not argv[0].startswith("-") else "default"
+    gc.disable()  # at a moment of its own choice it would look through all objects, and hold up a step by half a second
     config = replace(config, out=config.out or f"out/{name}")
     keep_freed_memory()
     if parallel.restarts():  # by torchrun: whatever was asked for at first, now it is to go on

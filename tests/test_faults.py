@@ -225,7 +225,8 @@ def test_a_log_that_cannot_be_written_is_written_whole_as_soon_as_it_can(config,
 
 # What runs code that stands in a file, and why it may. Nothing else does.
 RUNS_CODE = {
-    ("console.py", "run_path"),  # config files, which are Python and run as you, and the recipe of GPT-2's weights
+    ("console.py", "run_path"),  # config files, which are Python and run as you
+    ("checkpoint.py", "run_path"),  # the recipe of GPT-2's weights
     ("bench.py", "run_path"),  # the other checkout's train.py, in a process of its own
     ("corpus/report.py", "run_path"),  # two of the project's own recipes, for their lengths
     ("research/zygote.py", "run_path"),  # candidates, in the sandbox
