@@ -10,7 +10,7 @@ import runpy
 import shutil
 import warnings
 import zipfile
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from console import (UserError, explained, if_possible, replace_file, replace_folder, require, sha256_of_file,
                      write_json)  # fmt: skip
+from model import GPTConfig
 from parallel import all_sum, local, placed, rank, world_size
 
 CHECKPOINT_FORMAT = 3
@@ -168,8 +169,8 @@ def load_weights(source: str) -> dict:
         return runpy.run_path(str(Path(__file__).with_name("config") / "gpt2_classic.py"))["published_weights"](source)
 
 
-def adopt(config, begin: dict | None, data, resuming: bool, shape: list[str]):
-    """A run's `config` completed by what the data and the checkpoint `begin` fix; shape: names of the model's options.
+def adopt(config, begin: dict | None, data, resuming: bool):
+    """A run's `config` completed by what the data and the checkpoint `begin` fix.
 
     Fine-tuning may choose another dropout and a smaller block_size; going on with a run keeps all that shapes it.
     Raises UserError where an option contradicts.
@@ -178,7 +179,8 @@ def adopt(config, begin: dict | None, data, resuming: bool, shape: list[str]):
     fixed |= {"document_token": data.tokenizer.end_of_text} if config.document_mask else {}
     if begin:
         course = ["seed", "batch_tokens", "align_documents", "optimizer"] * resuming
-        fixed = {name: begin["config"][name] for name in shape + course if resuming or name != "dropout"}
+        shape = [field.name for field in fields(GPTConfig) if resuming or field.name != "dropout"]
+        fixed = {name: begin["config"][name] for name in shape + course}
         if not resuming:
             fixed["block_size"] = min(config.block_size, fixed["block_size"])
         theirs, ours = begin["tokenizer"], data.tokenizer  # GPT-2's weights come without one: then the size has to do

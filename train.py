@@ -13,7 +13,7 @@ import math
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -328,7 +328,7 @@ def train(config: TrainConfig, watch=list) -> dict:
     checkpoint = parallel.in_turn(lambda: load_latest(out)) if config.resume else None
     begin = checkpoint or (load_weights(config.init_from) if config.init_from else None)
     with explained("the run cannot begin", "check its options, and the checkpoint if it begins from one"):
-        config = adopt(config, begin, data, checkpoint is not None, [field.name for field in fields(GPTConfig)])
+        config = adopt(config, begin, data, resuming=checkpoint is not None)
         rows, grad_accum = config.split_batch()
         ranks, align = parallel.world_size(), config.align_documents
         batches = TrainBatches(data, config.block_size, config.seed, rows, grad_accum, ranks, align)
