@@ -8,46 +8,92 @@ checksums of the other files. Reading either never executes anything in it.
 import json
 import runpy
 import shutil
+import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from console import UserError, explained, replace_file, replace_folder, require, sha256_of_file, write_json
-from parallel import all_sum, rank, world_size
+from console import (UserError, explained, if_possible, replace_file, replace_folder, require, sha256_of_file,
+                     write_json)  # fmt: skip
+from parallel import all_sum, local, placed, rank, world_size
 
 CHECKPOINT_FORMAT = 3
 
 
-def save_checkpoint(path: Path, checkpoint: dict, keep_old: Path | None = None, sharded: bool = False) -> None:
-    """Write `checkpoint` to `path`, whole or not at all; keep_old: the name under which the one before stays.
+def state_of(model, optimizers) -> dict | None:
+    """A model's tensors by name, and what the optimizers keep for each of its parameters: all that training changes.
+    None where a weight is not finite, on any rank."""
+    params = dict(model.named_parameters())
+    bad = sum(not local(p).isfinite().all() for p in params.values())
+    states = {p: state for optimizer in optimizers for p, state in optimizer.state.items()}
+    state = {"model": model.state_dict(), "optimizer": {name: states[p] for name, p in params.items() if p in states}}
+    return None if all_sum(torch.tensor(float(bad))) else state
+
+
+def load_state(checkpoint: dict, model, optimizers=(), sharded: bool = False) -> None:
+    """Put a checkpoint's tensors into a model, on its device, and into its optimizers, whose rates and the like stay.
+
+    A table of positions may be longer than the model's: it takes as many as it has.
+    """
+    params, own = dict(model.named_parameters()), model.state_dict()
+    checkpoint = read_tensors(checkpoint, params if sharded else None)
+    weights = {name: w[: len(own[name])] if name == "wpe.weight" else w for name, w in checkpoint["model"].items()}
+    model.load_state_dict({name: placed(w, own.get(name, w)) for name, w in weights.items()})
+    holder = {p: o.state for o in optimizers for group in o.param_groups for p in group["params"]}
+    for name, state in checkpoint["optimizer"].items() if holder else ():
+        p = params[name]
+        holder[p][p] = {key: placed(value, p) if value.ndim else value.to(p.device) for key, value in state.items()}
+
+
+def save_checkpoint(path: Path, checkpoint: dict, keep_old: Path | None = None, sharded: bool = False) -> bool:
+    """Write `checkpoint` to `path`, whole or not at all; keep_old: the name under which the one before stays. Returns
+    whether the disk took it; if not, that was said, and what is there stays.
 
     checkpoint: "model", name to tensor; "optimizer", name of a parameter to its state; and plain values.
     """
     if sharded:
-        save_folder(path, checkpoint, keep_old)
-    elif rank() == 0:
-        replace_file(path, lambda file: torch.save(checkpoint, file), keep_old)
+        steps = begin_folder, write_shards, lambda path, checkpoint: end_folder(path, checkpoint, keep_old)
+        # The ranks go from step to step together, and none goes on when another could not.
+        return all(not all_sum(torch.tensor(float(not if_possible(path, step, checkpoint)))) for step in steps)
+    return rank() > 0 or if_possible(path, replace_file, lambda file: torch.save(checkpoint, file), keep_old)
 
 
-def save_folder(path: Path, checkpoint: dict, keep_old: Path | None) -> None:
-    import torch.distributed.checkpoint as dcp
+def partial_name(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
 
-    partial = path.with_name(path.name + ".tmp")
+
+def begin_folder(path: Path, checkpoint: dict) -> None:
     if rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-    tensors = {f"model/{name}": tensor for name, tensor in checkpoint["model"].items()}
+        shutil.rmtree(partial_name(path), ignore_errors=True)
+        partial_name(path).mkdir()
+
+
+def write_shards(path: Path, checkpoint: dict) -> None:
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    tensors, held = {}, set()
+    for name, tensor in checkpoint["model"].items():
+        tied = local(tensor).data_ptr() in held  # one table under two names: safetensors wants it twice
+        tensors[f"model/{name}"] = tensor.clone() if tied else tensor
+        held.add(local(tensor).data_ptr())
     for name, state in checkpoint["optimizer"].items():
         tensors |= {f"optimizer/{name}/{key}": tensor for key, tensor in state.items()}
-    dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True))
+    try:
+        dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(partial_name(path)), save_distributed=True))
+    except CheckpointException as error:  # of all ranks, by rank
+        raise next(iter(error.failures.values()))[0] from None
+
+
+def end_folder(path: Path, checkpoint: dict, keep_old: Path | None) -> None:
     if rank() == 0:
-        files = {file.name: sha256_of_file(file) for file in partial.iterdir()}
+        files = {file.name: sha256_of_file(file) for file in partial_name(path).iterdir()}
         plain = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
-        write_json(partial / "checkpoint.json", {"files": files} | plain)
-        replace_folder(partial, path, keep_old)
-    all_sum(torch.zeros(1))  # nobody goes on before it is in its place
+        write_json(partial_name(path) / "checkpoint.json", {"files": files} | plain)
+        replace_folder(partial_name(path), path, keep_old)
 
 
 def read_tensors(checkpoint: dict, like: dict[str, Tensor] | None = None) -> dict:
@@ -65,7 +111,8 @@ def read_tensors(checkpoint: dict, like: dict[str, Tensor] | None = None) -> dic
         own = (like or {}).get(key.split("/")[1])
         cut = own is not None and own.shape == about.size
         tensors[key] = torch.empty_like(own) if cut else torch.empty(about.size, dtype=about.properties.dtype)
-    dcp.load(tensors, storage_reader=reader, no_dist=world_size() == 1)
+    with warnings.catch_warnings(action="ignore"):  # that one process reads it alone
+        dcp.load(tensors, storage_reader=reader, no_dist=world_size() == 1)
     model, optimizer = {}, {}
     for key, tensor in tensors.items():
         kind, name, *rest = key.split("/")
@@ -119,3 +166,28 @@ def load_weights(source: str) -> dict:
     remedy = "it takes `pip install transformers` and a network, or the path of a local folder of GPT-2's files"
     with explained(f"'{source}' could not be loaded", remedy):
         return runpy.run_path(str(Path(__file__).with_name("config") / "gpt2_classic.py"))["published_weights"](source)
+
+
+def adopt(config, begin: dict | None, data, resuming: bool, shape: list[str]):
+    """A run's `config` completed by what the data and the checkpoint `begin` fix; shape: names of the model's options.
+
+    Fine-tuning may choose another dropout and a smaller block_size; going on with a run keeps all that shapes it.
+    Raises UserError where an option contradicts.
+    """
+    fixed = {"vocab_size": max(config.vocab_size or 0, data.tokenizer.vocab_size)}
+    fixed |= {"document_token": data.tokenizer.end_of_text} if config.document_mask else {}
+    if begin:
+        course = ["seed", "batch_tokens", "align_documents", "optimizer"] * resuming
+        fixed = {name: begin["config"][name] for name in shape + course if resuming or name != "dropout"}
+        if not resuming:
+            fixed["block_size"] = min(config.block_size, fixed["block_size"])
+        theirs, ours = begin["tokenizer"], data.tokenizer  # GPT-2's weights come without one: then the size has to do
+        same = theirs == ours.to_json() if theirs else fixed["vocab_size"] == ours.vocab_size
+        told = f"'{data.folder}' has another tokenizer than the weights: prepare data with theirs"
+        require(same, f"{told} (--tokenizer=gpt2 for GPT-2, else the path of the data they were trained on)")
+        told = f"'{data.folder}' is not the data that the run was begun with: its fingerprint differs"
+        require(not resuming or begin["data"] == data.fingerprint, told)
+    for name, value in fixed.items():
+        told = f"{name}={getattr(config, name)}, but {'the checkpoint' if begin else 'the data'} needs {value}"
+        require(getattr(config, name) in (getattr(type(config), name), value), f"{told}: leave the option out")
+    return replace(config, **fixed)

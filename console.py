@@ -9,6 +9,7 @@ import ctypes
 import dataclasses
 import difflib
 import errno
+import fcntl
 import functools
 import hashlib
 import json
@@ -17,6 +18,7 @@ import os
 import runpy
 import shutil
 import signal
+import statistics
 import sys
 import threading
 import time
@@ -61,6 +63,8 @@ def run_command(main, many: bool = False) -> None:
 
     many: whether it may run in several processes, started by torchrun.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the programs end without a word while they import
+    os.umask(os.umask(0o077) | 0o002)  # whatever the umask, nothing that is made here can be written by everybody
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character shows a question mark
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -104,8 +108,44 @@ def explain(error: Exception) -> str | None:
     return None
 
 
+RESUMABLE = 75  # exit code: stopped by a signal, all saved. EX_TEMPFAIL of sysexits.h: try again
+
+
+class LastingStream:
+    """Standard output or error that may fail, as when the terminal is closed or `| head` has read enough: from then on
+    what is printed goes nowhere, and the program goes on."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with self.forgiven():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self.forgiven():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def forgiven(self):
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # a full disk may have room again
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
 def catch_signals() -> list[int]:
-    """A list that receives the signal's number at the first Ctrl-C or SIGTERM; the second one ends the program."""
+    """A list that receives the signal's number at the first Ctrl-C or SIGTERM; the second one ends the program.
+
+    A terminal that is closed ends nothing from here on: SIGHUP is ignored, and so is that printing fails.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)
     caught: list[int] = []
 
     def handle(number, frame) -> None:
@@ -199,9 +239,53 @@ def replace_file(path: Path, write, keep_old: Path | None = None) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def if_possible(path: Path, write, *args) -> bool:
+    """write(path, *args), of what will be written again later: where the disk is full or fails it says so, leaves what
+    is there as it is, and returns False."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it meanwhile
+        write(path, *args)
+    except Exception as error:  # torch raises an error of its own on top of the disk's
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        print(f"warning: '{path}' was NOT written ({reason.strerror}); what was saved before is whole. Make room on the "
+              "disk: the next save tries again", flush=True)  # fmt: skip
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def locked(folder: Path, wanted: bool = True):
+    """Keep `folder` for this process. Raises UserError where another has it. The system forgets the lock with the
+    process, however that ends; folders that were made for the lock alone do not stay."""
+    if not wanted:
+        yield
+        return
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            told = f"'{folder}' is in use by another run: wait for its end, or type another --out=FOLDER"
+            raise UserError(told) from None
+        except OSError:
+            pass  # a file system without locks
+        try:
+            yield
+        finally:
+            if made and [path.name for path in folder.glob("*")] == [".lock"]:
+                os.unlink(folder / ".lock")
+                with contextlib.suppress(OSError):
+                    for path in made:
+                        path.rmdir()
+
+
 def write_json(path: Path, value) -> None:
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    replace_file(path, lambda file: file.write(text.encode("utf-8")))
+    content = text.encode("utf-8", errors="backslashreplace")  # a file name that is no UTF-8, as JSON's own escape
+    replace_file(path, lambda file: file.write(content))
 
 
 class JsonLines:
@@ -377,6 +461,30 @@ def pick_device(device: str, dtype: str):
     return found, getattr(torch, fastest if dtype == "auto" else dtype)
 
 
+def memory_limit() -> float:
+    """Bytes of main memory that this process may use: the machine's, or its container's if that is less."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int(Path(path).read_text()))
+    return min(limits)
+
+
+def require_memory(config, rows: int, trains_here: bool) -> None:
+    """Refuse sizes that the main memory cannot hold: the system would end the program without a word.
+
+    An estimate from below: 4 bytes per weight where the model is built and 8 more for gradient and momentum where it
+    is trained; of `rows` sequences the logits and some activations.
+    """
+    width, layers, vocab = config.n_embd, config.n_layer, config.vocab_size
+    weights = layers * (10 * width**2 + 2000) + width * (vocab + config.bigram_rows)  # 2000: a layer's Python objects
+    held = rows * config.block_size * (8 * vocab + 20 * width * layers)
+    needed, limit = (12 * weights + held if trains_here else 4 * weights), memory_limit()
+    told = f"{weights:,} weights, and {rows:,} sequences at once, take {needed / 1e9:,.0f} GB of memory at least, and"
+    remedy = "set a smaller --n_layer, --n_embd, --block_size or --micro_batch_size"
+    require(needed < limit, f"{told} there are {limit / 1e9:,.0f}: {remedy}")
+
+
 def try_compile(model, rows: int, device):
     """The compiled model, warmed up for training, or the model itself where no compiler works."""
     import torch
@@ -510,22 +618,30 @@ class Log:
         self, out: Path, step: int, seconds: float, config: dict, n_params: int, flops_per_token: float, card: str
     ):
         self.out, self.path, self.config, self.n_params, self.wandb = out, out / "log.jsonl", config, n_params, None
-        self.flops_per_token, self.written = flops_per_token, (step, seconds)
+        self.flops_per_token = flops_per_token
         self.peak_flops = next((peak for name, peak in PEAK_FLOPS.items() if name in card), None)
         out.mkdir(parents=True, exist_ok=True)
-        for name in RUN_FILES if config["overwrite"] else ():  # and nothing else that may be in the folder
-            (out / name).unlink(missing_ok=True)
+        for name in RUN_FILES:  # and nothing else that may be in the folder
+            remove(out / f"{name}.tmp")  # of a run that was killed
+            if config["overwrite"]:
+                remove(out / name)
         write_json(out / "config.json", config)
         lines = self.path.read_bytes().splitlines() if self.path.is_file() else []
-        # What came after the checkpoint will come again; a line that a kill has cut off is no row.
-        self.rows = [row for row in map(whole_row, lines) if row and row["step"] <= step]
-        content = "".join(json.dumps(row) + "\n" for row in self.rows)
-        replace_file(self.path, lambda file: file.write(content.encode("utf-8")))
+        self.rows = [row for row in map(whole_row, lines) if row]  # a line that a kill has cut off is no row
+        self.rewind(step, seconds)
         if config["wandb"]:
             import wandb
 
             with explained("Weights & Biases did not start", "type `wandb login`, or set WANDB_MODE=offline"):
                 self.wandb = wandb.init(project="nanoloop", name=out.name, dir=out, config=config)
+
+    def rewind(self, step: int, seconds: float) -> None:
+        """Drop what came after `step`: it will come again."""
+        self.rows, self.written = [row for row in self.rows if row["step"] <= step], (step, seconds)
+        self.whole = if_possible(self.path, replace_file, self.write_rows)
+
+    def write_rows(self, file) -> None:
+        file.write("".join(json.dumps(row) + "\n" for row in self.rows).encode("utf-8"))
 
     def speed(self, steps: int, seconds: float) -> dict:
         per_second = steps * self.config["batch_tokens"] / seconds if seconds else 0.0
@@ -540,10 +656,22 @@ class Log:
         self.written = step, seconds
         print(" | ".join(f"{key} {show(value)}" for key, value in row.items() if value is not None), flush=True)
         self.rows.append(row)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        if self.wandb:
-            self.wandb.log(row, step=step)
+        try:
+            require(self.whole and self.path.is_file(), "")
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except (OSError, UserError):  # it was deleted, or a full disk took no row, or part of one: all rows anew
+            self.whole = if_possible(self.path, replace_file, self.write_rows)
+        self.track(lambda: self.wandb.log(row, step=step))
+
+    def track(self, send) -> None:
+        """Do something with Weights & Biases; if that fails, training goes on without it."""
+        try:
+            if self.wandb:
+                send()
+        except Exception as error:  # of many kinds, its own among them
+            print(f"warning: Weights & Biases failed ({first_line(error)}): going on without it; log.jsonl has it all")
+            self.wandb = None
 
     def draw(self) -> None:
         """loss.png: training and validation loss against tokens."""
@@ -567,9 +695,8 @@ class Log:
         write_json(self.out / "summary.json", summary)
         print("---", *(f"{key}: {show(value)}" for key, value in summary.items()), sep="\n")
         self.draw()
-        if self.wandb:
-            self.wandb.summary.update(summary)
-            self.wandb.finish()
+        self.track(lambda: self.wandb.summary.update(summary))
+        self.track(lambda: self.wandb.finish())
         return summary
 
 
@@ -578,6 +705,62 @@ class Silence:
 
     def __getattr__(self, name):
         return lambda *args, **figures: figures
+
+
+class SpikeWatch:
+    """Which losses are spikes: those more than `deviations` standard deviations above the mean of the latest 100.
+
+    action: "skip", "stop", "rewind", or None, with which nobody looks. count: spikes so far. ahead: steps by which the
+    data are ahead of the optimizer steps, after rewinding. last: the latest loss that was good, for messages.
+    """
+
+    LATEST, FEWEST, PATIENCE = 100, 20, 10  # losses to compare with; before so many none is a spike; spikes in a row
+    KEPT = ("count", "ahead", "in_row", "back_at", "tries")
+    REMEDY = "The last checkpoint is older, and good: lower the learning rates, or choose another --on_spike"
+
+    def __init__(self, action: str | None, deviations: float):
+        self.action, self.deviations, self.last, self.rewinds = action, deviations, None, False
+        self.recent: deque[float] = deque(maxlen=self.LATEST)
+        self.count, self.ahead, self.in_row, self.back_at, self.tries = 0, 0, 0, -1, 0
+
+    def look(self, step: int, loss: float) -> bool:
+        """Whether the loss of `step` is a spike. Raises UserError where that, or their number, is to end the run."""
+        mean, deviation = math.inf, 0.0
+        if len(self.recent) >= self.FEWEST:
+            mean, deviation = statistics.fmean(self.recent), statistics.stdev(self.recent)
+        spike = math.isfinite(loss) and loss > mean + self.deviations * deviation  # not finite: the run ends anyway
+        self.rewinds, self.in_row = spike and self.action == "rewind", self.in_row + 1 if spike else 0
+        self.count += spike
+        if spike:
+            told = f"spike {self.count}: the loss {loss:.4f} of step {step} is {(loss - mean) / (deviation or 1):,.1f} "
+            told += f"deviations above the mean of the latest {len(self.recent)}, {mean:.4f}: on_spike={self.action}"
+            ends = self.action == "stop" or self.in_row > self.PATIENCE
+            require(not ends, f"{told}, {self.in_row} in a row. {self.REMEDY}")
+            print(told, flush=True)
+        else:
+            self.recent.append(loss)
+        return spike
+
+    def figures(self) -> dict[str, int]:
+        return {"spikes": self.count} if self.action else {}
+
+    def state(self) -> dict:
+        """What the checkpoint keeps, so that a resumed run finds the same spikes."""
+        return {name: getattr(self, name) for name in self.KEPT} | {"recent": list(self.recent)}
+
+    def restore(self, state: dict) -> None:
+        for name in self.KEPT:
+            setattr(self, name, int(state[name]))
+        self.recent = deque(map(float, state["recent"]), self.LATEST)
+
+    def rewound(self, step: int, checkpoint: dict) -> dict:
+        """The checkpoint to go back to from after `step` steps, with the data that come after those (as PaLM did,
+        arXiv:2204.02311, section 5.1); its spikes stay counted. Raises UserError where going back is of no use."""
+        self.tries = self.tries + 1 if self.back_at == checkpoint["step"] else 1
+        self.back_at, self.ahead = checkpoint["step"], step + self.ahead - checkpoint["step"]
+        told = f"each of {self.PATIENCE} ways on from step {self.back_at} led to a spike. {self.REMEDY}"
+        require(self.tries <= self.PATIENCE, told)
+        return checkpoint | {"spikes": self.state() | {"recent": checkpoint["spikes"]["recent"]}}
 
 
 def whole_row(line: bytes) -> dict | None:

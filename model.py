@@ -55,7 +55,7 @@ class GPTConfig:
 
     def __post_init__(self):
         kv_head, pattern, tables = self.n_kv_head or self.n_head, self.window_pattern, (self.n_layer + 1) // 2
-        for name in ("block_size", "n_layer", "n_head", "n_embd", "window_size"):
+        for name in ("block_size", "n_layer", "n_head", "n_embd", "window_size", "rope_base"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
         require(self.n_embd % self.n_head == 0, f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}")
         require(self.n_head % kv_head == 0, f"n_head={self.n_head} is not divisible by n_kv_head={kv_head}")
@@ -64,6 +64,8 @@ class GPTConfig:
         require(0 <= self.value_embeds <= tables, f"{self.value_embeds=} is not 0 to {tables}, half of n_layer")
         require(not set(pattern or "L") - set("SL"), f"window_pattern={pattern!r} may hold only S and L, as in SSSL")
         require(self.bigram_rows >= 0, f"bigram_rows={self.bigram_rows} must be at least 0")
+        capped = self.logit_softcap is None or 0 < self.logit_softcap < math.inf
+        require(capped, f"logit_softcap={self.logit_softcap} must be above 0, and finite, or None")
         require(0 <= self.dropout < 1, f"dropout={self.dropout} must be at least 0 and below 1")
 
     def padded_vocab(self) -> int:

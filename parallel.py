@@ -61,6 +61,8 @@ def together():
     finally:
         sys.stdout = stdout
     dist.destroy_process_group()
+    if number:  # all is written; taking down an interpreter whose connections had threads was seen to abort
+        os._exit(0)
 
 
 def all_sum(tensor: Tensor) -> Tensor:
@@ -68,6 +70,10 @@ def all_sum(tensor: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+def mean(tensor: Tensor) -> Tensor:
+    return all_sum(tensor) / world_size()
 
 
 def agree(seconds: float, stop: bool) -> tuple[float, bool]:

@@ -75,7 +75,8 @@ def cast_weights(model: GPT, dtype: torch.dtype) -> None:
 
 def main(argv: list[str]) -> None:
     options = read_options(SampleConfig, argv, "sample.py", config_files=False)
-    require(min(options.num_samples, options.max_new_tokens) >= 1, "num_samples and max_new_tokens must be above 0")
+    valid = options.num_samples >= 1 and 1 <= options.max_new_tokens <= 10**7
+    require(valid, "num_samples must be at least 1, and max_new_tokens between 1 and 10 million")
     text = read_prompt(options.prompt)
     device, dtype = pick_device(options.device, options.dtype)
     model, tokenizer = load_model(options.init_from or options.run, device, dtype)

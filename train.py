@@ -19,14 +19,18 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports, which take seconds, ends without a word
+
 import torch
 from torch import Tensor
 
 import parallel
 import prepare_data
-from checkpoint import CHECKPOINT_FORMAT, load_latest, load_weights, read_tensors, save_checkpoint
-from console import (Log, Silence, catch_signals, check_folder, compiled, explained, keep_freed_memory, peak_memory_mb,
-                     pick_device, read_options, require, run_command, show, to_device, try_compile)  # fmt: skip
+from checkpoint import CHECKPOINT_FORMAT, adopt, load_latest, load_state, load_weights, save_checkpoint, state_of
+from console import (RESUMABLE, Log, Silence, SpikeWatch, catch_signals, check_folder, compiled, explained,
+                     keep_freed_memory, locked, peak_memory_mb, pick_device, read_options, require, require_memory,
+                     run_command, show, to_device, try_compile)  # fmt: skip
 from corpus.synthetic import exam, task_accuracy
 from model import GPT, GPTConfig
 from prepare_data import Data, TrainBatches, open_data
@@ -66,6 +70,8 @@ class TrainConfig(GPTConfig):
     beta2: float = 0.95  # AdamW's running mean of squared gradients
     eps: float = 1e-10  # AdamW's; small, because a head that begins near 0 gets small gradients
     grad_clip: float | None = None  # largest norm of the gradient; None: off
+    on_spike: Literal["skip", "stop", "rewind"] | None = None  # at a spike: take no step | end | back to the checkpoint
+    spike_deviations: float = 6.0  # above the recent mean loss make a spike; looking waits for the device in every step
     warmup: float = 0.0  # share of the run in which learning rates rise from 0
     decay: float = 0.6  # share of the run, its last, in which they fall
     decay_shape: Literal["linear", "cosine"] = "linear"  # how they fall
@@ -84,9 +90,11 @@ class TrainConfig(GPTConfig):
     def __post_init__(self):
         super().__post_init__()
         for name in ("batch_tokens micro_batch_size max_steps max_tokens max_seconds log_interval eval_interval "
-                     "save_interval").split():  # fmt: skip
+                     "save_interval eps grad_clip spike_deviations").split():  # fmt: skip
             value = getattr(self, name)
-            require(value is None or value > 0, f"{name}={value} must be above 0")
+            require(value is None or 0 < value < math.inf, f"{name}={value} must be above 0, and finite")
+        for name in "muon_lr embed_lr head_lr scalar_lr learning_rate weight_decay".split():
+            require(0 <= getattr(self, name) < math.inf, f"{name}={getattr(self, name)} must be at least 0, and finite")
         ends = (self.max_steps, self.max_tokens, self.max_seconds) != (None, None, None) or self.eval_only
         require(ends, "the run has no end: give max_steps, max_tokens or max_seconds")
         require(not (self.resume and self.overwrite), "resume=True keeps a run, overwrite=True deletes it: choose one")
@@ -240,79 +248,41 @@ def evaluate_folder(model, data: Data, split: str, block_size: int, batch_size: 
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Before the first step
-
-
-def adopt(config: TrainConfig, begin: dict | None, data, resuming: bool) -> TrainConfig:
-    """`config` completed by what the data and the checkpoint `begin` fix. Raises UserError where an option contradicts.
-
-    Fine-tuning may choose another dropout and a smaller block_size; going on with a run keeps all that shapes it.
-    """
-    fixed = {"vocab_size": max(config.vocab_size or 0, data.tokenizer.vocab_size)}
-    fixed |= {"document_token": data.tokenizer.end_of_text} if config.document_mask else {}
-    if begin:
-        shape = [field.name for field in fields(GPTConfig) if resuming or field.name != "dropout"]
-        course = ["seed", "batch_tokens", "align_documents", "optimizer"] * resuming
-        fixed = {name: begin["config"][name] for name in shape + course}
-        if not resuming:
-            fixed["block_size"] = min(config.block_size, fixed["block_size"])
-        theirs, ours = begin["tokenizer"], data.tokenizer  # GPT-2's weights come without one: then the size has to do
-        same = theirs == ours.to_json() if theirs else fixed["vocab_size"] == ours.vocab_size
-        told = f"'{data.folder}' has another tokenizer than the weights: prepare data with theirs"
-        require(same, f"{told} (--tokenizer=gpt2 for GPT-2, else the path of the data they were trained on)")
-        told = f"'{data.folder}' is not the data that the run was begun with: its fingerprint differs"
-        require(not resuming or begin["data"] == data.fingerprint, told)
-    for name, value in fixed.items():
-        told = f"{name}={getattr(config, name)}, but {'the checkpoint' if begin else 'the data'} needs {value}"
-        require(getattr(config, name) in (getattr(TrainConfig, name), value), f"{told}: leave the option out")
-    return replace(config, **fixed)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # The run
 
 
 class Run:
     """All that changes in a run: what a checkpoint holds, and what a resumed run takes back from it."""
 
+    KEPT = {"step": int, "seconds": float, "best": float}  # optimizer steps, training time, lowest validation loss
+
     def __init__(self, config: TrainConfig, data, device: torch.device, dtype: torch.dtype):
         self.config, self.data, self.device = config, data, device
-        self.step, self.seconds, self.best = 0, 0.0, math.inf  # optimizer steps, training time, lowest validation loss
+        self.step, self.seconds, self.best = 0, 0.0, math.inf
+        self.spikes = SpikeWatch(config.on_spike, config.spike_deviations)
         self.exam = exam(data.tokenizer, config.eval_tasks, config.block_size) if config.eval_tasks else {}
         torch.manual_seed(config.seed)
         self.model = GPT(config, dtype)
         parallel.shard(self.model, device, dtype) if config.shard else self.model.to(device)
-        self.params = dict(self.model.named_parameters())
         self.optimizers = make_optimizers(self.model, config, device)
         # float16 cannot hold small gradients: the loss is scaled up, and the gradients down again before a step.
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
-    def load_weights(self, weights: dict[str, Tensor]) -> None:
-        own, T = self.model.state_dict(), self.config.block_size  # of learned positions, as many as T are taken
-        cut = {name: w[:T] if name == "wpe.weight" and len(w) > T else w for name, w in weights.items()}
-        self.model.load_state_dict({name: parallel.placed(w, own.get(name, w)) for name, w in cut.items()})
-
     def restore(self, checkpoint: dict) -> None:
-        checkpoint = read_tensors(checkpoint, self.params if self.config.shard else None)
-        self.load_weights(checkpoint["model"])
-        self.step, self.seconds, self.best = checkpoint["step"], checkpoint["seconds"], checkpoint["best"]
-        holder = {p: o.state for o in self.optimizers for group in o.param_groups for p in group["params"]}
-        for name, state in checkpoint["optimizer"].items():  # rates and the like are the config's
-            p = self.params[name]
-            holder[p][p] = {key: parallel.placed(value, p if value.ndim else value) for key, value in state.items()}
+        load_state(checkpoint, self.model, self.optimizers, self.config.shard)
+        self.step, self.seconds, self.best = (kind(checkpoint[name]) for name, kind in self.KEPT.items())
+        self.spikes.restore(checkpoint["spikes"])
         self.scaler.load_state_dict(checkpoint["scaler"])
 
-    def save(self, path: Path, keep_old: Path | None = None) -> None:
-        bad = sum(not parallel.local(p).isfinite().all() for p in self.params.values())
-        require(parallel.all_sum(torch.tensor(float(bad))) == 0,
-                f"the weights are no longer finite after step {self.step}: they were not saved")  # fmt: skip
-        states = {p: state for o in self.optimizers for p, state in o.state.items()}
-        save_checkpoint(path, {
-            "format": CHECKPOINT_FORMAT, "config": asdict(self.config), "model": self.model.state_dict(),
-            "optimizer": {name: states[p] for name, p in self.params.items() if p in states},
-            "scaler": self.scaler.state_dict(), "step": self.step, "tokens": self.step * self.config.batch_tokens,
-            "seconds": self.seconds, "best": self.best, "data": self.data.fingerprint,
-            "tokenizer": self.data.tokenizer.to_json(), "torch": str(torch.__version__),
+    def save(self, path: Path, keep_old: Path | None = None) -> bool:
+        """Whether the disk took it; if not, that was said, and what was at `path` is still there."""
+        state = state_of(self.model, self.optimizers)
+        require(state, f"the weights are no longer finite after step {self.step}: they were not saved")
+        return save_checkpoint(path, state | {
+            "format": CHECKPOINT_FORMAT, "config": asdict(self.config), "scaler": self.scaler.state_dict(),
+            "step": self.step, "tokens": self.step * self.config.batch_tokens, "seconds": self.seconds,
+            "best": self.best, "data": self.data.fingerprint, "tokenizer": self.data.tokenizer.to_json(),
+            "torch": str(torch.__version__), "spikes": self.spikes.state(),
         }, keep_old, self.config.shard)  # fmt: skip
 
     def take_step(self, network, batches: TrainBatches) -> Tensor:
@@ -322,18 +292,22 @@ class Run:
         torch.manual_seed(hash((self.config.seed, self.step, place)))  # dropout too is a function of the step
         for micro_step in range(batches.grad_accum):
             parallel.sync_gradients(network, micro_step == batches.grad_accum - 1)
-            tokens, targets = (to_device(array, self.device) for array in batches(self.step, micro_step, place))
+            batch = batches(self.step + self.spikes.ahead, micro_step, place)
+            tokens, targets = (to_device(array, self.device) for array in batch)
             loss = network(tokens, targets) / batches.grad_accum
             self.scaler.scale(loss).backward()
             total += loss.detach()
-        if self.config.grad_clip is not None:
+        # Looking at the loss waits for the device, so only who asks for it does in every step.
+        spike = self.config.on_spike and self.spikes.look(self.step, parallel.mean(total.clone()).item())
+        if self.config.grad_clip is not None and not spike:
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
-        self.scaler.update()
+        if not spike:
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
+            self.scaler.update()
+        self.model.zero_grad(set_to_none=True)
         self.step += 1
         return total
 
@@ -344,14 +318,16 @@ class Run:
         return losses | task_accuracy(self.model, self.data.tokenizer, self.exam)
 
 
-def mean_loss(losses: list[Tensor], run: Run) -> float:
-    """The mean of the latest steps' losses. Raises UserError at the first that is not finite."""
-    values = (parallel.all_sum(torch.stack(losses)) / parallel.world_size()).tolist()  # here the device is waited for
+def mean_loss(losses: list[Tensor], run: Run) -> dict[str, float]:
+    """The mean of the latest steps' losses, and the count of spikes if they are looked for. Raises UserError at the
+    first loss that is not finite."""
+    values = parallel.mean(torch.stack(losses)).tolist()  # but for on_spike, the one place where the device is waited for
     rates = {group["lr"] for optimizer in run.optimizers for group in optimizer.param_groups}
     for step, value in enumerate(values, start=run.step - len(values)):
-        told = f"the loss is {value} at step {step}, with learning rates {sorted(rates)}; the last checkpoint is older"
-        require(math.isfinite(value), f"{told}. Likely causes: a learning rate too high, or dtype=float16")
-    return sum(values) / len(values)
+        told = f"the loss is {value} at step {step}, {run.spikes.last} before it, with learning rates {sorted(rates)}"
+        require(math.isfinite(value), f"{told}; the last checkpoint is older. Likely: a rate too high, dtype=float16")
+        run.spikes.last = value
+    return {"loss": sum(values) / len(values)} | run.spikes.figures()
 
 
 def train(config: TrainConfig, watch=list) -> dict:
@@ -368,13 +344,14 @@ def train(config: TrainConfig, watch=list) -> dict:
     checkpoint = parallel.in_turn(lambda: load_latest(out)) if config.resume else None
     begin = checkpoint or (load_weights(config.init_from) if config.init_from else None)
     with explained("the run cannot begin", "check its options, and the checkpoint if it begins from one"):
-        config = adopt(config, begin, data, resuming=checkpoint is not None)
+        config = adopt(config, begin, data, checkpoint is not None, [field.name for field in fields(GPTConfig)])
         rows, grad_accum = config.split_batch()
         ranks, align = parallel.world_size(), config.align_documents
         batches = TrainBatches(data, config.block_size, config.seed, rows, grad_accum, ranks, align)
+        require_memory(config, rows, device.type == "cpu" and not config.eval_only)
         run = Run(config, data, device, dtype)
         if begin:
-            run.restore(checkpoint) if checkpoint else run.load_weights(begin["model"])
+            run.restore(begin) if checkpoint else load_state(begin, run.model)
     if config.eval_only:
         require(begin, "eval_only=True needs weights: give --init_from=RUN, or --resume=True for the run's own")
         val = run.validate(run.model)
@@ -391,10 +368,16 @@ def train(config: TrainConfig, watch=list) -> dict:
     flops = run.model.flops_per_token() / ranks
     log = Silence() if parallel.rank() else Log(out, run.step, run.seconds, asdict(config), n_params, flops, card)
 
-    finished, stopping, losses, val, stop = config.progress(run.step, run.seconds) >= 1, False, [], {}, watch()
+    finished, stopping, saved = config.progress(run.step, run.seconds) >= 1, False, True
+    losses, val, stop = [], {}, watch()
     origin = time.perf_counter() - run.seconds  # training time is the time since `origin`
     while not finished:
         losses.append(run.take_step(trained, batches))
+        if run.spikes.rewinds and (out / "last.pt").exists():
+            run.restore(run.spikes.rewound(run.step, parallel.in_turn(lambda: load_latest(out))))
+            log.rewind(run.step, run.seconds)
+            losses, origin = [], time.perf_counter() - run.seconds
+            continue
         run.seconds, stopping = parallel.agree(time.perf_counter() - origin, bool(stop))
         finished = config.progress(run.step, run.seconds) >= 1 or stopping
         intervals = config.log_interval, config.eval_interval, config.save_interval
@@ -407,18 +390,19 @@ def train(config: TrainConfig, watch=list) -> dict:
         gc.collect() if evals or saves else None  # in `main` it was taken out of the steps
         progress = config.progress(run.step, run.seconds)
         batches.warn_of_repeats(run.step / progress)
-        log.write(run.step, run.seconds, progress, loss=loss, lr_scale=lr_scale(progress, config), **val)
+        log.write(run.step, run.seconds, progress, **loss, lr_scale=lr_scale(progress, config), **val)
         if val.get("val_loss", math.inf) < run.best:
             run.best = val["val_loss"]
             run.save(out / "best.pt")
         if saves:
-            run.save(out / "last.pt", keep_old=out / "previous.pt")
+            saved = run.save(out / "last.pt", keep_old=out / "previous.pt")
         origin = time.perf_counter() - run.seconds  # what was done since did not count
 
+    require(saved, f"the last state, of step {run.step}, could not be written: the reason stands above")
     if stopping:
         log.draw()
         print(f"stopped and saved at step {run.step}: the same command with --resume=True goes on")
-        return {"steps": run.step, "stopped_by": [*stop, signal.SIGTERM]}
+        return {"steps": run.step, "stopped_by": stop}
     val = val or run.validate(network)  # resumed with nothing left to do
     memory = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_memory_mb()
     summary = log.finish(run.step, run.seconds, time.perf_counter() - started, memory, **val)
@@ -442,14 +426,14 @@ def find_data(config: TrainConfig):
 def main(argv: list[str]) -> int:
     config = read_options(TrainConfig, argv, "train.py config/NAME.py")
     name = Path(argv[0]).stem if argv and not argv[0].startswith("-") else "default"
-    keep_freed_memory()
     gc.disable()  # at a moment of its own choice it would look through all objects, and hold up a step by half a second
     config = replace(config, out=config.out or f"out/{name}")
+    keep_freed_memory()
     if parallel.restarts():  # by torchrun: whatever was asked for at first, now it is to go on
         config = replace(config, resume=True, overwrite=False)
-    with parallel.together():
+    with parallel.together(), locked(Path(config.out), parallel.rank() == 0 and not config.eval_only):
         summary = train(config, catch_signals)
-    return 128 + summary["stopped_by"][0] if "stopped_by" in summary else 0
+    return RESUMABLE if "stopped_by" in summary else 0
 
 
 if __name__ == "__main__":

@@ -7,15 +7,16 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
 
+import console
 import train
 from checkpoint import load_checkpoint, load_weights
 from console import UserError
-from model import GPT
+from model import GPT, GPTConfig
 from prepare_data import Data, TrainBatches
 from tests.conftest import ROOT
 from train import evaluate
@@ -274,7 +275,7 @@ def test_gpt2s_weights_are_not_given_other_tokens(config, tmp_path, data_dir):
     """They come without a tokenizer; a vocabulary of another size cannot be GPT-2's."""
     begin = {"config": asdict(config(vocab_size=300)), "model": {}, "tokenizer": None}
     with pytest.raises(UserError, match="another tokenizer.*--tokenizer=gpt2"):
-        train.adopt(config(), begin, Data(data_dir), resuming=False)
+        train.adopt(config(), begin, Data(data_dir), False, [field.name for field in fields(GPTConfig)])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -421,18 +422,32 @@ def test_a_malicious_checkpoint_is_never_executed(config, tmp_path):
     assert not (tmp_path / "executed").exists() and not (tmp_path / "run").exists()
 
 
-def test_a_failing_disk_leaves_the_old_checkpoint_whole(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("still_full", [False, True])
+def test_a_full_disk_costs_no_checkpoint_and_no_training(config, tmp_path, monkeypatch, capsys, still_full):
+    """It is said, what was saved before stays whole, and the next save tries again; the last one has to succeed."""
     train.train(config())
-    before = (tmp_path / "run" / "last.pt").read_bytes()
+    before, save, tries = (tmp_path / "run" / "last.pt").read_bytes(), torch.save, []
 
     def full(checkpoint, file):
         file.write(b"half")
-        raise OSError(28, "No space left on device")
+        tries.append(checkpoint["step"])
+        if still_full or checkpoint["step"] < 8:
+            assert (tmp_path / "run" / "last.pt").read_bytes() == before
+            raise OSError(28, "No space left on device")
+        file.seek(0)
+        save(checkpoint, file)
 
     monkeypatch.setattr(train.torch, "save", full)
-    with pytest.raises(OSError):
-        train.train(config(resume=True, max_steps=8))
-    assert (tmp_path / "run" / "last.pt").read_bytes() == before
+    options = config(resume=True, max_steps=8, save_interval=2, overwrite=False)
+    if still_full:
+        with pytest.raises(UserError, match="the last state, of step 8, could not be written"):
+            train.train(options)
+        assert (tmp_path / "run" / "last.pt").read_bytes() == before
+    else:
+        train.train(options)
+        assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 8
+    assert {6, 8} <= set(tries)
+    assert "last.pt' was NOT written (No space left on device)" in capsys.readouterr().out
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
@@ -485,7 +500,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_the_way_to_go_on(config, tm
         time.sleep(0.1)
     run.send_signal(number)
     out, err = run.communicate(timeout=60)
-    assert run.returncode == 128 + number and "Traceback" not in err
+    assert run.returncode == console.RESUMABLE == 75 and "Traceback" not in err
     assert "--resume=True" in out
     assert load_checkpoint(tmp_path / "out" / "recipe" / "last.pt")["step"] > 0
 
