@@ -46,7 +46,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 import prepare_data
 import train
-from console import PEAK_FLOPS, explained, peak_memory_mb, read_options, require, run_command, show, write_json
+from console import explained, read_options, require, run_command, show, write_json
+from device import PEAK_FLOPS, peak_memory_mb
 from corpus.sources import text_files
 from model import GPT
 

@@ -19,7 +19,8 @@ import torch
 import tyro
 
 from checkpoint import load_weights
-from console import UserError, explained, pick_device, read_options, require, run_command
+from console import UserError, explained, read_options, require, run_command
+from device import pick_device
 from model import GPT, GPTConfig
 from prepare_data import Tokenizer, make_tokenizer
 

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import console
+import device as device_module
 import model
 import train
 from prepare_data import TrainBatches, open_data
@@ -29,9 +30,9 @@ from prepare_data import TrainBatches, open_data
 
 def attention(options: train.TrainConfig) -> None:
     """Each kernel on full causal attention, and the compiled one for windows at the recipe's window_size."""
-    device, dtype = console.pick_device(options.device, options.dtype)
+    device, dtype = device_module.pick_device(options.device, options.dtype)
     rows, _ = options.split_batch()
-    times = console.time_attention(options, rows, device, dtype)
+    times = device_module.time_attention(options, rows, device, dtype)
     shape = (rows, options.n_head, options.block_size, options.n_embd // options.n_head)
     q, k, v = (torch.zeros(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
     flex = torch.compile(model.flex_attend, dynamic=False)
@@ -54,7 +55,7 @@ def attention(options: train.TrainConfig) -> None:
 
 
 def kernels(options: train.TrainConfig) -> None:
-    device, dtype = console.pick_device(options.device, options.dtype)
+    device, dtype = device_module.pick_device(options.device, options.dtype)
     data = open_data(options.data)
     options = replace(options, vocab_size=data.tokenizer.vocab_size, document_token=data.tokenizer.end_of_text)
     rows, grad_accum = options.split_batch()
@@ -63,7 +64,7 @@ def kernels(options: train.TrainConfig) -> None:
         TrainBatches(data, options.block_size, 1, rows, grad_accum),
     )
     wanted = device.type == "cuda" if options.compile is None else options.compile
-    network = console.try_compile(run.model, rows, device) if wanted else run.model
+    network = device_module.try_compile(run.model, rows, device, wanted)
     for _ in range(3):
         run.take_step(network, batches)
     with torch.profiler.profile() as profile:
@@ -119,7 +120,7 @@ def overheads(options: train.TrainConfig, steps: int = 60) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    console.keep_freed_memory()
+    device_module.keep_memory()
     job, *argv = sys.argv[1:] or ["help"]
     if job not in ("attention", "kernels", "overheads"):
         sys.exit(__doc__)

@@ -15,10 +15,12 @@ import pytest
 import torch
 
 import console
+import device as device_module
 import prepare_data
 import train
 from checkpoint import load_checkpoint
-from console import RUN_FILES, SpikeWatch, UserError, locked, require_memory
+from console import RUN_FILES, SpikeWatch, UserError, locked
+from device import require_memory
 from model import GPT, GPTConfig
 from tests.conftest import ROOT, make_documents
 
@@ -186,9 +188,9 @@ def test_no_model_is_refused_that_the_memory_could_hold(options, monkeypatch):
     """The estimate is from below; the weights, gradients and one moment of each, and what Python needs of a layer."""
     config = GPTConfig(**({"n_layer": 3, "n_head": 2, "n_embd": 96, "vocab_size": 300, "block_size": 64, "value_embeds": 2} | options))
     weights = sum(p.numel() for p in GPT(config).parameters())
-    monkeypatch.setattr(console, "memory_limit", lambda: 12 * weights + 24_000 * config.n_layer + 1)
+    monkeypatch.setattr(device_module, "memory_limit", lambda: 12 * weights + 24_000 * config.n_layer + 1)
     require_memory(config, 0, True)
-    monkeypatch.setattr(console, "memory_limit", lambda: 2 * weights)
+    monkeypatch.setattr(device_module, "memory_limit", lambda: 2 * weights)
     with pytest.raises(UserError, match="GB of memory at least.*smaller --n_layer"):
         require_memory(config, 0, True)
 

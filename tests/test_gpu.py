@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import bench
 import console
+import device as device_module
 import prepare_data
 import train
 from model import GPT, GPTConfig
@@ -92,11 +93,11 @@ def test_a_pinned_buffer_is_filled_again_only_when_it_has_been_copied(monkeypatc
             return there
 
     made, events = [], []
-    monkeypatch.setattr(console, "PINNED", {})
+    monkeypatch.setattr(device_module, "PINNED", {})
     monkeypatch.setattr(torch, "empty_like", Buffer)
     monkeypatch.setattr(torch.cuda, "Event", lambda: events.append(Event()) or events[-1])
     arrays = [np.full((2, 3 + i % 2), i) for i in range(20)]  # of two shapes
-    arrived = [console.to_device(array, SimpleNamespace(type="cuda")) for array in arrays]
+    arrived = [device_module.to_device(array, SimpleNamespace(type="cuda")) for array in arrays]
     assert len(made) == 8  # four for each shape, and no more
     for event in events:
         event.synchronize()
@@ -105,16 +106,16 @@ def test_a_pinned_buffer_is_filled_again_only_when_it_has_been_copied(monkeypatc
 
 def test_on_a_cpu_an_array_is_not_even_copied():
     array = np.arange(6)
-    assert console.to_device(array, CPU).data_ptr() == array.ctypes.data
+    assert device_module.to_device(array, CPU).data_ptr() == array.ctypes.data
 
 
 def test_a_function_is_compiled_where_the_model_was_and_nowhere_else(monkeypatch):
     made = []
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: made.append(function) or (lambda x: -function(x)))
-    monkeypatch.setattr(console, "COMPILED_TOO", set())
-    double = console.compiled(lambda x: 2 * x)
+    monkeypatch.setattr(device_module, "COMPILED_TOO", set())
+    double = device_module.compiled(lambda x: 2 * x)
     assert double(torch.ones(())) == 2 and not made
-    console.COMPILED_TOO.add("cpu")
+    device_module.COMPILED_TOO.add("cpu")
     assert double(torch.ones(())) == double(torch.ones(())) == -2 and len(made) == 1
 
 
@@ -124,8 +125,8 @@ def test_a_compiled_optimizer_step_is_compiled_once_for_each_shape(monkeypatch):
     compile = torch.compile
     counted = lambda graph, example: graphs.append(graph) or graph.forward  # noqa: E731
     monkeypatch.setattr(torch, "compile", lambda function, **options: compile(function, backend=counted, **options))
-    monkeypatch.setattr(console, "COMPILED_TOO", {"cpu"})
-    monkeypatch.setattr(train, "orthogonalize", console.compiled(train.orthogonalize.__wrapped__))
+    monkeypatch.setattr(device_module, "COMPILED_TOO", {"cpu"})
+    monkeypatch.setattr(train, "orthogonalize", device_module.compiled(train.orthogonalize.__wrapped__))
     params = [torch.nn.Parameter(torch.randn(shape)) for shape in [(8, 8), (32, 8), (8, 8), (8, 32)]]
     plain = [torch.nn.Parameter(p.detach().clone()) for p in params]
     optimizers = train.Muon(params, lr=0.1), train.Muon(plain, lr=0.1)
@@ -134,7 +135,7 @@ def test_a_compiled_optimizer_step_is_compiled_once_for_each_shape(monkeypatch):
             p.grad = torch.randn_like(p)
             q.grad = p.grad.clone()
         for optimizer, kinds in zip(optimizers, ({"cpu"}, set())):
-            monkeypatch.setattr(console, "COMPILED_TOO", kinds)
+            monkeypatch.setattr(device_module, "COMPILED_TOO", kinds)
             optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
             optimizer.step()
     assert len(graphs) == 3
@@ -157,17 +158,17 @@ def attention_flags():
     ({}, False, False),
 ])  # fmt: skip
 def test_the_fastest_attention_is_the_one_that_is_used(times, cudnn, flash, attention_flags, monkeypatch, capsys):
-    monkeypatch.setattr(console, "time_attention", lambda *shape: times)
-    console.choose_attention(None, 1, CPU, torch.float32)
+    monkeypatch.setattr(device_module, "time_attention", lambda *shape: times)
+    device_module.choose_attention(None, 1, CPU, torch.float32)
     assert attention_flags() == (cudnn, flash)
     assert all(f"{name} {ms:.2f}" in capsys.readouterr().out for name, ms in list(times.items())[:1])
 
 
 def test_flash_attention_3_is_switched_on_if_it_is_the_fastest(attention_flags, monkeypatch):
     asked = []
-    monkeypatch.setattr(console, "time_attention", lambda *shape: {"FLASH": 2.0, "FA3": 1.0})
+    monkeypatch.setattr(device_module, "time_attention", lambda *shape: {"FLASH": 2.0, "FA3": 1.0})
     monkeypatch.setattr(torch.nn.attention, "activate_flash_attention_impl", asked.append)
-    console.choose_attention(None, 1, CPU, torch.float32)
+    device_module.choose_attention(None, 1, CPU, torch.float32)
     assert asked == ["FA3"] and attention_flags() == (False, True)
 
 
@@ -176,7 +177,7 @@ def test_kernels_that_are_not_there_are_not_timed(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda: None)
     for kv_heads in (2, 1):
         config = GPTConfig(vocab_size=8, n_head=2, n_kv_head=kv_heads, n_embd=16, block_size=8, value_embeds=0)
-        times = console.time_attention(config, 2, CPU, torch.float32)
+        times = device_module.time_attention(config, 2, CPU, torch.float32)
         assert set(times) == {"FLASH"} and times["FLASH"] > 0
 
 
@@ -251,7 +252,7 @@ def test_the_commands_for_whoever_has_a_gpu_are_understood():
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_step_on_a_gpu_waits_for_nothing(config, compile):
     run, batches = make_run(config(device="cuda", window_pattern="SL", window_size=16, grad_clip=1.0))
-    network = console.try_compile(run.model, batches.batch_size, run.device) if compile else run.model
+    network = device_module.try_compile(run.model, batches.batch_size, run.device, compile)
     for _ in range(3):
         run.take_step(network, batches)
     torch.cuda.synchronize()
@@ -266,14 +267,14 @@ def test_a_step_on_a_gpu_waits_for_nothing(config, compile):
 def test_batches_reach_a_gpu_that_is_behind_unharmed():
     arrays, device = [np.full((64, 1024), i) for i in range(40)], torch.device("cuda")
     torch.cuda._sleep(10**8)
-    arrived = [console.to_device(array, device) for array in arrays]
+    arrived = [device_module.to_device(array, device) for array in arrays]
     assert all((there == i).all() for i, there in enumerate(arrived))
 
 
 @needs_gpu
 def test_a_gpu_chooses_an_attention_that_agrees_with_the_general_one(attention_flags):
     config, device = GPTConfig(vocab_size=64, n_layer=1, block_size=256), torch.device("cuda")
-    console.choose_attention(config, 8, device, torch.bfloat16)
+    device_module.choose_attention(config, 8, device, torch.bfloat16)
     q, k, v = (torch.randn(8, 6, 256, 128, device=device, dtype=torch.bfloat16) for _ in range(3))
     chosen = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
