@@ -104,7 +104,7 @@ def compiled(function):
     def call(tensor):
         if tensor.device.type not in COMPILED_TOO:
             return function(tensor)
-            made[:] = made or [torch.compile(function, dynamic=False)]
+        made[:] = made or [torch.compile(function, dynamic=False)]
         return made[0](tensor)
 
     return call
