@@ -57,7 +57,7 @@ def attention(options: train.TrainConfig) -> None:
 def kernels(options: train.TrainConfig) -> None:
     device, dtype = device_module.pick_device(options.device, options.dtype)
     data = open_data(options.data)
-    options = train.adopt(options, None, data, resuming=False)
+    options = replace(options, vocab_size=data.tokenizer.vocab_size, document_token=data.tokenizer.end_of_text)
     rows, grad_accum = options.split_batch()
     run, batches = (
         train.Run(options, data, device, dtype),

@@ -7,6 +7,7 @@ themselves.
 import re
 import shlex
 import weakref
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -30,7 +31,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 def make_run(config: train.TrainConfig) -> tuple[train.Run, TrainBatches]:
     data, device = open_data(config.data), torch.device(config.device)
-    config = train.adopt(config, None, data, resuming=False)
+    config = replace(config, vocab_size=data.tokenizer.vocab_size, document_token=data.tokenizer.end_of_text)
     rows, grad_accum = config.split_batch()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     return train.Run(config, data, device, dtype), TrainBatches(data, config.block_size, 1, rows, grad_accum)

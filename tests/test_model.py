@@ -176,7 +176,7 @@ def test_the_loss_is_the_cross_entropy_of_the_logits_and_skips_minus_one():
 
 
 @pytest.mark.parametrize("softcap", [15.0, None])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
 def test_a_loss_in_parts_is_the_loss_with_the_gradients_of_the_whole(monkeypatch, dtype, tolerance, softcap):
     """Where the logits of all positions would be too many at once: here 33 positions, 7 at a time."""
     model, tokens, targets = (
