@@ -1,4 +1,4 @@
-"""What every command shares: options, errors, files, checkpoints, logs. It imports nothing of the project.
+"""What every command shares: options, errors, files, logs. It imports nothing of the project.
 
 It is a file of its own because a program run as `python prepare_data.py` is the module __main__: an error class defined
 there would not be the one that other files import.
@@ -22,7 +22,6 @@ import sys
 import threading
 import time
 import urllib.request
-import zipfile
 import zlib
 from collections import deque
 from collections.abc import Iterator
@@ -58,16 +57,19 @@ def explained(told: str, remedy: str):
         raise UserError(f"{told} ({first_line(error)}): {remedy}") from None
 
 
-def run_command(main) -> None:
-    """Run `main(argv)` as a program and exit: 0 or main's own return value, 2 for a user's mistake, 130 for Ctrl-C."""
+def run_command(main, many: bool = False) -> None:
+    """Run `main(argv)` as a program and exit: 0 or main's own return value, 2 for a user's mistake, 130 for Ctrl-C.
+
+    many: whether it may run in several processes, started by torchrun.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the programs end without a word while they import
     os.umask(os.umask(0o077) | 0o002)  # whatever the umask, nothing that is made here can be written by everybody
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character shows a question mark
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        alone = os.environ.get("WORLD_SIZE", "1") == "1"
-        require(alone, "one process only, for now: type python instead of torchrun (each would write the same files)")
+        alone = many or os.environ.get("WORLD_SIZE", "1") == "1"
+        require(alone, "this runs in one process: type python instead of torchrun")
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
         message, code = "interrupted", 130
@@ -146,7 +148,8 @@ def catch_signals() -> list[int]:
     caught: list[int] = []
 
     def handle(number, frame) -> None:
-        print("finishing this step and saving; a second time ends the program at once", file=sys.stderr, flush=True)
+        if os.environ.get("RANK", "0") == "0":
+            print("finishing this step and saving; a second time ends the program at once", file=sys.stderr, flush=True)
         caught.append(number)
         signal.signal(number, signal.SIG_DFL)
 
@@ -225,25 +228,29 @@ def replace_file(path: Path, write, keep_old: Path | None = None) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        if keep_old and path.is_file():
+        if keep_old and path.exists():
+            remove(keep_old)
             os.replace(path, keep_old)
+        elif path.is_dir():
+            shutil.rmtree(path)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def replace_if_possible(path: Path, write, keep_old: Path | None = None) -> bool:
-    """replace_file, for what will be written again later: where the disk is full or fails it says so, leaves what is
-    there as it is, and returns False."""
+def disk_took(path: Path, write) -> bool:
+    """write(), for what will be written to `path` again later: False, aloud, where the disk is full or fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it meanwhile
-        replace_file(path, write, keep_old)
-    except Exception as error:  # torch raises an error of its own on top of the disk's
-        reason = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(reason, OSError):
+        write()
+    except BaseException as error:
+        # torch raises errors of its own on top of the disk's; those of several ranks come in one that is no Exception.
+        below = [failed[0] for failed in getattr(error, "failures", {}).values()]
+        disks = [found for found in (error, error.__context__, *below) if isinstance(found, OSError)]
+        if not disks:
             raise
-        told = f"warning: '{path}' was NOT written ({reason.strerror}); what was saved before is whole. Make room on the disk"
-        print(f"{told}: the next save tries again", flush=True)
+        told = f"warning: '{path}' was NOT written ({disks[0].strerror or disks[0]}); what was saved before is whole"
+        print(f"{told}. Make room on the disk: the next save tries again", flush=True)
         return False
     return True
 
@@ -310,18 +317,24 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def replace_folder(partial: Path, final: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if it is there."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def replace_folder(partial: Path, final: Path, keep_old: Path | None = None) -> None:
     """Make the files in `partial` durable and let it take the place of `final`, which is there, old or new, at any
-    moment but one between two renames."""
+    moment but one between two renames. keep_old: a name under which what is replaced stays."""
     for path in partial.iterdir():
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-    old = final.with_name(final.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)  # of a program that was killed right here
+    old = keep_old or final.with_name(final.name + ".old")
     if final.exists():
+        remove(old)
         os.replace(final, old)
     os.replace(partial, final)
-    shutil.rmtree(old, ignore_errors=True)
+    if not keep_old:
+        remove(old)
 
 
 def link_or_copy(path: Path, to: Path) -> None:
@@ -392,7 +405,10 @@ def ordered_map(make, arguments: tuple, items, workers: int) -> Iterator:
     pool, waiting = ProcessPoolExecutor(workers, get_context("spawn"), begin_work, (os.getpid(), make, arguments)), deque()
     try:
         for item in items:
+            # Workers leave Ctrl-C to their parent: they are born with it blocked, at the first submit, and keep that.
+            unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             waiting.append(pool.submit(do_work, item))
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -405,7 +421,7 @@ def ordered_map(make, arguments: tuple, items, workers: int) -> Iterator:
 
 
 def begin_work(parent: int, make, arguments: tuple) -> None:
-    """A worker's beginning. It leaves Ctrl-C to its parent, and ends with it even if that is killed."""
+    """A worker's beginning. It ends with its parent even if that is killed."""
     global work
 
     def watch() -> None:
@@ -413,7 +429,6 @@ def begin_work(parent: int, make, arguments: tuple) -> None:
             time.sleep(0.5)
         os._exit(1)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=watch, daemon=True).start()
     work = make(*arguments)
 
@@ -423,10 +438,7 @@ def do_work(item):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The machine, and checkpoint files: one dictionary of tensors and plain values. Reading one never executes anything in
-# it. torch is imported where it is used, because preparing data does without.
-
-CHECKPOINT_FORMAT = 3
+# The machine. torch is imported where it is used, because preparing data does without.
 
 
 def pick_device(device: str, dtype: str):
@@ -439,6 +451,9 @@ def pick_device(device: str, dtype: str):
     fastest = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     with explained(f"device={device} cannot be used here", "try --device=cpu"):
         found = torch.empty(0, device=fastest if device == "auto" else device).device
+        if found.type == "cuda" and "LOCAL_RANK" in os.environ:  # each of torchrun's processes has a card of its own
+            found = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(found)
     bf16 = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)  # multiplied natively
     if found.type == "cuda":
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -486,49 +501,6 @@ def try_compile(model, rows: int, device):
     return compiled
 
 
-def load_checkpoint(path: Path) -> dict:
-    """Read a checkpoint onto the CPU. Raises UserError where it is missing, damaged or of another version."""
-    import torch
-
-    require(path.is_file(), f"checkpoint '{path}' does not exist: train first, or name a run that is there")
-    with explained(f"'{path}' is damaged or no checkpoint of this program", "it was not used, take another"):
-        with zipfile.ZipFile(path) as archive:  # torch writes a checksum of every tensor but does not look at it
-            damaged = archive.testzip()
-        require(damaged is None, f"'{path}' is damaged (the checksum of {damaged} differs): it was not used")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        version, *_ = (checkpoint[key] for key in ("format", "config", "model", "tokenizer", "step", "optimizers"))
-    told = f"'{path}' has checkpoint format {version}, this program reads {CHECKPOINT_FORMAT}"
-    require(version == CHECKPOINT_FORMAT, f"{told}: use the version of the program that wrote it")
-    return checkpoint
-
-
-def load_latest(out: Path) -> dict | None:
-    """The run's newest checkpoint that can be read whole; None where there is none. Says aloud what it passes over."""
-    paths = [out / name for name in ("last.pt", "previous.pt", "best.pt") if (out / name).is_file()]
-    for path in paths:
-        try:
-            return load_checkpoint(path)
-        except UserError as error:  # put aside, so that the next save does not keep it in place of a good one
-            print(f"passed over, and renamed to .damaged: {error}")
-            path.rename(path.with_suffix(".damaged"))
-    require(not paths, f"no checkpoint in '{out}' can be read: type --overwrite=True to begin anew")
-    print(f"'{out}' has no checkpoint to go on from: beginning at step 0")
-
-
-def load_weights(source: str) -> dict:
-    """A checkpoint from a run's folder or a file, or GPT-2's weights in the same form. Raises UserError."""
-    path = Path(source)
-    if path.is_dir() and list(path.glob("*.pt")):
-        path = path / ("best.pt" if (path / "best.pt").is_file() else "last.pt")
-    if path.suffix == ".pt":
-        return load_checkpoint(path)
-    known = source.startswith("gpt2") or (path / "config.json").is_file()
-    require(known, f"'{source}' is no run, checkpoint or folder of GPT-2, nor gpt2, gpt2-medium, gpt2-large, gpt2-xl")
-    remedy = "it takes `pip install transformers` and a network, or the path of a local folder of GPT-2's files"
-    with explained(f"'{source}' could not be loaded", remedy):
-        return runpy.run_path(str(Path(__file__).with_name("config") / "gpt2_classic.py"))["published_weights"](source)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # A run's folder: config.json, log.jsonl (a row of figures per line), loss.png, summary.json
 
@@ -562,9 +534,9 @@ class Log:
         self.peak_flops = next((peak for name, peak in PEAK_FLOPS.items() if name in card), None)
         out.mkdir(parents=True, exist_ok=True)
         for name in RUN_FILES:  # and nothing else that may be in the folder
-            (out / f"{name}.tmp").unlink(missing_ok=True)  # of a run that was killed
+            remove(out / f"{name}.tmp")  # of a run that was killed
             if config["overwrite"]:
-                (out / name).unlink(missing_ok=True)
+                remove(out / name)
         write_json(out / "config.json", config)
         lines = self.path.read_bytes().splitlines() if self.path.is_file() else []
         self.rows = [row for row in map(whole_row, lines) if row]  # a line that a kill has cut off is no row
@@ -578,7 +550,7 @@ class Log:
     def rewind(self, step: int, seconds: float) -> None:
         """Drop what came after `step`: it will come again."""
         self.rows, self.written = [row for row in self.rows if row["step"] <= step], (step, seconds)
-        self.whole = replace_if_possible(self.path, self.write_rows)
+        self.whole = disk_took(self.path, lambda: replace_file(self.path, self.write_rows))
 
     def write_rows(self, file) -> None:
         file.write("".join(json.dumps(row) + "\n" for row in self.rows).encode("utf-8"))
@@ -601,7 +573,7 @@ class Log:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         except (OSError, UserError):  # it was deleted, or a full disk took no row, or part of one: all rows anew
-            self.whole = replace_if_possible(self.path, self.write_rows)
+            self.whole = disk_took(self.path, lambda: replace_file(self.path, self.write_rows))
         self.track(lambda: self.wandb.log(row, step=step))
 
     def track(self, send) -> None:
@@ -694,6 +666,13 @@ class SpikeWatch:
         told = f"each of {self.PATIENCE} ways on from step {self.back_at} led to a spike. {self.REMEDY}"
         require(self.tries <= self.PATIENCE, told)
         return checkpoint | {"spikes": self.state() | {"recent": checkpoint["spikes"]["recent"]}}
+
+
+class Silence:
+    """What the other ranks have in place of the log: it takes everything, and does nothing."""
+
+    def __getattr__(self, name):
+        return lambda *args, **figures: figures
 
 
 def whole_row(line: bytes) -> dict | None:

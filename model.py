@@ -93,7 +93,8 @@ class LayerNorm(nn.LayerNorm):
     """nn.LayerNorm computed in float32, returned in the input's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float()).to(x.dtype)
+        bias = None if self.bias is None else self.bias.float()
+        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), bias, self.eps).to(x.dtype)
 
 
 def make_norm(config: GPTConfig) -> nn.Module:
@@ -359,7 +360,7 @@ class GPT(nn.Module):
     # -----------------------------------------------------------------------------------------------------------------
     # Generation
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate(
         self, prompts: list[list[int]], max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
         top_p: float | None = None, seed: int | None = None, stop_token: int | None = None, on_token=None,

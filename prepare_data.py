@@ -243,15 +243,17 @@ class Data:
         require(largest < size, f"{path} holds token {largest}, the vocabulary has {size}. {remedy}")
         return tokens
 
-    def eval_batches(self, split: str, block_size: int, batch_size: int):
+    def eval_batches(self, split: str, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1):
         """The split once, in order: yields (tokens, targets), each (batch_size, block_size) int64.
 
         Each token but the first is a target exactly once; what fills up the last window and the last batch has target
-        -1. The windows depend on block_size alone, so the total loss does not depend on the batch size.
+        -1. The windows depend on block_size alone, so the total loss does not depend on the batch size. Each rank gets
+        every world_size-th batch, and all of them as many: the last may be empty.
         """
         stream = self.splits[split]
         starts = range(0, len(stream) - 1, block_size)
-        for first in range(0, len(starts), batch_size):
+        for batch in range(rank, math.ceil(len(starts) / batch_size / world_size) * world_size, world_size):
+            first = batch * batch_size
             tokens = np.zeros((batch_size, block_size), dtype=np.int64)
             targets = np.full((batch_size, block_size), -1, dtype=np.int64)
             for row, start in enumerate(starts[first : first + batch_size]):

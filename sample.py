@@ -18,7 +18,8 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from console import UserError, explained, load_weights, pick_device, read_options, require, run_command
+from checkpoint import load_weights
+from console import UserError, explained, pick_device, read_options, require, run_command
 from model import GPT, GPTConfig
 from prepare_data import Tokenizer, make_tokenizer
 

@@ -3,6 +3,7 @@
     python train.py config/quickstart.py                  # a recipe
     python train.py config/quickstart.py --n_layer=4      # a recipe with one thing changed
     python train.py --help                                # every option, with its default
+    torchrun --nproc_per_node=8 train.py config/gpt2.py   # a recipe on eight GPUs
 
 Everything a run makes lies in its folder, out/<name of the config file>/. Read from the top; `train` at the end is the
 table of contents.
@@ -23,10 +24,12 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor
 
+import parallel
 import prepare_data
-from console import (CHECKPOINT_FORMAT, RESUMABLE, Log, SpikeWatch, catch_signals, check_folder, explained,
-                     keep_freed_memory, load_latest, load_weights, locked, peak_memory_mb, pick_device, read_options,
-                     replace_if_possible, require, require_memory, run_command, show, try_compile)  # fmt: skip
+from checkpoint import CHECKPOINT_FORMAT, load_latest, load_state, load_weights, save_checkpoint, state_of
+from console import (RESUMABLE, Log, Silence, SpikeWatch, catch_signals, check_folder, explained, keep_freed_memory,
+                     locked, peak_memory_mb, pick_device, read_options, require, require_memory, run_command, show,
+                     try_compile)  # fmt: skip
 from corpus.synthetic import exam, task_accuracy
 from model import GPT, GPTConfig
 from prepare_data import Data, TrainBatches, open_data
@@ -79,6 +82,7 @@ class TrainConfig(GPTConfig):
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: the fastest there is
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of activations; weights stay float32
     compile: bool | None = None  # torch.compile; None: on CUDA
+    shard: bool = False  # with torchrun: each rank keeps a share of the model, for models too large for one device
     sample_prompt: str | None = None  # text to continue by 200 tokens when training is done; None: write nothing
     wandb: bool = False  # log to Weights & Biases too (its own WANDB_… environment variables apply)
 
@@ -98,12 +102,13 @@ class TrainConfig(GPTConfig):
         require(0 <= self.seed < 2**63, f"seed={self.seed} must be at least 0 and below 2**63")
 
     def split_batch(self) -> tuple[int, int]:
-        """(sequences per forward pass, forward passes per optimizer step). Raises UserError."""
-        tokens, micro_tokens = self.batch_tokens, (self.micro_batch_size or 1) * self.block_size
+        """(sequences per forward pass, forward passes per optimizer step) of each rank. Raises UserError."""
+        tokens, ranks, rows = self.batch_tokens, parallel.world_size(), self.micro_batch_size
+        micro_tokens = (rows or 1) * self.block_size * ranks
         require(tokens % micro_tokens == 0, f"batch_tokens={tokens} is not divisible by the {micro_tokens} tokens of a "
-                f"micro-step (micro_batch_size={self.micro_batch_size} × block_size={self.block_size})")  # fmt: skip
-        rows = self.micro_batch_size or self.batch_tokens // self.block_size
-        return rows, self.batch_tokens // (rows * self.block_size)
+                f"micro-step (micro_batch_size={rows} × block_size={self.block_size} × {ranks} ranks)")  # fmt: skip
+        rows = rows or tokens // micro_tokens
+        return rows, tokens // (rows * self.block_size * ranks)
 
     def progress(self, step: int, seconds: float) -> float:
         """Share of the budget that is used, by the limit that is nearest; the run ends at 1."""
@@ -134,7 +139,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum: all directions of a matrix move equally fast (Jordan et al. 2024,
-    kellerjordan.github.io/posts/muon). Matrices of one shape are computed as one stack.
+    kellerjordan.github.io/posts/muon). Matrices of one shape are computed as one stack, dealt out to the ranks.
 
     Weight decay is cautious (arXiv:2510.12402): it acts where it agrees with the sign of the update.
     """
@@ -149,16 +154,17 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 stacks.setdefault(p.shape, []).append(p)
             for (rows, columns), params in stacks.items():
-                grads = torch.stack([p.grad for p in params])  # (N, rows, columns)
-                state = self.state[params[0]]  # the stack's momentum is kept with its first matrix
-                if not state:
-                    state["momentum"] = torch.zeros_like(grads)
-                mean = state["momentum"].lerp_(grads, 1 - group["momentum"])
-                updates = orthogonalize(grads.lerp_(mean, group["momentum"]))  # Nesterov: look one step ahead
+                for p in params:
+                    self.state[p] = self.state[p] or {"momentum": torch.zeros_like(p)}
+                means = [parallel.local(self.state[p]["momentum"]) for p in params]
+                grads, weights = ([parallel.local(t) for t in ts] for ts in ([p.grad for p in params], params))
+                torch._foreach_lerp_(means, grads, 1 - group["momentum"])
+                ahead = torch.stack(grads).lerp_(torch.stack(means), group["momentum"])  # Nesterov: one step ahead
+                updates = parallel.share(orthogonalize, ahead, rows, sharded=weights[0] is not params[0])
                 updates *= max(1, rows / columns) ** 0.5
-                weights = torch.stack(params)
-                decay = group["weight_decay"] * (updates * weights > 0)
-                torch._foreach_copy_(params, list(weights - group["lr"] * (updates + decay * weights)))
+                before = torch.stack(weights)
+                decay = group["weight_decay"] * (updates * before > 0)
+                torch._foreach_copy_(weights, list(before - group["lr"] * (updates + decay * before)))
 
 
 def make_optimizers(model: GPT, config: TrainConfig, device: torch.device) -> list[torch.optim.Optimizer]:
@@ -226,14 +232,15 @@ def evaluate_folder(model, data: Data, split: str, block_size: int, batch_size: 
     Predicting where a document ends counts in the loss but not in the bits per byte: that token has no bytes.
     """
     token_bytes, sums = torch.from_numpy(data.tokenizer.token_bytes), torch.zeros(4, dtype=torch.float64)
+    place = parallel.rank(), parallel.world_size()
     model.eval()
-    for tokens, targets in data.eval_batches(split, block_size, batch_size):
+    for tokens, targets in data.eval_batches(split, block_size, batch_size, *place):
         tokens, targets = torch.from_numpy(tokens), torch.from_numpy(targets)
         loss = model(tokens.to(device), targets.to(device), reduction="none").cpu().double()  # (B, T), 0 if target -1
         n_bytes = token_bytes[targets.clamp(min=0)] * (targets >= 0)
         sums += torch.stack([loss.sum(), (targets >= 0).sum(), (loss * (n_bytes > 0)).sum(), n_bytes.sum()])
     model.train()
-    nats, count, text_nats, text_bytes = sums.tolist()
+    nats, count, text_nats, text_bytes = parallel.all_sum(sums).tolist()
     bpb = text_nats / max(1, text_bytes) / math.log(2)
     return {f"{split}_loss": nats / count, f"{split}_bpb": bpb} if count else {}
 
@@ -274,55 +281,50 @@ def adopt(config: TrainConfig, begin: dict | None, data, resuming: bool) -> Trai
 class Run:
     """All that changes in a run: what a checkpoint holds, and what a resumed run takes back from it."""
 
-    def __init__(self, config: TrainConfig, data, device: torch.device, dtype: torch.dtype, weights: dict | None):
+    def __init__(self, config: TrainConfig, data, device: torch.device, dtype: torch.dtype):
         self.config, self.data, self.device = config, data, device
         self.step, self.seconds, self.best = 0, 0.0, math.inf  # optimizer steps, training time, lowest validation loss
         self.spikes = SpikeWatch(config.on_spike, config.spike_deviations)
         self.exam = exam(data.tokenizer, config.eval_tasks, config.block_size) if config.eval_tasks else {}
         torch.manual_seed(config.seed)
-        self.model = GPT(config, dtype).to(device)
-        if weights:  # of learned positions, as many as block_size are taken
-            cut = {name: w[: config.block_size] if name == "wpe.weight" else w for name, w in weights.items()}
-            self.model.load_state_dict(cut)
+        self.model = GPT(config, dtype)
+        parallel.shard(self.model, device, dtype) if config.shard else self.model.to(device)
         self.optimizers = make_optimizers(self.model, config, device)
         # float16 cannot hold small gradients: the loss is scaled up, and the gradients down again before a step.
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        self.rng = {"cuda": torch.cuda, "mps": torch.mps}.get(device.type, torch)  # whose random numbers dropout takes
 
     def restore(self, checkpoint: dict) -> None:
-        self.step, self.seconds, self.best = int(checkpoint["step"]), *map(float, (checkpoint["seconds"], checkpoint["best"]))
+        load_state(checkpoint, self.model, self.optimizers, self.config.shard)
+        self.step, self.seconds = int(checkpoint["step"]), float(checkpoint["seconds"])
+        self.best = float(checkpoint["best"])
         self.spikes.restore(checkpoint["spikes"])
-        self.model.load_state_dict(checkpoint["model"])
-        for optimizer, state in zip(self.optimizers, checkpoint["optimizers"]):  # rates and the like are the config's
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         self.scaler.load_state_dict(checkpoint["scaler"])
-        if checkpoint["device"] == self.device.type:  # another device has another random number generator
-            self.rng.set_rng_state(checkpoint["rng"])
 
     def save(self, path: Path, keep_old: Path | None = None) -> bool:
         """Whether the disk took it; if not, that was said, and what was at `path` is still there."""
-        finite = all(p.isfinite().all() for p in self.model.parameters())
-        require(finite, f"the weights are no longer finite after step {self.step}: they were not saved")
-        checkpoint = {
-            "format": CHECKPOINT_FORMAT, "config": asdict(self.config), "model": self.model.state_dict(),
-            "optimizers": [o.state_dict()["state"] for o in self.optimizers], "scaler": self.scaler.state_dict(),
-            "rng": self.rng.get_rng_state(), "device": self.device.type, "step": self.step,
-            "tokens": self.step * self.config.batch_tokens, "seconds": self.seconds, "best": self.best,
-            "data": self.data.fingerprint, "tokenizer": self.data.tokenizer.to_json(), "torch": str(torch.__version__),
-            "spikes": self.spikes.state(),
-        }  # fmt: skip
-        return replace_if_possible(path, lambda file: torch.save(checkpoint, file), keep_old)
+        state = state_of(self.model, self.optimizers)
+        require(state, f"the weights are no longer finite after step {self.step}: they were not saved")
+        return save_checkpoint(path, state | {
+            "format": CHECKPOINT_FORMAT, "config": asdict(self.config), "scaler": self.scaler.state_dict(),
+            "step": self.step, "tokens": self.step * self.config.batch_tokens, "seconds": self.seconds,
+            "best": self.best, "data": self.data.fingerprint, "tokenizer": self.data.tokenizer.to_json(),
+            "torch": str(torch.__version__), "spikes": self.spikes.state(),
+        }, keep_old, self.config.shard)  # fmt: skip
 
     def take_step(self, network, batches: TrainBatches) -> Tensor:
         """One optimizer step; returns its loss, the mean over micro-steps, still on the device."""
         set_schedule(self.optimizers, self.config.progress(self.step, self.seconds), self.config)
-        total = torch.zeros((), device=self.device)
+        total, place = torch.zeros((), device=self.device), parallel.rank()
+        torch.manual_seed(hash((self.config.seed, self.step, place)))  # dropout too is a function of the step
         for micro_step in range(batches.grad_accum):
-            tokens, targets = (to_device(x, self.device) for x in batches(self.step + self.spikes.ahead, micro_step))
+            parallel.sync_gradients(network, micro_step == batches.grad_accum - 1)
+            arrays = batches(self.step + self.spikes.ahead, micro_step, place)
+            tokens, targets = (to_device(array, self.device) for array in arrays)
             loss = network(tokens, targets) / batches.grad_accum
             self.scaler.scale(loss).backward()
             total += loss.detach()
-        spike = self.config.on_spike and self.spikes.look(self.step, total.item())  # item() waits for the device
+        loss = self.config.on_spike and (parallel.all_sum(total.clone()) / parallel.world_size()).item()  # a wait
+        spike = self.config.on_spike and self.spikes.look(self.step, loss)
         if self.config.grad_clip is not None and not spike:
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
@@ -351,7 +353,7 @@ def to_device(array, device: torch.device) -> Tensor:
 def mean_loss(losses: list[Tensor], run: Run) -> dict[str, float]:
     """The mean of the latest steps' losses, and the count of spikes if they are looked for. Raises UserError at the
     first loss that is not finite."""
-    values = torch.stack(losses).tolist()  # but for on_spike, the one place where the program waits for the device
+    values = (parallel.all_sum(torch.stack(losses)) / parallel.world_size()).tolist()  # here the device is waited for
     rates = {group["lr"] for optimizer in run.optimizers for group in optimizer.param_groups}
     for step, value in enumerate(values, start=run.step - len(values)):
         told = f"the loss is {value} at step {step}, {run.spikes.last} before it, with learning rates {sorted(rates)}"
@@ -369,23 +371,19 @@ def train(config: TrainConfig, watch=list) -> dict:
     # What the run needs, checked before anything is written.
     started, out = time.perf_counter(), Path(config.out or "out/default")
     device, dtype = pick_device(config.device, config.dtype)
-    makes_it = [f"data/{word[7:]}" for word in (config.prepare or "").split() if word.startswith("--name=")]
-    if config.data in makes_it and not Path(config.data).exists():
-        print(f"'{config.data}' is not there, making it: python prepare_data.py {config.prepare}")
-        prepared = subprocess.run([sys.executable, prepare_data.__file__, *config.prepare.split()])
-        require(prepared.returncode == 0, "the data could not be made: the reason stands above")
-    data = open_data(config.data)
+    data = parallel.in_turn(lambda: find_data(config))
     check_folder(out, config.resume or config.eval_only, config.overwrite)
-    checkpoint = load_latest(out) if config.resume else None
+    checkpoint = parallel.in_turn(lambda: load_latest(out)) if config.resume else None
     begin = checkpoint or (load_weights(config.init_from) if config.init_from else None)
     with explained("the run cannot begin", "check its options, and the checkpoint if it begins from one"):
         config = adopt(config, begin, data, resuming=checkpoint is not None)
         rows, grad_accum = config.split_batch()
-        batches = TrainBatches(data, config.block_size, config.seed, rows, grad_accum, 1, config.align_documents)
-        require_memory(config, rows, device.type == "cpu" and not config.eval_only)
-        run = Run(config, data, device, dtype, begin["model"] if begin else None)
-        if checkpoint:
-            run.restore(checkpoint)
+        ranks, align = parallel.world_size(), config.align_documents
+        batches = TrainBatches(data, config.block_size, config.seed, rows, grad_accum, ranks, align)
+        require_memory(config, rows, device.type == "cpu" and not (config.eval_only or config.shard))
+        run = Run(config, data, device, dtype)
+        if begin:
+            run.restore(begin) if checkpoint else load_state(begin, run.model)
     if config.eval_only:
         require(begin, "eval_only=True needs weights: give --init_from=RUN, or --resume=True for the run's own")
         val = run.validate(run.model)
@@ -393,30 +391,33 @@ def train(config: TrainConfig, watch=list) -> dict:
         return val
     wanted = device.type == "cuda" if config.compile is None else config.compile
     network = try_compile(run.model, rows, device) if wanted else run.model
+    trained = parallel.replicate(network) if ranks > 1 and not config.shard else network
     n_params, on_gpu = sum(p.numel() for p in run.model.parameters()), device.type == "cuda"
     card = torch.cuda.get_device_name(device) if on_gpu else device.type
     print(f"{n_params:,} parameters on {card}, activations {dtype}, {'not ' * (network is run.model)}compiled")
-    print(f"{config.batch_tokens:,} tokens a step: {grad_accum} micro-steps × {rows} sequences × {config.block_size}")
-    log = Log(out, run.step, run.seconds, asdict(config), n_params, run.model.flops_per_token(), card)
+    split = f"{ranks} ranks × " * (ranks > 1) + f"{grad_accum} micro-steps × {rows} sequences × {config.block_size}"
+    print(f"{config.batch_tokens:,} tokens a step: {split}")
+    flops = run.model.flops_per_token() / ranks
+    log = Silence() if parallel.rank() else Log(out, run.step, run.seconds, asdict(config), n_params, flops, card)
 
-    finished, losses, val, stop, saved = config.progress(run.step, run.seconds) >= 1, [], {}, watch(), True
-    origin = time.perf_counter() - run.seconds  # training time is the time since `origin`
+    finished, stopping, losses, val, stop = config.progress(run.step, run.seconds) >= 1, False, [], {}, watch()
+    origin, saved = time.perf_counter() - run.seconds, True  # training time is the time since `origin`
     while not finished:
-        losses.append(run.take_step(network, batches))
-        if run.spikes.rewinds and (out / "last.pt").is_file():
-            run.restore(run.spikes.rewound(run.step, load_latest(out)))
+        losses.append(run.take_step(trained, batches))
+        if run.spikes.rewinds and (out / "last.pt").exists():
+            run.restore(run.spikes.rewound(run.step, parallel.in_turn(lambda: load_latest(out))))
             log.rewind(run.step, run.seconds)
             losses, origin = [], time.perf_counter() - run.seconds
             continue
-        run.seconds = time.perf_counter() - origin
-        finished = config.progress(run.step, run.seconds) >= 1 or bool(stop)
+        run.seconds, stopping = parallel.agree(time.perf_counter() - origin, bool(stop))
+        finished = config.progress(run.step, run.seconds) >= 1 or stopping
         intervals = config.log_interval, config.eval_interval, config.save_interval
         logs, evals, saves = (finished or (interval and run.step % interval == 0) for interval in intervals)
         if not (logs or evals or saves):
             continue  # the device is not waited for
         loss, losses = mean_loss(losses, run), []
-        run.seconds = time.perf_counter() - origin
-        val = run.validate(network) if evals and not stop else {}
+        run.seconds, _ = parallel.agree(time.perf_counter() - origin, False)
+        val = run.validate(network) if evals and not stopping else {}
         progress = config.progress(run.step, run.seconds)
         batches.warn_of_repeats(run.step / progress)
         log.write(run.step, run.seconds, progress, **loss, lr_scale=lr_scale(progress, config), **val)
@@ -428,10 +429,10 @@ def train(config: TrainConfig, watch=list) -> dict:
         origin = time.perf_counter() - run.seconds  # what was done since did not count
 
     require(saved, f"the last state, of step {run.step}, could not be written: the reason stands above")
-    if stop:
+    if stopping:
         log.draw()
         print(f"stopped and saved at step {run.step}: the same command with --resume=True goes on")
-        return {"steps": run.step, "stopped_by": stop}
+        return {"steps": run.step, "stopped_by": [*stop, signal.SIGTERM]}
     val = val or run.validate(network)  # resumed with nothing left to do
     memory = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_memory_mb()
     summary = log.finish(run.step, run.seconds, time.perf_counter() - started, memory, **val)
@@ -442,15 +443,27 @@ def train(config: TrainConfig, watch=list) -> dict:
     return summary
 
 
+def find_data(config: TrainConfig):
+    """The data, made first if it is not there and the recipe says how. Raises UserError."""
+    makes_it = [f"data/{word[7:]}" for word in (config.prepare or "").split() if word.startswith("--name=")]
+    if config.data in makes_it and not Path(config.data).exists():
+        print(f"'{config.data}' is not there, making it: python prepare_data.py {config.prepare}")
+        prepared = subprocess.run([sys.executable, prepare_data.__file__, *config.prepare.split()])
+        require(prepared.returncode == 0, "the data could not be made: the reason stands above")
+    return open_data(config.data)
+
+
 def main(argv: list[str]) -> int:
     config = read_options(TrainConfig, argv, "train.py config/NAME.py")
     name = Path(argv[0]).stem if argv and not argv[0].startswith("-") else "default"
     config = replace(config, out=config.out or f"out/{name}")
     keep_freed_memory()
-    with locked(Path(config.out), not config.eval_only):
+    if parallel.restarts():  # by torchrun: whatever was asked for at first, now it is to go on
+        config = replace(config, resume=True, overwrite=False)
+    with parallel.together(), locked(Path(config.out), not (config.eval_only or parallel.rank())):
         summary = train(config, catch_signals)
     return RESUMABLE if "stopped_by" in summary else 0
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, many=True)

@@ -40,6 +40,7 @@ from typing import Annotated
 import torch
 import tyro
 
+import checkpoint
 import console
 import train
 from prepare_data import Data, PrepareConfig, prepare
@@ -122,7 +123,7 @@ class Place:
         run = self.start(self.new())
         promise(run.end() == 0, f"a run left alone failed: {run.text()[-500:]}")
         self.seconds, self.steps = time.monotonic() - began, [row["step"] for row in run.rows()]
-        self.weights = console.load_checkpoint(run.out / "last.pt")["model"]
+        self.weights = checkpoint.load_checkpoint(run.out / "last.pt")["model"]
 
     def new(self) -> Path:
         self.number += 1
@@ -133,7 +134,7 @@ class Place:
 
     def compare(self, out: Path, weights: dict | None = None) -> None:
         """The weights are those of the run left alone, every row was logged once, nothing temporary is left."""
-        found, weights = console.load_checkpoint(out / "last.pt")["model"], weights or self.weights
+        found, weights = checkpoint.load_checkpoint(out / "last.pt")["model"], weights or self.weights
         promise(all(torch.equal(found[name], weight) for name, weight in weights.items()), f"other weights in {out}")
         steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
         promise(steps == self.steps, f"the log of {out} has steps {steps}, not {self.steps}")
@@ -241,7 +242,7 @@ def kill(place: Place, long: bool) -> tuple[int, str]:
         promise(code in (0, -9), f"killed {name}, but it ended with {code}: {run.text()[-800:]}")
         hit[name] = hit.get(name, 0) + (code == -9)
         for path in out.glob("*.pt"):
-            console.load_checkpoint(path)  # raises where it is not whole
+            checkpoint.load_checkpoint(path)  # raises where it is not whole
         promise(newest_step(out) >= before, f"killed {name}: the newest checkpoint was lost")
         promise(len(list(out.glob("*.tmp"))) <= 4, f"temporary files pile up in {out}")
         if code == 0 or sum(hit.values()) == tries:
@@ -254,7 +255,7 @@ def kill(place: Place, long: bool) -> tuple[int, str]:
 
 def newest_step(out: Path) -> int:
     paths = [out / name for name in ("last.pt", "previous.pt") if (out / name).exists()]
-    return max((console.load_checkpoint(path)["step"] for path in paths), default=0)
+    return max((checkpoint.load_checkpoint(path)["step"] for path in paths), default=0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -293,7 +294,7 @@ def full_disk(flag: Path) -> None:
 
 def disk_full(place: Place, long: bool) -> tuple[int, str]:
     """the disk is full while saving | it is said, the checkpoint before stays whole, training goes on and saves again"""
-    tries, ways = (10 if long else 1), dict[str, None]()
+    tries, ways = (4 if long else 1), dict[str, None]()
     for number in range(tries):
         out = place.new()
         flag = Path(f"{out}.full")
@@ -351,7 +352,7 @@ def checkpoints(place: Place, long: bool) -> tuple[int, str]:
     out = place.new()
     promise(place.start(out).end() == 0, "a run left alone failed")
     good, harmless = (out / "last.pt").read_bytes(), 0
-    whole, trap = console.load_checkpoint(out / "last.pt"), place.folder / "executed"
+    whole, trap = checkpoint.load_checkpoint(out / "last.pt"), place.folder / "executed"
     for number in range(tries):
         kind = ("cut", "flipped", "malicious")[number % 3]
         if kind == "cut":
@@ -365,7 +366,7 @@ def checkpoints(place: Place, long: bool) -> tuple[int, str]:
         path = place.folder / "bad.pt"
         path.write_bytes(content)
         try:
-            found = console.load_checkpoint(path)
+            found = checkpoint.load_checkpoint(path)
             same = all(torch.equal(found["model"][name], weight) for name, weight in whole["model"].items())
             promise(same and kind == "flipped", f"a checkpoint that was {kind} passed for a good one")
             harmless += 1  # a bit that says nothing, a time in the archive's directory say
@@ -373,7 +374,7 @@ def checkpoints(place: Place, long: bool) -> tuple[int, str]:
             pass
         promise(not trap.exists(), "a checkpoint was executed")
         kinds[kind] = kinds.get(kind, 0) + 1
-        if number < (30 if long else 3):  # and as a whole run
+        if number < (9 if long else 3):  # and as a whole run
             (out / "last.pt").write_bytes(content)
             run = place.start(out)
             promise(run.end() == 0 and (out / "last.pt").exists(), run.text()[-500:])
@@ -401,7 +402,7 @@ def malicious(trap: Path, good: bytes, rng: random.Random) -> bytes:
         return pickle.dumps(Malice(trap), 2)
     file = io.BytesIO()
     if way == 1:  # as torch writes it
-        torch.save({"format": console.CHECKPOINT_FORMAT, "model": Malice(trap)}, file)
+        torch.save({"format": checkpoint.CHECKPOINT_FORMAT, "model": Malice(trap)}, file)
         return file.getvalue()
     with zipfile.ZipFile(io.BytesIO(good)) as old, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as new:
         for name in old.namelist():  # a good one whose pickle alone was exchanged, checksums and all
@@ -431,7 +432,7 @@ def shards(place: Place, long: bool) -> tuple[int, str]:
             raise Broken(f"{path.name} was changed (way {kind}), and it was not seen")
         except console.UserError as error:
             promise(path.name in str(error), f"refused without its name: {error}")
-        if number < (20 if long else 2):
+        if number < (8 if long else 2):
             out = place.new()
             run = Run(copy, out)
             promise(run.end() == 2 and path.name in run.text() and not out.exists(), run.text()[-500:])
@@ -444,7 +445,7 @@ def shards(place: Place, long: bool) -> tuple[int, str]:
 
 def sigterm(place: Place, long: bool) -> tuple[int, str]:
     """SIGTERM or Ctrl-C, as a machine that is taken away gives | saved, exit code 75; resumed to equal weights"""
-    rng, tries, longest, late = random.Random(3), 50 if long else 2, 0.0, 0
+    rng, tries, longest, late = random.Random(3), 20 if long else 2, 0.0, 0
     for number in range(tries):
         out = place.new()
         run = place.start(out, sabotage=slowly)
@@ -464,7 +465,7 @@ def sigterm(place: Place, long: bool) -> tuple[int, str]:
 
 def terminal(place: Place, long: bool) -> tuple[int, str]:
     """the terminal closes (SIGHUP, then every print fails), or `| head` has read enough | training goes on to its end"""
-    tries = 20 if long else 2
+    tries = 10 if long else 2
     for number in range(tries):
         out = place.new()
         if number % 2:
@@ -497,7 +498,7 @@ def terminal(place: Place, long: bool) -> tuple[int, str]:
 
 def files(place: Place, long: bool) -> tuple[int, str]:
     """the log, or the whole folder, is deleted meanwhile | training goes on, the log is written anew with all its rows"""
-    tries = 20 if long else 2
+    tries = 10 if long else 2
     for number in range(tries):
         out = place.new()
         run = place.start(out, sabotage=slowly)
@@ -510,7 +511,7 @@ def files(place: Place, long: bool) -> tuple[int, str]:
 
 def second_run(place: Place, long: bool) -> tuple[int, str]:
     """a second run on one folder | refused, the first is not disturbed; a run that was killed leaves no lock"""
-    tries = 20 if long else 2
+    tries = 10 if long else 2
     for number in range(tries):
         out = place.new()
         run = place.start(out, sabotage=slowly)
@@ -526,7 +527,7 @@ def second_run(place: Place, long: bool) -> tuple[int, str]:
 
 def clock(place: Place, long: bool) -> tuple[int, str]:
     """the clock jumps by years, back and forth | training goes on; no time, budget or rate is wrong"""
-    tries = 10 if long else 1
+    tries = 4 if long else 1
 
     def jumping() -> None:
         rng = random.Random(os.getpid())
@@ -544,7 +545,7 @@ def clock(place: Place, long: bool) -> tuple[int, str]:
 
 def wandb(place: Place, long: bool) -> tuple[int, str]:
     """the server of Weights & Biases is gone: its calls fail | training goes on, it is said once"""
-    tries = 10 if long else 1
+    tries = 4 if long else 1
     for number in range(tries):
 
         def failing() -> None:
@@ -585,14 +586,14 @@ def poisoned(steps: set[int]) -> Callable:
 
 def spikes(place: Place, long: bool) -> tuple[int, str]:
     """noise in the data makes the loss spike | skip: no step is taken; rewind: back, and on behind it; stop: ends; counted"""
-    tries, rng = (10 if long else 1), random.Random(4)
+    tries, rng = (3 if long else 1), random.Random(4)
     for number in range(tries):
         bad = {rng.randrange(35, 45), rng.randrange(46, 58)}
         for action in ("skip", "rewind"):
             out, flags = place.new(), [f"--on_spike={action}", "--spike_deviations=4"]
             run = place.start(out, *flags, sabotage=poisoned(bad))
             promise(run.end() == 0, run.text()[-500:])
-            last = console.load_checkpoint(out / "last.pt")
+            last = checkpoint.load_checkpoint(out / "last.pt")
             promise(last["spikes"]["count"] >= len(bad) and run.rows()[-1]["spikes"] >= 2, f"not counted: {last['spikes']}")
             promise(last["spikes"]["ahead"] > 0 or action == "skip", "the data were not moved")
             promise(run.rows()[-1]["loss"] < 1.2 * run.rows()[14]["loss"], "it did not recover")

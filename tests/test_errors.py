@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+import checkpoint
 import console
 import prepare_data
 import train
@@ -110,7 +111,7 @@ def test_flags_come_after_the_config_file(place, command):
     with open("recipe.py", "w") as file:
         file.write("max_steps = 1\nn_layer = 3\n")
     assert command(train.main, "recipe.py", *place[:-1], "--max_steps=2", place[-1]).code == 0
-    config = console.load_checkpoint(train.Path("out/recipe/last.pt"))["config"]
+    config = checkpoint.load_checkpoint(train.Path("out/recipe/last.pt"))["config"]
     assert (config["max_steps"], config["n_layer"]) == (2, 2)
 
 

@@ -17,7 +17,8 @@ import torch
 import console
 import prepare_data
 import train
-from console import RUN_FILES, SpikeWatch, UserError, load_checkpoint, locked, require_memory
+from checkpoint import load_checkpoint
+from console import RUN_FILES, SpikeWatch, UserError, locked, require_memory
 from model import GPT, GPTConfig
 from tests.conftest import ROOT, make_documents
 

@@ -26,6 +26,7 @@ import pytest
 import torch
 
 import bench
+import checkpoint
 import console
 import prepare_data
 import research.__main__
@@ -264,7 +265,7 @@ def test_any_data_folder(place, name, count):
 def test_any_checkpoint(place):
     """Its bytes, or one of its values, are others; it is sampled from, resumed and fine-tuned."""
     path = Path("out/run/last.pt")
-    good, whole, previous = path.read_bytes(), console.load_checkpoint(path), Path("out/run").glob("*")
+    good, whole, previous = path.read_bytes(), checkpoint.load_checkpoint(path), Path("out/run").glob("*")
     others = {other: other.read_bytes() for other in previous if other.name != "last.pt"}
     ways = [(sample.main, ["out/bad/last.pt", "--device=cpu", "--dtype=float32", "--max_new_tokens=3"]),
             (train.main, [*SMALL, "--data=data/words", "--out=out/bad", "--resume=True", "--max_steps=3"]),

@@ -8,7 +8,8 @@ import torch
 
 import prepare_data
 import train
-from console import UserError, load_checkpoint
+from checkpoint import load_checkpoint
+from console import UserError
 from prepare_data import PrepareConfig, Rows, TrainBatches, open_data, prepare
 from tests.conftest import make_documents
 

@@ -243,7 +243,8 @@ def test_ci_runs_the_readmes_test_command():
 
 
 def test_the_readmes_map_is_the_house():
-    programs = ("model.py", "train.py", "sample.py", "bench.py", "prepare_data.py", "console.py")
+    programs = ("model.py", "train.py", "sample.py", "bench.py", "prepare_data.py", "console.py", "parallel.py",
+                "checkpoint.py")  # fmt: skip
     for name in (*programs, "corpus/", "research/", "config/", "tests/"):
         assert f"`{name}`" in README and (ROOT / name).exists(), name
 

@@ -14,7 +14,8 @@ import torch
 
 import console
 import train
-from console import UserError, load_checkpoint, load_weights
+from checkpoint import load_checkpoint, load_weights
+from console import UserError
 from model import GPT
 from prepare_data import Data, TrainBatches
 from tests.conftest import ROOT
