@@ -10,13 +10,13 @@ import runpy
 import shutil
 import warnings
 import zipfile
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from console import (UserError, disk_took, explained, replace_file, replace_folder, require, sha256_of_file,
+from console import (UserError, explained, if_possible, replace_file, replace_folder, require, sha256_of_file,
                      write_json)  # fmt: skip
 from parallel import all_sum, local, placed, rank, world_size
 
@@ -49,37 +49,32 @@ def load_state(checkpoint: dict, model, optimizers=(), sharded: bool = False) ->
 
 
 def save_checkpoint(path: Path, checkpoint: dict, keep_old: Path | None = None, sharded: bool = False) -> bool:
-    """Write `checkpoint` to `path`, whole or not at all; keep_old: the name under which the one before stays.
+    """Write `checkpoint` to `path`, whole or not at all; keep_old: the name under which the one before stays. Returns
+    whether the disk took it; if not, that was said, and what is there stays.
 
-    Whether the disk took it, of which all ranks hear; if not, that was said and all is as it was.
     checkpoint: "model", name to tensor; "optimizer", name of a parameter to its state; and plain values.
     """
     if sharded:
-        good = save_folder(path, checkpoint, keep_old)
-    else:
-        write = partial(replace_file, path, lambda file: torch.save(checkpoint, file), keep_old)
-        good = rank() > 0 or disk_took(path, write)
-    return not all_sum(torch.tensor(float(not good)))
+        steps = begin_folder, write_shards, lambda path, checkpoint: end_folder(path, checkpoint, keep_old)
+        # The ranks go from step to step together, and none goes on when another could not.
+        return all(not all_sum(torch.tensor(float(not if_possible(path, step, checkpoint)))) for step in steps)
+    return rank() > 0 or if_possible(path, replace_file, lambda file: torch.save(checkpoint, file), keep_old)
 
 
-def save_folder(path: Path, checkpoint: dict, keep_old: Path | None) -> bool:
+def partial_name(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
+
+
+def begin_folder(path: Path, checkpoint: dict) -> None:
+    if rank() == 0:
+        shutil.rmtree(partial_name(path), ignore_errors=True)
+        partial_name(path).mkdir()
+
+
+def write_shards(path: Path, checkpoint: dict) -> None:
     import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
 
-    making = path.with_name(path.name + ".tmp")
-
-    def begin() -> None:
-        shutil.rmtree(making, ignore_errors=True)
-        making.mkdir()
-
-    def end() -> None:
-        files = {file.name: sha256_of_file(file) for file in making.iterdir()}
-        plain = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
-        write_json(making / "checkpoint.json", {"files": files} | plain)
-        replace_folder(making, path, keep_old)
-
-    good = rank() > 0 or disk_took(path, begin)
-    if all_sum(torch.tensor(float(not good))):  # nobody writes before the folder is there
-        return False
     tensors, held = {}, set()
     for name, tensor in checkpoint["model"].items():
         tied = local(tensor).data_ptr() in held  # one table under two names: safetensors wants it twice
@@ -87,13 +82,18 @@ def save_folder(path: Path, checkpoint: dict, keep_old: Path | None) -> bool:
         held.add(local(tensor).data_ptr())
     for name, state in checkpoint["optimizer"].items():
         tensors |= {f"optimizer/{name}/{key}": tensor for key, tensor in state.items()}
-    writer = dcp.HuggingFaceStorageWriter(str(making), save_distributed=True)
-    good = disk_took(path, lambda: dcp.save(tensors, storage_writer=writer))  # what fails on one rank, fails on all
-    if good and rank() == 0:
-        good = disk_took(path, end)
-    if not good and rank() == 0:
-        shutil.rmtree(making, ignore_errors=True)  # its bytes may be what others lack
-    return good
+    try:
+        dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(partial_name(path)), save_distributed=True))
+    except CheckpointException as error:  # of all ranks, by rank
+        raise next(iter(error.failures.values()))[0] from None
+
+
+def end_folder(path: Path, checkpoint: dict, keep_old: Path | None) -> None:
+    if rank() == 0:
+        files = {file.name: sha256_of_file(file) for file in partial_name(path).iterdir()}
+        plain = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
+        write_json(partial_name(path) / "checkpoint.json", {"files": files} | plain)
+        replace_folder(partial_name(path), path, keep_old)
 
 
 def read_tensors(checkpoint: dict, like: dict[str, Tensor] | None = None) -> dict:
@@ -166,3 +166,28 @@ def load_weights(source: str) -> dict:
     remedy = "it takes `pip install transformers` and a network, or the path of a local folder of GPT-2's files"
     with explained(f"'{source}' could not be loaded", remedy):
         return runpy.run_path(str(Path(__file__).with_name("config") / "gpt2_classic.py"))["published_weights"](source)
+
+
+def adopt(config, begin: dict | None, data, resuming: bool, shape: list[str]):
+    """A run's `config` completed by what the data and the checkpoint `begin` fix; shape: names of the model's options.
+
+    Fine-tuning may choose another dropout and a smaller block_size; going on with a run keeps all that shapes it.
+    Raises UserError where an option contradicts.
+    """
+    fixed = {"vocab_size": max(config.vocab_size or 0, data.tokenizer.vocab_size)}
+    fixed |= {"document_token": data.tokenizer.end_of_text} if config.document_mask else {}
+    if begin:
+        course = ["seed", "batch_tokens", "align_documents", "optimizer"] * resuming
+        fixed = {name: begin["config"][name] for name in shape + course if resuming or name != "dropout"}
+        if not resuming:
+            fixed["block_size"] = min(config.block_size, fixed["block_size"])
+        theirs, ours = begin["tokenizer"], data.tokenizer  # GPT-2's weights come without one: then the size has to do
+        same = theirs == ours.to_json() if theirs else fixed["vocab_size"] == ours.vocab_size
+        told = f"'{data.folder}' has another tokenizer than the weights: prepare data with theirs"
+        require(same, f"{told} (--tokenizer=gpt2 for GPT-2, else the path of the data they were trained on)")
+        told = f"'{data.folder}' is not the data that the run was begun with: its fingerprint differs"
+        require(not resuming or begin["data"] == data.fingerprint, told)
+    for name, value in fixed.items():
+        told = f"{name}={getattr(config, name)}, but {'the checkpoint' if begin else 'the data'} needs {value}"
+        require(getattr(config, name) in (getattr(type(config), name), value), f"{told}: leave the option out")
+    return replace(config, **fixed)

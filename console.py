@@ -238,19 +238,18 @@ def replace_file(path: Path, write, keep_old: Path | None = None) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def disk_took(path: Path, write) -> bool:
-    """write(), for what will be written to `path` again later: False, aloud, where the disk is full or fails."""
+def if_possible(path: Path, write, *args) -> bool:
+    """write(path, *args), of what will be written again later: where the disk is full or fails it says so, leaves what
+    is there as it is, and returns False."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it meanwhile
-        write()
-    except BaseException as error:
-        # torch raises errors of its own on top of the disk's; those of several ranks come in one that is no Exception.
-        below = [failed[0] for failed in getattr(error, "failures", {}).values()]
-        disks = [found for found in (error, error.__context__, *below) if isinstance(found, OSError)]
-        if not disks:
+        write(path, *args)
+    except Exception as error:  # torch raises an error of its own on top of the disk's
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
             raise
-        told = f"warning: '{path}' was NOT written ({disks[0].strerror or disks[0]}); what was saved before is whole"
-        print(f"{told}. Make room on the disk: the next save tries again", flush=True)
+        print(f"warning: '{path}' was NOT written ({reason.strerror}); what was saved before is whole. Make room on the "
+              "disk: the next save tries again", flush=True)  # fmt: skip
         return False
     return True
 
@@ -550,7 +549,7 @@ class Log:
     def rewind(self, step: int, seconds: float) -> None:
         """Drop what came after `step`: it will come again."""
         self.rows, self.written = [row for row in self.rows if row["step"] <= step], (step, seconds)
-        self.whole = disk_took(self.path, lambda: replace_file(self.path, self.write_rows))
+        self.whole = if_possible(self.path, replace_file, self.write_rows)
 
     def write_rows(self, file) -> None:
         file.write("".join(json.dumps(row) + "\n" for row in self.rows).encode("utf-8"))
@@ -573,7 +572,7 @@ class Log:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         except (OSError, UserError):  # it was deleted, or a full disk took no row, or part of one: all rows anew
-            self.whole = disk_took(self.path, lambda: replace_file(self.path, self.write_rows))
+            self.whole = if_possible(self.path, replace_file, self.write_rows)
         self.track(lambda: self.wandb.log(row, step=step))
 
     def track(self, send) -> None:
@@ -610,6 +609,13 @@ class Log:
         self.track(lambda: self.wandb.summary.update(summary))
         self.track(lambda: self.wandb.finish())
         return summary
+
+
+class Silence:
+    """What the other ranks have in place of the log: it takes everything, and does nothing."""
+
+    def __getattr__(self, name):
+        return lambda *args, **figures: figures
 
 
 class SpikeWatch:
@@ -666,13 +672,6 @@ class SpikeWatch:
         told = f"each of {self.PATIENCE} ways on from step {self.back_at} led to a spike. {self.REMEDY}"
         require(self.tries <= self.PATIENCE, told)
         return checkpoint | {"spikes": self.state() | {"recent": checkpoint["spikes"]["recent"]}}
-
-
-class Silence:
-    """What the other ranks have in place of the log: it takes everything, and does nothing."""
-
-    def __getattr__(self, name):
-        return lambda *args, **figures: figures
 
 
 def whole_row(line: bytes) -> dict | None:

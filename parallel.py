@@ -72,6 +72,10 @@ def all_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def mean(tensor: Tensor) -> Tensor:
+    return all_sum(tensor) / world_size()
+
+
 def agree(seconds: float, stop: bool) -> tuple[float, bool]:
     """The first rank's clock, and whether any rank was told to stop: all must leave the loop at the same step.
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 import parallel
 import prepare_data
-from checkpoint import CHECKPOINT_FORMAT, load_latest, load_state, load_weights, save_checkpoint, state_of
+from checkpoint import CHECKPOINT_FORMAT, adopt, load_latest, load_state, load_weights, save_checkpoint, state_of
 from console import (RESUMABLE, Log, Silence, SpikeWatch, catch_signals, check_folder, explained, keep_freed_memory,
                      locked, peak_memory_mb, pick_device, read_options, require, require_memory, run_command, show,
                      try_compile)  # fmt: skip
@@ -246,44 +246,17 @@ def evaluate_folder(model, data: Data, split: str, block_size: int, batch_size: 
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Before the first step
-
-
-def adopt(config: TrainConfig, begin: dict | None, data, resuming: bool) -> TrainConfig:
-    """`config` completed by what the data and the checkpoint `begin` fix. Raises UserError where an option contradicts.
-
-    Fine-tuning may choose another dropout and a smaller block_size; going on with a run keeps all that shapes it.
-    """
-    fixed = {"vocab_size": max(config.vocab_size or 0, data.tokenizer.vocab_size)}
-    fixed |= {"document_token": data.tokenizer.end_of_text} if config.document_mask else {}
-    if begin:
-        shape = [field.name for field in fields(GPTConfig) if resuming or field.name != "dropout"]
-        course = ["seed", "batch_tokens", "align_documents", "optimizer"] * resuming
-        fixed = {name: begin["config"][name] for name in shape + course}
-        if not resuming:
-            fixed["block_size"] = min(config.block_size, fixed["block_size"])
-        theirs, ours = begin["tokenizer"], data.tokenizer  # GPT-2's weights come without one: then the size has to do
-        same = theirs == ours.to_json() if theirs else fixed["vocab_size"] == ours.vocab_size
-        told = f"'{data.folder}' has another tokenizer than the weights: prepare data with theirs"
-        require(same, f"{told} (--tokenizer=gpt2 for GPT-2, else the path of the data they were trained on)")
-        told = f"'{data.folder}' is not the data that the run was begun with: its fingerprint differs"
-        require(not resuming or begin["data"] == data.fingerprint, told)
-    for name, value in fixed.items():
-        told = f"{name}={getattr(config, name)}, but {'the checkpoint' if begin else 'the data'} needs {value}"
-        require(getattr(config, name) in (getattr(TrainConfig, name), value), f"{told}: leave the option out")
-    return replace(config, **fixed)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # The run
 
 
 class Run:
     """All that changes in a run: what a checkpoint holds, and what a resumed run takes back from it."""
 
+    KEPT = {"step": int, "seconds": float, "best": float}  # optimizer steps, training time, lowest validation loss
+
     def __init__(self, config: TrainConfig, data, device: torch.device, dtype: torch.dtype):
         self.config, self.data, self.device = config, data, device
-        self.step, self.seconds, self.best = 0, 0.0, math.inf  # optimizer steps, training time, lowest validation loss
+        self.step, self.seconds, self.best = 0, 0.0, math.inf
         self.spikes = SpikeWatch(config.on_spike, config.spike_deviations)
         self.exam = exam(data.tokenizer, config.eval_tasks, config.block_size) if config.eval_tasks else {}
         torch.manual_seed(config.seed)
@@ -295,8 +268,7 @@ class Run:
 
     def restore(self, checkpoint: dict) -> None:
         load_state(checkpoint, self.model, self.optimizers, self.config.shard)
-        self.step, self.seconds = int(checkpoint["step"]), float(checkpoint["seconds"])
-        self.best = float(checkpoint["best"])
+        self.step, self.seconds, self.best = (kind(checkpoint[name]) for name, kind in self.KEPT.items())
         self.spikes.restore(checkpoint["spikes"])
         self.scaler.load_state_dict(checkpoint["scaler"])
 
@@ -318,13 +290,13 @@ class Run:
         torch.manual_seed(hash((self.config.seed, self.step, place)))  # dropout too is a function of the step
         for micro_step in range(batches.grad_accum):
             parallel.sync_gradients(network, micro_step == batches.grad_accum - 1)
-            arrays = batches(self.step + self.spikes.ahead, micro_step, place)
-            tokens, targets = (to_device(array, self.device) for array in arrays)
+            batch = batches(self.step + self.spikes.ahead, micro_step, place)
+            tokens, targets = (to_device(array, self.device) for array in batch)
             loss = network(tokens, targets) / batches.grad_accum
             self.scaler.scale(loss).backward()
             total += loss.detach()
-        loss = self.config.on_spike and (parallel.all_sum(total.clone()) / parallel.world_size()).item()  # a wait
-        spike = self.config.on_spike and self.spikes.look(self.step, loss)
+        # Looking at the loss waits for the device, so only who asks for it does in every step.
+        spike = self.config.on_spike and self.spikes.look(self.step, parallel.mean(total.clone()).item())
         if self.config.grad_clip is not None and not spike:
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
@@ -353,7 +325,7 @@ def to_device(array, device: torch.device) -> Tensor:
 def mean_loss(losses: list[Tensor], run: Run) -> dict[str, float]:
     """The mean of the latest steps' losses, and the count of spikes if they are looked for. Raises UserError at the
     first loss that is not finite."""
-    values = (parallel.all_sum(torch.stack(losses)) / parallel.world_size()).tolist()  # here the device is waited for
+    values = parallel.mean(torch.stack(losses)).tolist()  # but for on_spike, the one place where the device is waited for
     rates = {group["lr"] for optimizer in run.optimizers for group in optimizer.param_groups}
     for step, value in enumerate(values, start=run.step - len(values)):
         told = f"the loss is {value} at step {step}, {run.spikes.last} before it, with learning rates {sorted(rates)}"
@@ -376,11 +348,11 @@ def train(config: TrainConfig, watch=list) -> dict:
     checkpoint = parallel.in_turn(lambda: load_latest(out)) if config.resume else None
     begin = checkpoint or (load_weights(config.init_from) if config.init_from else None)
     with explained("the run cannot begin", "check its options, and the checkpoint if it begins from one"):
-        config = adopt(config, begin, data, resuming=checkpoint is not None)
+        config = adopt(config, begin, data, checkpoint is not None, [field.name for field in fields(GPTConfig)])
         rows, grad_accum = config.split_batch()
         ranks, align = parallel.world_size(), config.align_documents
         batches = TrainBatches(data, config.block_size, config.seed, rows, grad_accum, ranks, align)
-        require_memory(config, rows, device.type == "cpu" and not (config.eval_only or config.shard))
+        require_memory(config, rows, device.type == "cpu" and not config.eval_only)
         run = Run(config, data, device, dtype)
         if begin:
             run.restore(begin) if checkpoint else load_state(begin, run.model)
@@ -400,8 +372,9 @@ def train(config: TrainConfig, watch=list) -> dict:
     flops = run.model.flops_per_token() / ranks
     log = Silence() if parallel.rank() else Log(out, run.step, run.seconds, asdict(config), n_params, flops, card)
 
-    finished, stopping, losses, val, stop = config.progress(run.step, run.seconds) >= 1, False, [], {}, watch()
-    origin, saved = time.perf_counter() - run.seconds, True  # training time is the time since `origin`
+    finished, stopping, saved = config.progress(run.step, run.seconds) >= 1, False, True
+    losses, val, stop = [], {}, watch()
+    origin = time.perf_counter() - run.seconds  # training time is the time since `origin`
     while not finished:
         losses.append(run.take_step(trained, batches))
         if run.spikes.rewinds and (out / "last.pt").exists():
@@ -432,7 +405,7 @@ def train(config: TrainConfig, watch=list) -> dict:
     if stopping:
         log.draw()
         print(f"stopped and saved at step {run.step}: the same command with --resume=True goes on")
-        return {"steps": run.step, "stopped_by": [*stop, signal.SIGTERM]}
+        return {"steps": run.step, "stopped_by": stop}
     val = val or run.validate(network)  # resumed with nothing left to do
     memory = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_memory_mb()
     summary = log.finish(run.step, run.seconds, time.perf_counter() - started, memory, **val)
@@ -460,7 +433,7 @@ def main(argv: list[str]) -> int:
     keep_freed_memory()
     if parallel.restarts():  # by torchrun: whatever was asked for at first, now it is to go on
         config = replace(config, resume=True, overwrite=False)
-    with parallel.together(), locked(Path(config.out), not (config.eval_only or parallel.rank())):
+    with parallel.together(), locked(Path(config.out), parallel.rank() == 0 and not config.eval_only):
         summary = train(config, catch_signals)
     return RESUMABLE if "stopped_by" in summary else 0
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ import console
 import train
 from checkpoint import load_checkpoint, load_weights
 from console import UserError
-from model import GPT
+from model import GPT, GPTConfig
 from prepare_data import Data, TrainBatches
 from tests.conftest import ROOT
 from train import evaluate
@@ -275,7 +275,7 @@ def test_gpt2s_weights_are_not_given_other_tokens(config, tmp_path, data_dir):
     """They come without a tokenizer; a vocabulary of another size cannot be GPT-2's."""
     begin = {"config": asdict(config(vocab_size=300)), "model": {}, "tokenizer": None}
     with pytest.raises(UserError, match="another tokenizer.*--tokenizer=gpt2"):
-        train.adopt(config(), begin, Data(data_dir), resuming=False)
+        train.adopt(config(), begin, Data(data_dir), False, [field.name for field in fields(GPTConfig)])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
