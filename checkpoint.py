@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from console import (UserError, explained, if_possible, replace_file, replace_folder, require, sha256_of_file,
-                     write_json)  # fmt: skip
+                     typed, write_json)  # fmt: skip
 from parallel import all_sum, local, placed, rank, world_size
 
 CHECKPOINT_FORMAT = 3
@@ -178,7 +178,8 @@ def adopt(config, begin: dict | None, data, resuming: bool, shape: list[str]):
     fixed |= {"document_token": data.tokenizer.end_of_text} if config.document_mask else {}
     if begin:
         course = ["seed", "batch_tokens", "align_documents", "optimizer"] * resuming
-        fixed = {name: begin["config"][name] for name in shape + course if resuming or name != "dropout"}
+        names = [name for name in shape + course if resuming or name != "dropout"]
+        fixed = typed(type(config), begin["config"], names)
         if not resuming:
             fixed["block_size"] = min(config.block_size, fixed["block_size"])
         theirs, ours = begin["tokenizer"], data.tokenizer  # GPT-2's weights come without one: then the size has to do
