@@ -464,7 +464,7 @@ def sigterm(place: Place, long: bool) -> tuple[int, str]:
 
 
 def terminal(place: Place, long: bool) -> tuple[int, str]:
-    """the terminal closes (SIGHUP, then every print fails), or `| head` has read enough | training goes on to its end"""
+    """the terminal closes (SIGHUP, then every print fails), or `head` has read enough | training goes on to its end"""
     tries = 10 if long else 2
     for number in range(tries):
         out = place.new()
