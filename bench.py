@@ -46,7 +46,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 import prepare_data
 import train
-from console import PEAK_FLOPS, explained, peak_memory_mb, read_options, require, run_command, show, write_json
+from console import explained, read_options, require, run_command, show, write_json
+from device import PEAK_FLOPS, peak_memory_mb
 from corpus.sources import text_files
 from model import GPT
 
@@ -345,7 +346,7 @@ def nanogpt_loss(end: dict, data: prepare_data.Data, theirs: np.ndarray, block_s
 
 
 def decode(job: SimpleNamespace) -> dict:
-    """Tokens per second of sampling from random weights, with nanoGPT's defaults."""
+    """Tokens per second of sampling from random weights, with nanoGPT's defaults; of nanoloop compiled on CUDA."""
     (device, dtype), theirs = train.pick_device(job.options.device, job.options.dtype), is_nanogpt(job.checkout)
     (first, *others), figures = numbers(job.options.new_tokens), {}
     options = replace(job.options, vocab_size=job.options.vocab_size or 50304)  # GPT-2's, padded
@@ -353,18 +354,18 @@ def decode(job: SimpleNamespace) -> dict:
         enter_nanogpt(job.checkout)
         import model as nanogpt
 
-        network = nanogpt.GPT(options)  # it asks for names that both configurations have
+        model = nanogpt.GPT(options)  # it asks for names that both configurations have
     else:
         import sample
 
-        network = GPT(options, dtype)
-        sample.cast_weights(network, dtype)
-    network.to(device).eval()
+        model = GPT(options, dtype)
+        sample.cast_weights(model, dtype)
+    model.to(device).eval().compile(dynamic=False, disable=theirs or device.type != "cuda" or options.compile is False)
     for length, batch in [(first, 1), *((n, 1) for n in others)] + ([] if theirs else [(first, 8), (first, 32)]):
         prompts = torch.zeros(batch, 1, dtype=torch.long, device=device) if theirs else [[0]] * batch
         with torch.autocast(device.type, dtype, enabled=theirs and device.type == "cuda"):
-            for count in (min(8, length), length):  # the first is for warming up
-                _, seconds = timed(device, network.generate, prompts, count, temperature=0.8, top_k=200)
+            for count in (min(16, length), length):  # the first is for warming up: compiling, capturing
+                _, seconds = timed(device, model.generate, prompts, count, temperature=0.8, top_k=200)
         figures[f"tokens_per_second_{length}" + f"_batch_{batch}" * (batch > 1)] = batch * length / seconds
     return figures | {"memory_mb": used_memory_mb(device)}
 
@@ -457,8 +458,8 @@ def model_size(options: BenchConfig, vocab_size: int) -> dict:
     with torch.device("meta"):
         model = GPT(replace(options, vocab_size=vocab_size))
     tokens = math.ceil(options.share * options.max_tokens / options.batch_tokens) * options.batch_tokens
-    params = sum(p.numel() for p in model.parameters())
-    return {"params": params, "tokens": tokens, "flops": tokens * model.flops_per_token()}
+    flops = tokens * model.flops_per_token()
+    return {"params": sum(p.numel() for p in model.parameters()), "tokens": tokens, "flops": flops}
 
 
 def plan() -> dict[str, dict]:

@@ -5,11 +5,11 @@ there would not be the one that other files import.
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import difflib
 import errno
 import fcntl
+import gc
 import hashlib
 import json
 import math
@@ -265,8 +265,8 @@ def if_possible(path: Path, write, *args) -> bool:
         reason = error if isinstance(error, OSError) else error.__context__
         if not isinstance(reason, OSError):
             raise
-        print(f"warning: '{path}' was NOT written ({reason.strerror}); what was saved before is whole. Make room on the "
-              "disk: the next save tries again", flush=True)  # fmt: skip
+        told = f"warning: '{path}' was NOT written ({reason.strerror}); what was saved before is whole"
+        print(f"{told}. Make room on the disk: the next save tries again", flush=True)
         return False
     return True
 
@@ -418,7 +418,8 @@ def ordered_map(make, arguments: tuple, items, workers: int) -> Iterator:
     from multiprocessing import get_context
 
     # Each worker is a new interpreter. A fork begins sooner, but inherits locks that threads of Rust libraries hold.
-    pool, waiting = ProcessPoolExecutor(workers, get_context("spawn"), begin_work, (os.getpid(), make, arguments)), deque()
+    waiting, how = deque(), (os.getpid(), make, arguments)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), begin_work, how)
     try:
         for item in items:
             # Workers leave Ctrl-C to their parent: they are born with it blocked, at the first submit, and keep that.
@@ -454,70 +455,6 @@ def do_work(item):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The machine. torch is imported where it is used, because preparing data does without.
-
-
-def pick_device(device: str, dtype: str):
-    """The torch.device, and the torch.dtype of activations; "auto" is the fastest that the machine has.
-
-    Raises UserError where the device cannot be used.
-    """
-    import torch
-
-    fastest = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    with explained(f"device={device} cannot be used here", "try --device=cpu"):
-        found = torch.empty(0, device=fastest if device == "auto" else device).device
-        if found.type == "cuda" and "LOCAL_RANK" in os.environ:  # each of torchrun's processes has a card of its own
-            found = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(found)
-    bf16 = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)  # multiplied natively
-    if found.type == "cuda":
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    fastest = "bfloat16" if bf16 else "float16" if found.type == "cuda" else "float32"
-    return found, getattr(torch, fastest if dtype == "auto" else dtype)
-
-
-def memory_limit() -> float:
-    """Bytes of main memory that this process may use: the machine's, or its container's if that is less."""
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):
-            limits.append(int(Path(path).read_text()))
-    return min(limits)
-
-
-def require_memory(config, rows: int, trains_here: bool) -> None:
-    """Refuse sizes that the main memory cannot hold: the system would end the program without a word.
-
-    An estimate from below: 4 bytes per weight where the model is built and 8 more for gradient and momentum where it
-    is trained; of `rows` sequences the logits and some activations.
-    """
-    width, layers, vocab = config.n_embd, config.n_layer, config.vocab_size
-    weights = layers * (10 * width**2 + 2000) + width * (vocab + config.bigram_rows)  # 2000: a layer's Python objects
-    held = rows * config.block_size * (8 * vocab + 20 * width * layers)
-    needed, limit = (12 * weights + held if trains_here else 4 * weights), memory_limit()
-    told = f"{weights:,} weights, and {rows:,} sequences at once, take {needed / 1e9:,.0f} GB of memory at least, and"
-    remedy = "set a smaller --n_layer, --n_embd, --block_size or --micro_batch_size"
-    require(needed < limit, f"{told} there are {limit / 1e9:,.0f}: {remedy}")
-
-
-def try_compile(model, rows: int, device):
-    """The compiled model, warmed up for training, or the model itself where no compiler works."""
-    import torch
-
-    compiled, tokens = torch.compile(model, dynamic=False), torch.zeros(rows, model.config.block_size).long().to(device)
-    print("compiling the model", flush=True)
-    try:
-        with torch.random.fork_rng():  # dropout in here takes no random number from the run
-            compiled(tokens, tokens.clone()).backward()  # one tensor in both is compiled as a special case
-    except Exception as error:  # of many kinds: no C++ compiler, no Triton, a card too old for it
-        print(f"torch.compile does not work here, going on without it ({first_line(error)})")
-        compiled = model
-    model.zero_grad(set_to_none=True)
-    return compiled
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # A run's folder: config.json, log.jsonl (a row of figures per line), loss.png, summary.json
 
 
@@ -531,23 +468,16 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
     require(not there or resume or overwrite, told)
 
 
-# Floating-point operations per second, dense bf16, from the data sheets; by what is in the name of the card.
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "5090": 210e12}
-
-
 class Log:
     """The log of a run in folder `out`, which begins, or goes on, after `step` steps and `seconds` of training.
 
-    config: the run's options. n_params, flops_per_token: the model's. card: the device's name, for the share of its
-    arithmetic that is used (mfu, model FLOPs utilisation), which is None where its peak is not known.
+    config: the run's options. n_params, flops_per_token: the model's. peak: floating-point operations per second that
+    the devices can do at most; the share that is used (mfu, model FLOPs utilisation) is None where that is None.
     """
 
-    def __init__(
-        self, out: Path, step: int, seconds: float, config: dict, n_params: int, flops_per_token: float, card: str
-    ):
+    def __init__(self, out: Path, step: int, seconds: float, config: dict, n_params: int, flops_per_token: float, peak):
         self.out, self.path, self.config, self.n_params, self.wandb = out, out / "log.jsonl", config, n_params, None
-        self.flops_per_token = flops_per_token
-        self.peak_flops = next((peak for name, peak in PEAK_FLOPS.items() if name in card), None)
+        self.flops_per_token, self.peak_flops = flops_per_token, peak
         out.mkdir(parents=True, exist_ok=True)
         for name in RUN_FILES:  # and nothing else that may be in the folder
             remove(out / f"{name}.tmp")  # of a run that was killed
@@ -578,6 +508,7 @@ class Log:
 
     def write(self, step: int, seconds: float, progress: float, **figures) -> None:
         """Print a row of figures for people and append it for programs."""
+        gc.collect()  # keep_memory took it out of the steps
         row = {"step": step, "tokens": step * self.config["batch_tokens"], "seconds": seconds} | figures
         row |= self.speed(step - self.written[0], seconds - self.written[1])
         row["seconds_left"] = max(0.0, seconds / progress - seconds)
@@ -669,8 +600,15 @@ class SpikeWatch:
             self.recent.append(loss)
         return spike
 
-    def figures(self) -> dict[str, int]:
-        return {"spikes": self.count} if self.action else {}
+    def mean(self, losses: list[float], step: int, rates) -> dict[str, float]:
+        """The mean of the latest losses, up to `step`, and the count of spikes if they are looked for. Raises UserError
+        at the first loss that is not finite. rates: the learning rates, for the message."""
+        for at, value in enumerate(losses, start=step - len(losses)):
+            told = f"the loss is {value} at step {at}, {self.last} before it, with learning rates {sorted(set(rates))}"
+            told += "; the last checkpoint is older. Likely: a rate too high, dtype=float16"
+            require(math.isfinite(value), told)
+            self.last = value
+        return {"loss": statistics.fmean(losses)} | ({"spikes": self.count} if self.action else {})
 
     def state(self) -> dict:
         """What the checkpoint keeps, so that a resumed run finds the same spikes."""
@@ -704,26 +642,3 @@ def show(value) -> str:
     if isinstance(value, float) and math.isfinite(value):
         return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def peak_memory_mb() -> float | None:
-    """The most main memory this process has held, in MiB; None where the system does not tell (Windows)."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux kibibytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def keep_freed_memory() -> None:
-    """Let the process keep the memory it frees instead of giving it back to the system.
-
-    A training step frees and takes the same large blocks again and again; with glibc's defaults each of them costs a
-    page fault per 4 KiB, which took up to a third of the time of a step on a CPU. The numbers are M_MMAP_MAX and
-    M_TRIM_THRESHOLD of mallopt(3); other C libraries do without.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        mallopt(-4, 0)
-        mallopt(-1, 2**31 - 1)

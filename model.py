@@ -113,37 +113,44 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class KVCache:
-    """The keys and values of the positions decoded so far, of all layers: (L, B, G, block_size, D) each."""
+    """The keys and values of the positions decoded so far, of all layers: (L, B, G, block_size, D) each.
 
-    def __init__(self, config: GPTConfig, batch_size: int, dtype: torch.dtype, device: torch.device):
+    whole: a layer gets all block_size of them, and masks those that are not there yet. So a step of one token has the
+    same shapes each time and asks no number of the device, as a CUDA graph needs. On a CPU it would be wasted work.
+    """
+
+    def __init__(self, config: GPTConfig, batch_size: int, dtype: torch.dtype, device: torch.device, whole=False):
         heads, size = config.n_kv_head or config.n_head, config.n_embd // config.n_head
         shape = (2, config.n_layer, batch_size, heads, config.block_size, size)
-        self.both, self.length, self.last = torch.empty(shape, dtype=dtype, device=device), 0, None  # (B,) latest token
+        make = torch.zeros if whole else torch.empty  # masked NaNs would still be NaNs
+        self.both, self.whole = make(shape, dtype=dtype, device=device), whole
+        # How many positions are there, and the latest token of each row. `at`: the (T,) positions under way.
+        self.length, self.last = (torch.zeros(n, dtype=torch.long, device=device) for n in (1, batch_size))
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append one layer's (B, G, T, D) keys and values; returns all S of that layer, (B, G, S, D)."""
-        end = self.length + k.size(2)
-        self.both[0, layer, :, :, self.length : end], self.both[1, layer, :, :, self.length : end] = k, v
-        return self.both[0, layer, :, :, :end], self.both[1, layer, :, :, :end]
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keep one layer's (B, G, T, D) keys and values; returns all its S, (B, G, S, D), and `attend`'s at."""
+        held, end = self.both[:, layer], None if self.whole else int(self.at[-1]) + 1
+        held[0].index_copy_(2, self.at, k), held[1].index_copy_(2, self.at, v)
+        return held[0, :, :, :end], held[1, :, :, :end], self.at if self.whole else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Attention
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, dropout: float = 0.0, documents=None) -> Tensor:
-    """Causal attention of the last T of S positions to the `window` latest before each, by the best kernel at hand.
+def attend(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, dropout=0.0, documents=None, at=None) -> Tensor:
+    """Causal attention of T of S positions to the `window` latest before each, by the best kernel at hand.
 
     q: (B, H, T, D); k, v: (B, G, S, D); returns (B, H, T, D). documents: None, or (B, T) with T = S, the number of the
-    document at each position: there is no attention between documents.
+    document at each position: there is no attention between documents. at: (T,) the positions; None: the last T.
     """
     T, S, options = q.size(2), k.size(2), {"scale": scale, "enable_gqa": q.size(1) != k.size(1)}
-    if documents is None and window >= S and T in (1, S):  # one new token sees all before it: nothing to mask
+    if documents is None and at is None and window >= S and T in (1, S):  # a single one sees all: no mask
         return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, dropout_p=dropout, **options)
-    if T == S and q.is_cuda and torch.compiler.is_compiling() and not dropout:
+    if T == S and at is None and q.is_cuda and torch.compiler.is_compiling() and not dropout:
         return flex_attend(q, k, v, window, documents=documents, **options)
     # Any device, any T. It is exact but saves no time: the scores outside the mask are computed all the same.
-    query = torch.arange(S - T, S, device=q.device)[:, None]  # (T, 1)
+    query = (torch.arange(S - T, S, device=q.device) if at is None else at)[:, None]  # (T, 1)
     key = torch.arange(S, device=q.device)  # (S,)
     mask = (key <= query) & (query - key < window)  # (T, S)
     if documents is not None:
@@ -195,11 +202,12 @@ class Attention(nn.Module):
             q, k = F.rms_norm(q, (self.head_size,)), F.rms_norm(k, (self.head_size,))
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
-        if cache is not None:
-            k, v = cache.extend(self.layer, k, v)  # (B, G, S, D)
+        k, v, at = cache.extend(self.layer, k, v) if cache else (k, v, None)  # (B, G, S, D)
         dropout = self.config.dropout if self.training else 0.0
-        y = attend(q, k, v, self.config.window(self.layer), self.scale, dropout, documents)  # (B, H, T, D)
-        y = y.transpose(1, 2).reshape(x.shape)  # (B, T, C)
+        # On CPUs torch's backward pass in bfloat16 takes up to four times as long as in float32, casts included.
+        q, k, v = (t.float() if x.device.type == "cpu" and x.requires_grad else t for t in (q, k, v))
+        y = attend(q, k, v, self.config.window(self.layer), self.scale, dropout, documents, at)  # (B, H, T, D)
+        y = y.transpose(1, 2).reshape(x.shape).to(x.dtype)  # (B, T, C)
         return F.dropout(self.c_proj(y), dropout)
 
 
@@ -239,6 +247,45 @@ class Block(nn.Module):
     def forward(self, x: Tensor, *context) -> Tensor:
         x = x + self.attn(self.ln_1(x), *context)
         return x + self.mlp(self.ln_2(x))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loss
+
+
+MANY_LOGITS = 2**28  # at once, at most, in training: a gigabyte in float32
+
+
+def head(x: Tensor, weight: Tensor, targets: Tensor | None, vocab_size: int, softcap: float | None, reduction: str):
+    """Activations (…, C) to logits (…, V) in float32, padding cut off; with targets (…,) to their cross-entropy."""
+    logits = F.linear(x, weight.to(x.dtype))[..., :vocab_size].float()
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)  # Gemma 2, arXiv:2408.00118 §2
+    if targets is None:
+        return logits
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-1, reduction=reduction)
+
+
+class HeadLoss(torch.autograd.Function):
+    """The sum of the cross-entropies of `head`, with the logits of a part of the positions at a time.
+
+    Logits are by far the largest tensors of a step, and those of a position are needed for its own loss and gradients
+    only. So the forward pass finds both while it has them, and the backward pass just scales (Hsu et al. 2024, Liger
+    Kernel, arXiv:2410.10989). Nothing is computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, *shape) -> Tensor:
+        loss, grad_weight, grad_x, rows = 0.0, 0.0, [], max(1, MANY_LOGITS // len(weight))
+        for part, wanted in zip(x.flatten(0, -2).split(rows), targets.flatten().split(rows)):
+            grads, own = torch.func.grad_and_value(head, (0, 1))(part, weight, wanted, *shape, "sum")
+            loss, grad_weight = loss + own, grad_weight + grads[1].float()
+            grad_x.append(grads[0])
+        ctx.save_for_backward(torch.cat(grad_x).view_as(x), grad_weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return *(grad.to(saved.dtype) * saved for saved in ctx.saved_tensors), None, None, None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -296,46 +343,44 @@ class GPT(nn.Module):
             elif name.endswith("bias"):
                 weight.zero_()
 
-    def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, cache: KVCache | None = None, reduction: str = "mean"
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, cache=None, reduction: str = "mean") -> Tensor:
         """Predict the next token at every position.
 
         tokens: (B, T) int64. Without targets returns logits, (B, T, V) float32; with a cache only the last
         position's, (B, 1, V). With targets, (B, T) int64 where -1 means "not scored", returns the cross-entropy in
         nats per token: a scalar for reduction="mean", (B, T) for "none" (0 where not scored).
         """
-        start, end = (cache.length, cache.length + tokens.size(1)) if cache else (0, tokens.size(1))
-        assert end <= self.config.block_size, f"{end} positions exceed block_size={self.config.block_size}"
+        T, at = tokens.size(1), slice(tokens.size(1))
+        assert T <= self.config.block_size, f"{T} positions exceed block_size={self.config.block_size}"
+        if cache is not None:
+            at = cache.at = cache.length + torch.arange(T, device=tokens.device)  # (T,)
+            cache.length += T
         x, rotary = self.wte(tokens).to(self.compute_dtype), None  # (B, T, C)
         if self.config.bigram_rows:
             x = x + self.bigrams(self.pair(tokens, cache)).to(x.dtype)
         if self.config.position == "rope":
-            rotary = self.cos[start:end].to(x.dtype), self.sin[start:end].to(x.dtype)  # (T, D/2) each
+            rotary = self.cos[at].to(x.dtype), self.sin[at].to(x.dtype)  # (T, D/2) each
         else:
-            x = x + self.wpe.weight[start:end].to(x.dtype)
+            x = x + self.wpe.weight[at].to(x.dtype)
         x = F.dropout(x, self.config.dropout, self.training)
         if self.config.residual_scalars:
             x = x0 = F.rms_norm(x, (x.size(-1),))
-        documents = None
-        if self.config.document_mask and cache is None:
-            documents = (tokens == self.config.document_token).cumsum(dim=1)  # (B, T)
+        alone = self.config.document_mask and cache is None
+        documents = (tokens == self.config.document_token).cumsum(dim=1) if alone else None  # (B, T)
         for layer, block in enumerate(self.h):
             if self.config.residual_scalars:
                 # Each block sees the embedding again and may damp what was added before it (nanochat, modded-nanogpt).
                 x = self.residual_scale[layer].to(x.dtype) * x + self.shortcut_scale[layer].to(x.dtype) * x0
             table = self.value_embeds[str(layer)] if str(layer) in self.value_embeds else None
-            value_embed = table(tokens).to(x.dtype) if table else None  # (B, T, G·D)
-            x = block(x, value_embed, rotary, cache, documents)
+            x = block(x, table(tokens).to(x.dtype) if table else None, rotary, cache, documents)
         if cache is not None:
-            cache.length, cache.last, x = end, tokens[:, -1], x[:, -1:]  # (B, 1, C)
-        logits = self.lm_head(self.ln_f(x))[..., : self.config.vocab_size].float()  # (B, T, V), padding cut off
-        if self.config.logit_softcap is not None:  # Gemma 2, arXiv:2408.00118 §2
-            logits = self.config.logit_softcap * torch.tanh(logits / self.config.logit_softcap)
-        if targets is None:
-            return logits
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction)
-        return loss.view(targets.shape) if reduction == "none" else loss
+            x = x[:, -1:]  # (B, 1, C)
+        x, weight, shape = self.ln_f(x), self.lm_head.weight, (self.config.vocab_size, self.config.logit_softcap)
+        training = targets is not None and x.requires_grad and reduction == "mean"
+        if training and targets.numel() * self.config.vocab_size > MANY_LOGITS:
+            return HeadLoss.apply(x, weight, targets, *shape) / (targets >= 0).sum()
+        found = head(x, weight, targets, *shape, reduction)
+        return found if targets is None or reduction == "mean" else found.view(targets.shape)
 
     def pair(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
         """(B, T) rows of the bigram table: each token with the one before it, for which 0 stands at the very beginning.
@@ -344,8 +389,9 @@ class GPT(nn.Module):
         (modded-nanogpt's bigram hash embedding).
         """
         V, rows, before = self.config.vocab_size, self.config.bigram_rows, F.pad(tokens, (1, 0))[:, :-1]
-        if cache is not None and cache.last is not None:
+        if cache is not None:
             before[:, 0] = cache.last
+            cache.last.copy_(tokens[:, -1])
         return before * V + tokens if rows >= V * V else (36313 * tokens ^ 27191 * before) % rows
 
     def flops_per_token(self) -> float:
@@ -388,20 +434,27 @@ class GPT(nn.Module):
         total = int(lengths.max()) + max_new_tokens
         text = torch.tensor([p + [-1] * (total - len(p)) for p in prompts], device=device)  # (B, total)
         done = torch.zeros_like(lengths, dtype=torch.bool)
-        begin, cache = 0, None  # the cache holds text[:, begin : begin + cache.length]
-        for end in range(int(lengths.min()), total):
-            if cache is None or cache.length == self.config.block_size:
-                keep = self.config.block_size if cache is None else max(1, self.config.block_size // 2)
-                begin = max(0, end - keep)
-                cache = KVCache(self.config, len(prompts), self.compute_dtype, device)
-            logits = self(text[:, begin + cache.length : end], cache=cache)[:, -1]  # (B, V)
+        # On CUDA the step of one token is captured as a graph: its hundreds of small kernels are started all at once.
+        capture, S = getattr(getattr(torch, device.type), "make_graphed_callables", None), self.config.block_size
+        whole = capture is not None and min(max_new_tokens, S) > 8  # the capture itself takes a few steps
+        cache, begin = KVCache(self.config, len(prompts), self.compute_dtype, device, whole), -S
+        step = plain = lambda new: self(new, cache=cache)
+        if whole:
+            step = capture(plain, (text[:, :1].clone(),))
+        for end in range(int(lengths.min()), total):  # the cache holds text[:, begin : end - 1]
+            if end - begin > S:
+                begin = max(0, end - (S if begin < 0 else max(1, S // 2)))
+                cache.length.zero_(), cache.last.zero_()
+                logits = plain(text[:, begin:end])[:, -1]  # (B, V)
+            else:
+                logits = step(text[:, end - 1 : end])[:, -1]
             token = sample_token(logits, temperature, top_k, top_p, generator)  # (B,)
             token = torch.where(done, text[:, end - 1], torch.where(end < lengths, text[:, end], token))
             done |= (end >= lengths + max_new_tokens - 1) | ((end >= lengths) & (token == stop_token))
             text[:, end] = token
             if on_token is not None:
                 on_token(token)
-            if done.all():
+            if stop_token is not None and done.all():  # which waits for the device
                 break
         self.train(was_training)
         rows = [row[len(p) : len(p) + max_new_tokens] for row, p in zip(text.tolist(), prompts)]

@@ -19,7 +19,8 @@ import torch
 import tyro
 
 from checkpoint import load_weights
-from console import UserError, explained, pick_device, read_options, require, require_memory, run_command, typed
+from console import UserError, explained, read_options, require, run_command, typed
+from device import pick_device, require_memory
 from model import GPT, GPTConfig
 from prepare_data import Tokenizer, make_tokenizer
 

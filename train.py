@@ -10,7 +10,6 @@ table of contents.
 """
 
 import math
-import signal
 import subprocess
 import sys
 import time
@@ -18,19 +17,17 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports, which take seconds, ends without a word
-
 import torch
 from torch import Tensor
 
 import parallel
 import prepare_data
 from checkpoint import CHECKPOINT_FORMAT, adopt, load_latest, load_state, load_weights, save_checkpoint, state_of
-from console import (RESUMABLE, Log, Silence, SpikeWatch, catch_signals, check_folder, explained, keep_freed_memory,
-                     locked, peak_memory_mb, pick_device, read_options, require, require_memory, run_command, show,
-                     try_compile)  # fmt: skip
+from console import (RESUMABLE, Log, Silence, SpikeWatch, catch_signals, check_folder, explained, locked, read_options,
+                     require, run_command, show)  # fmt: skip
 from corpus.synthetic import exam, task_accuracy
+from device import (compiled, describe, keep_memory, peak_memory_mb, pick_device, require_memory, to_device,
+                    try_compile)  # fmt: skip
 from model import GPT, GPTConfig
 from prepare_data import Data, TrainBatches, open_data
 
@@ -125,6 +122,7 @@ POLAR_EXPRESS = ((8.1566, -22.4833, 15.8788), (4.0429, -2.8089, 0.5000), (3.8917
                  (3.2858, -2.3681, 0.4645), (2.3465, -1.7098, 0.4232))  # fmt: skip
 
 
+@compiled
 def orthogonalize(matrices: Tensor) -> Tensor:
     """The nearest matrices whose singular values are all about 1. (N, rows, columns) in and out."""
     tall = matrices.size(-2) > matrices.size(-1)
@@ -316,24 +314,6 @@ class Run:
         return losses | task_accuracy(self.model, self.data.tokenizer, self.exam)
 
 
-def to_device(array, device: torch.device) -> Tensor:
-    """A numpy array as a tensor on the device; to a GPU from pinned memory, so that copying overlaps with computing."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def mean_loss(losses: list[Tensor], run: Run) -> dict[str, float]:
-    """The mean of the latest steps' losses, and the count of spikes if they are looked for. Raises UserError at the
-    first loss that is not finite."""
-    values = parallel.mean(torch.stack(losses)).tolist()  # but for on_spike, the one place where the device is waited for
-    rates = {group["lr"] for optimizer in run.optimizers for group in optimizer.param_groups}
-    for step, value in enumerate(values, start=run.step - len(values)):
-        told = f"the loss is {value} at step {step}, {run.spikes.last} before it, with learning rates {sorted(rates)}"
-        require(math.isfinite(value), f"{told}; the last checkpoint is older. Likely: a rate too high, dtype=float16")
-        run.spikes.last = value
-    return {"loss": sum(values) / len(values)} | run.spikes.figures()
-
-
 def train(config: TrainConfig, watch=list) -> dict:
     """Do the run that `config` describes; returns its summary. Raises UserError.
 
@@ -361,16 +341,13 @@ def train(config: TrainConfig, watch=list) -> dict:
         val = run.validate(run.model)
         print(*([f"{key}: {show(value)}" for key, value in val.items()] or ["no validation data"]), sep="\n")
         return val
-    wanted = device.type == "cuda" if config.compile is None else config.compile
-    network = try_compile(run.model, rows, device) if wanted else run.model
+    network = try_compile(run.model, rows, device, config.compile)
     trained = parallel.replicate(network) if ranks > 1 and not config.shard else network
-    n_params, on_gpu = sum(p.numel() for p in run.model.parameters()), device.type == "cuda"
-    card = torch.cuda.get_device_name(device) if on_gpu else device.type
-    print(f"{n_params:,} parameters on {card}, activations {dtype}, {'not ' * (network is run.model)}compiled")
+    n_params, peak = describe(run.model, device)
     split = f"{ranks} ranks × " * (ranks > 1) + f"{grad_accum} micro-steps × {rows} sequences × {config.block_size}"
     print(f"{config.batch_tokens:,} tokens a step: {split}")
     flops = run.model.flops_per_token() / ranks
-    log = Silence() if parallel.rank() else Log(out, run.step, run.seconds, asdict(config), n_params, flops, card)
+    log = Silence() if parallel.rank() else Log(out, run.step, run.seconds, asdict(config), n_params, flops, peak)
 
     finished, stopping, saved = config.progress(run.step, run.seconds) >= 1, False, True
     losses, val, stop = [], {}, watch()
@@ -388,7 +365,9 @@ def train(config: TrainConfig, watch=list) -> dict:
         logs, evals, saves = (finished or (interval and run.step % interval == 0) for interval in intervals)
         if not (logs or evals or saves):
             continue  # the device is not waited for
-        loss, losses = mean_loss(losses, run), []
+        values, losses = parallel.mean(torch.stack(losses)).tolist(), []  # here the program waits for the device
+        rates = (group["lr"] for optimizer in run.optimizers for group in optimizer.param_groups)
+        loss = run.spikes.mean(values, run.step, rates)
         run.seconds, _ = parallel.agree(time.perf_counter() - origin, False)
         val = run.validate(network) if evals and not stopping else {}
         progress = config.progress(run.step, run.seconds)
@@ -407,8 +386,7 @@ def train(config: TrainConfig, watch=list) -> dict:
         print(f"stopped and saved at step {run.step}: the same command with --resume=True goes on")
         return {"steps": run.step, "stopped_by": stop}
     val = val or run.validate(network)  # resumed with nothing left to do
-    memory = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else peak_memory_mb()
-    summary = log.finish(run.step, run.seconds, time.perf_counter() - started, memory, **val)
+    summary = log.finish(run.step, run.seconds, time.perf_counter() - started, peak_memory_mb(device), **val)
     if config.sample_prompt is not None:
         prompt = [data.tokenizer.end_of_text, *data.tokenizer.encode(config.sample_prompt).tolist()]
         new = run.model.generate([prompt], 200, 0.7, top_k=50, seed=config.seed, stop_token=prompt[0])[0]
@@ -430,7 +408,7 @@ def main(argv: list[str]) -> int:
     config = read_options(TrainConfig, argv, "train.py config/NAME.py")
     name = Path(argv[0]).stem if argv and not argv[0].startswith("-") else "default"
     config = replace(config, out=config.out or f"out/{name}")
-    keep_freed_memory()
+    keep_memory()
     if parallel.restarts():  # by torchrun: whatever was asked for at first, now it is to go on
         config = replace(config, resume=True, overwrite=False)
     with parallel.together(), locked(Path(config.out), parallel.rank() == 0 and not config.eval_only):

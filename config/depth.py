@@ -11,10 +11,12 @@ Any option may still be set beside the dial, as --max_tokens=100_000_000. The ru
     width           64 channels a layer, heads of 128 (nanochat's ratio; 128 a layer was worse there)
     length          10.5 tokens for each weight in a matrix (nanochat's fit; Hoffmann et al. 2022, arXiv:2203.15556, have
                     about 20 for each parameter of older recipes)
-    batch           in tokens, with the 0.383rd power of the length (nanochat's fit; the idea is McCandlish et al.
-                    2018, arXiv:1812.06162): 2**18 at depth 12
-    learning rates  Muon's with the square root of the batch; AdamW's on tables and head with 1/√width (Yang et al.
-                    2022, arXiv:2203.03466, in the form that nanochat and the speedruns use)
+    batch           in tokens, with the 0.3271st power of the compute (DeepSeek LLM 2024, arXiv:2401.02954 §3.1; the idea
+                    is McCandlish et al. 2018, arXiv:1812.06162): 2**18 at depth 12, at least 370 steps at any depth
+    learning rates  Muon's grows with the square root of the batch and falls with the 0.32nd power of the length (Bjorck
+                    et al. 2024, arXiv:2409.19913): with this batch the two cancel, and it stays. AdamW's on tables and
+                    head with 1/√width (Yang et al. 2022, arXiv:2203.03466, in the form that nanochat and the speedruns
+                    use)
 """
 
 import math
@@ -35,11 +37,11 @@ _weights = 12 * n_layer * n_embd**2 + _vocab * n_embd
 _weights_at_12 = 12 * 12 * 768**2 + _vocab * 768
 max_tokens = int(10.5 * _weights)
 
-_batch = 2**18 * (_weights / _weights_at_12) ** 0.383
+_batch = 2**18 * (_weights / _weights_at_12) ** (2 * 0.3271)  # compute is 6 · weights · length, and length ∝ weights
 batch_tokens = 2 ** max(10, round(math.log2(_batch)))
 micro_batch_size = min(batch_tokens // block_size, 64)
 
-muon_lr = 0.02 * (batch_tokens / 2**17) ** 0.5
+muon_lr = 0.03
 embed_lr = 0.3 * (768 / n_embd) ** 0.5
 head_lr = 0.006 * (768 / n_embd) ** 0.5
 eval_interval = 500

@@ -25,7 +25,7 @@ from console import UserError, read_options, require
 ROOT = Path(__file__).resolve().parent.parent
 SPINE = ("model.py", "train.py")
 # What a candidate runs on beside its own files; the judge, the tests and the papers are not in its view.
-PARTS = (*SPINE, "parallel.py", "checkpoint.py", "console.py", "prepare_data.py", "sample.py", "corpus/*.py",
+PARTS = (*SPINE, "parallel.py", "checkpoint.py", "device.py", "console.py", "prepare_data.py", "sample.py", "corpus/*.py",
          "corpus/*.toml", "config/*.py")  # fmt: skip
 WATCHED = ("*.py", "*.md", "*.txt", "config/*", "corpus/*", "research/*", "tests/*", "tests/adversarial/*")
 # Options that are the judge's to set: its flags come last on every command line.

@@ -18,10 +18,10 @@ def main(checkpoint_path: str) -> None:
 
     sys.path.insert(0, tree)
     import train
-    from console import keep_freed_memory, pick_device
+    from device import keep_memory, pick_device
     from model import GPT
 
-    keep_freed_memory()
+    keep_memory()
     checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
     config = train.TrainConfig(**checkpoint["config"])
     device, dtype = pick_device(config.device, config.dtype)

@@ -1,5 +1,6 @@
 """Shared fixtures: a small prepared data set, a small config, and a way to run a command as the shell would."""
 
+import gc
 import random
 import runpy
 import sys
@@ -67,6 +68,7 @@ def command(capsys, monkeypatch):
         monkeypatch.setattr(train, "catch_signals", list)  # pytest keeps its own Ctrl-C
         with pytest.raises(SystemExit) as caught:
             console.run_command(main)
+        gc.enable()  # train.main disables it
         printed = capsys.readouterr()
         return SimpleNamespace(code=caught.value.code or 0, out=printed.out, err=printed.err)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from console import PEAK_FLOPS
+from device import PEAK_FLOPS
 
 GB = 1e9
 PEAK = PEAK_FLOPS["H100"]  # FLOPs per second and GPU, bf16

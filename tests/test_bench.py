@@ -17,7 +17,8 @@ import bench
 import model
 import prepare_data
 import train
-from console import PEAK_FLOPS, UserError, read_options
+from console import UserError, read_options
+from device import PEAK_FLOPS
 from tests.conftest import ROOT
 
 SMALL = "--block_size=32 --n_layer=1 --n_head=1 --n_embd=32 --value_embeds=0 --batch_tokens=128 --device=cpu".split()

@@ -179,7 +179,6 @@ def test_several_processes_are_refused(place, command, monkeypatch):
 
 def test_a_defect_of_the_program_keeps_its_traceback(place, monkeypatch):
     """Only a user's mistake is told in one line; hiding our own would make them impossible to report."""
-    import console
 
     monkeypatch.setattr(sys, "argv", ["program"])
     with pytest.raises(ZeroDivisionError):

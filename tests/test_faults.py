@@ -15,10 +15,12 @@ import pytest
 import torch
 
 import console
+import device as device_module
 import prepare_data
 import train
 from checkpoint import load_checkpoint
-from console import RUN_FILES, SpikeWatch, UserError, locked, require_memory
+from console import RUN_FILES, SpikeWatch, UserError, locked
+from device import require_memory
 from model import GPT, GPTConfig
 from tests.conftest import ROOT, make_documents
 
@@ -186,9 +188,9 @@ def test_no_model_is_refused_that_the_memory_could_hold(options, monkeypatch):
     """The estimate is from below; the weights, gradients and one moment of each, and what Python needs of a layer."""
     config = GPTConfig(**({"n_layer": 3, "n_head": 2, "n_embd": 96, "vocab_size": 300, "block_size": 64, "value_embeds": 2} | options))
     weights = sum(p.numel() for p in GPT(config).parameters())
-    monkeypatch.setattr(console, "memory_limit", lambda: 12 * weights + 24_000 * config.n_layer + 1)
+    monkeypatch.setattr(device_module, "memory_limit", lambda: 12 * weights + 24_000 * config.n_layer + 1)
     require_memory(config, 0, True)
-    monkeypatch.setattr(console, "memory_limit", lambda: 2 * weights)
+    monkeypatch.setattr(device_module, "memory_limit", lambda: 2 * weights)
     with pytest.raises(UserError, match="GB of memory at least.*smaller --n_layer"):
         require_memory(config, 0, True)
 
@@ -225,7 +227,8 @@ def test_a_log_that_cannot_be_written_is_written_whole_as_soon_as_it_can(config,
 
 # What runs code that stands in a file, and why it may. Nothing else does.
 RUNS_CODE = {
-    ("console.py", "run_path"),  # config files, which are Python and run as you, and the recipe of GPT-2's weights
+    ("console.py", "run_path"),  # config files, which are Python and run as you
+    ("checkpoint.py", "run_path"),  # the recipe of GPT-2's weights
     ("bench.py", "run_path"),  # the other checkout's train.py, in a process of its own
     ("corpus/report.py", "run_path"),  # two of the project's own recipes, for their lengths
     ("research/zygote.py", "run_path"),  # candidates, in the sandbox

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from model import GPT, GPTConfig, KVCache, attend, flex_attend, rotate, sample_token
 from tests.conftest import GPT2_RECIPE, GPT2_SWITCHES
@@ -147,6 +149,17 @@ def test_decoding_with_a_cache_gives_the_full_passs_logits(name):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
+def test_a_whole_cache_hides_what_is_not_there_yet(name):
+    """The cache of a CUDA graph: every step is given all places, those to come filled with what must not count."""
+    model, tokens = random_model(VARIANTS[name]), random_tokens(2, 16).clamp(min=1)
+    full, cache = model(tokens), KVCache(model.config, 2, torch.float32, torch.device("cpu"), whole=True)
+    cache.both.fill_(100.0)
+    torch.testing.assert_close(model(tokens[:, :5], cache=cache)[:, 0], full[:, 4], atol=1e-4, rtol=1e-4)
+    for t in range(5, 16):
+        torch.testing.assert_close(model(tokens[:, t : t + 1], cache=cache)[:, 0], full[:, t], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
 def test_the_loss_at_initialisation_is_that_of_a_guess(name):
     torch.manual_seed(0)
     loss = GPT(VARIANTS[name])(random_tokens(8, 16), random_tokens(8, 16, seed=2))
@@ -160,6 +173,57 @@ def test_the_loss_is_the_cross_entropy_of_the_logits_and_skips_minus_one():
     expected = -model(tokens).log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
     torch.testing.assert_close(each, expected * (targets >= 0))
     torch.testing.assert_close(model(tokens, targets), each.sum() / (targets >= 0).sum())
+
+
+@pytest.mark.parametrize("softcap", [15.0, None])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+def test_a_loss_in_parts_is_the_loss_with_the_gradients_of_the_whole(monkeypatch, dtype, tolerance, softcap):
+    """Where the logits of all positions would be too many at once: here 33 positions, 7 at a time."""
+    model, tokens, targets = (
+        random_model(replace(SMALL, logit_softcap=softcap)),
+        random_tokens(3, 11),
+        random_tokens(3, 11, 2),
+    )
+    model.compute_dtype, targets[1, 3:9] = dtype, -1
+    found = {}
+    for limit in (2**28, 7 * 64):
+        monkeypatch.setattr("model.MANY_LOGITS", limit)
+        model.zero_grad()
+        loss = model(tokens, targets)
+        (3 * loss).backward()
+        assert ("HeadLoss" in str(loss.grad_fn.next_functions)) == (limit < 2**28)
+        found[limit] = [loss, *(p.grad for p in model.parameters())]
+    for whole, parts in zip(*found.values()):
+        assert (whole - parts).norm() <= tolerance * whole.norm()
+
+
+def test_a_loss_in_parts_never_has_all_logits(monkeypatch):
+    """The largest of all tensors that a step makes: 48 positions × 512 logits, or no more than the head's weights."""
+    model, tokens, largest = random_model(replace(SMALL, vocab_size=512, n_embd=32)), random_tokens(3, 16), []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **(kwargs or {}))
+            largest[-1] = max([largest[-1]] + [t.numel() for t in tree_leaves(made) if isinstance(t, torch.Tensor)])
+            return made
+
+    for limit in (2**28, 2048):
+        monkeypatch.setattr("model.MANY_LOGITS", limit)
+        largest.append(0)
+        with Watch():
+            model(tokens, tokens).backward()
+    assert largest == [48 * 512, 32 * 512]
+
+
+def test_a_compiled_loss_in_parts_is_one_graph_and_the_same(monkeypatch):
+    monkeypatch.setattr("model.MANY_LOGITS", 1000)
+    model, tokens = random_model(SMALL), random_tokens(2, 16)
+    model(tokens, tokens).backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    torch.compile(model, backend="aot_eager", fullgraph=True)(tokens, tokens.clone()).backward()
+    for p, grad in zip(model.parameters(), expected):
+        torch.testing.assert_close(p.grad, grad)
 
 
 def test_initial_deviations_are_those_of_the_table():
@@ -262,6 +326,27 @@ def greedy_by_definition(model: GPT, prompt: list[int], count: int) -> list[int]
 def test_greedy_text_is_that_of_full_passes(name):
     model = random_model(VARIANTS[name])
     assert model.generate([[3, 1, 4]], 13, temperature=0) == [greedy_by_definition(model, [3, 1, 4], 13)]
+
+
+def recorded(function, arguments):
+    """What torch.cuda.make_graphed_callables makes, on a CPU: the operations of one call, repeated without its Python.
+
+    Like a CUDA graph it has its own places for input and output, and all numbers that Python knew are fixed in it.
+    """
+    for _ in range(3):  # the trial steps
+        function(*arguments)
+    tape, place = make_fx(function)(*arguments), arguments[0]
+    return lambda new: tape(place.copy_(new))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_recorded_step_writes_the_same_text(name, monkeypatch):
+    """Nothing in a step may depend on a number that Python knows: it would stay as it was when it was recorded."""
+    model, prompts = random_model(VARIANTS[name]), [[7], [3, 1, 4, 1, 5], [9, 2]]
+    expected = model.generate(prompts, 30, temperature=0)  # beyond the context: the cache is begun anew
+    monkeypatch.setattr(torch.cpu, "make_graphed_callables", recorded, raising=False)
+    assert model.generate(prompts, 30, temperature=0) == expected
+    assert model.generate(prompts, 3, temperature=0) == [row[:3] for row in expected]  # too short to be recorded
 
 
 @pytest.mark.parametrize("name", ["modern", "gpt2", "windows"])
@@ -376,3 +461,28 @@ def test_compiled_windows_on_a_gpu_are_those_of_the_mask():
     expected, compiled = model(tokens, tokens), torch.compile(model)
     torch.testing.assert_close(compiled(tokens, tokens), expected, atol=2e-3, rtol=2e-3)
     compiled(tokens, tokens).backward()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_gpu_writes_the_same_text_from_a_captured_graph(name):
+    model, prompts = random_model(VARIANTS[name]), [[7], [3, 1, 4, 1, 5], [9, 2]]
+    expected = model.generate(prompts, 30, temperature=0)
+    assert model.cuda().generate(prompts, 30, temperature=0) == expected
+    assert model.generate(prompts, 30, seed=1) == model.generate(prompts, 30, seed=1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_compiled_loss_in_parts_on_a_gpu_takes_less_memory(monkeypatch):
+    config = GPTConfig(block_size=1024, vocab_size=50304, n_layer=1, n_head=1, n_embd=64, value_embeds=0)
+    model, tokens, taken, grads = GPT(config, torch.bfloat16).cuda(), torch.randint(50304, (8, 1024)).cuda(), [], []
+    for limit in (2**40, 2**26):
+        monkeypatch.setattr("model.MANY_LOGITS", limit)
+        torch.compiler.reset()
+        torch.cuda.reset_peak_memory_stats()
+        torch.compile(model, dynamic=False)(tokens, tokens.clone()).backward()
+        taken.append(torch.cuda.max_memory_allocated())
+        grads.append(model.lm_head.weight.grad.clone())
+        model.zero_grad()
+    assert taken[1] < 0.6 * taken[0]
+    torch.testing.assert_close(*grads, atol=1e-5, rtol=0.05)
