@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from console import (UserError, explained, if_possible, replace_file, replace_folder, require, sha256_of_file,
-                     write_json)  # fmt: skip
+                     typed, write_json)  # fmt: skip
 from model import GPTConfig
 from parallel import all_sum, local, placed, rank, world_size
 
@@ -180,7 +180,7 @@ def adopt(config, begin: dict | None, data, resuming: bool):
     if begin:
         course = ["seed", "batch_tokens", "align_documents", "optimizer"] * resuming
         shape = [field.name for field in fields(GPTConfig) if resuming or field.name != "dropout"]
-        fixed = {name: begin["config"][name] for name in shape + course}
+        fixed = typed(type(config), begin["config"], shape + course)
         if not resuming:
             fixed["block_size"] = min(config.block_size, fixed["block_size"])
         theirs, ours = begin["tokenizer"], data.tokenizer  # GPT-2's weights come without one: then the size has to do

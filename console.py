@@ -21,6 +21,7 @@ import statistics
 import sys
 import threading
 import time
+import typing
 import urllib.request
 import zlib
 from collections import deque
@@ -211,6 +212,22 @@ def read_options(options: type, argv: list[str], program: str, config_files: boo
         if exit.code and path:
             print(f"(read from {path} first, then from the command line)", file=sys.stderr)
         raise
+
+
+def typed(options: type, values: dict, names) -> dict:
+    """These of the values, which come out of a file. Raises UserError where one is not of its option's type."""
+    kinds = typing.get_type_hints(options)
+    for name in names:
+        told = f"{name}={values[name]!r:.80} is not of its type, {kinds[name]}"
+        require(fits(values[name], kinds[name]), told)
+    return {name: values[name] for name in names}
+
+
+def fits(value, kind) -> bool:
+    if not isinstance(kind, type):  # a union, a Literal, or one of its values
+        return any(fits(value, part) for part in typing.get_args(kind)) if typing.get_args(kind) else value == kind
+    whole = isinstance(value, int) and not isinstance(value, bool)  # which is a number of the other kind too
+    return whole if kind is int else whole or isinstance(value, float) if kind is float else isinstance(value, kind)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

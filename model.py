@@ -422,8 +422,9 @@ class GPT(nn.Module):
         the latest half of them, so that a token costs the same however long the text gets. Raises ValueError.
         """
         require(bool(prompts) and all(prompts), "every prompt needs at least one token (end-of-text begins a document)")
-        valid = temperature >= 0 and (top_k is None or top_k >= 1) and (top_p is None or 0 < top_p <= 1)
-        require(valid, f"{temperature=} must be at least 0, {top_k=} at least 1 or None, {top_p=} in (0, 1] or None")
+        require(temperature == 0 or temperature >= 1e-4, f"{temperature=} must be 0, or at least 0.0001")
+        valid = (top_k is None or top_k >= 1) and (top_p is None or 0 < top_p <= 1) and max_new_tokens <= 10**7
+        require(valid, f"{top_k=} must be at least 1 or None, {top_p=} in (0, 1] or None, {max_new_tokens=} at most 10**7")
         was_training, device = self.training, self.wte.weight.device
         self.eval()
         generator = None if seed is None else torch.Generator(device).manual_seed(seed)

@@ -225,7 +225,7 @@ class Data:
         with explained(f"meta.json or tokenizer.json in '{folder}' cannot be read", remedy):
             self.meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
             self.tokenizer = Tokenizer.from_json(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")))
-            shards = [(row["split"], row["file"], row["sha256"]) for row in self.meta["shards"]]
+            shards = [(str(row["split"]), str(row["file"]), row["sha256"]) for row in self.meta["shards"]]
             tokenizer, self.fingerprint = self.meta["tokenizer"]["fingerprint"], self.meta["fingerprint"]
             self.entropy = int(self.fingerprint, 16)  # part of the seed of the data's order
         told = f"{folder}/tokenizer.json is not the tokenizer that meta.json names. {remedy}"
@@ -524,7 +524,7 @@ def resolve(config: PrepareConfig) -> tuple[str, dict]:
     require(min(shares) >= 0 and sum(shares) < 1, told)
     for key in ("shard_tokens", "max_documents", "max_bytes", "shuffle_buffer", "workers", "duplicates_mb"):
         value = getattr(config, key)
-        require(value is None or value >= 1, f"{key}={value} must be at least 1")
+        require(value is None or 1 <= value < 2**40, f"{key}={value} must be at least 1 and below 2**40")
     alone = config.include_site_packages and "python" not in config.source
     require(not alone, "--include_site_packages=True goes with --source=python")
     stem = "stdin" if source == "-" else Path(source.partition(":")[2] or Path(source).resolve()).stem

@@ -19,8 +19,8 @@ import torch
 import tyro
 
 from checkpoint import load_weights
-from console import UserError, explained, read_options, require, run_command
-from device import pick_device
+from console import UserError, explained, read_options, require, run_command, typed
+from device import pick_device, require_memory
 from model import GPT, GPTConfig
 from prepare_data import Tokenizer, make_tokenizer
 
@@ -56,8 +56,9 @@ def load_model(source: str, device: torch.device, dtype: torch.dtype) -> tuple[G
     """The model of a run, a checkpoint or GPT-2, ready to generate, and its tokenizer. Raises UserError."""
     weights = load_weights(source)
     with explained(f"'{source}' cannot be used", "name another run or checkpoint"):
-        shape = {name: weights["config"][name] for name in GPTConfig.__dataclass_fields__}
-        model = GPT(GPTConfig(**shape), dtype)
+        config = GPTConfig(**typed(GPTConfig, weights["config"], GPTConfig.__dataclass_fields__))
+        require_memory(config, 0, False)
+        model = GPT(config, dtype)
         model.load_state_dict(weights["model"])
         cast_weights(model, dtype)
         tokenizer = Tokenizer.from_json(weights["tokenizer"]) if weights["tokenizer"] else make_tokenizer("gpt2", [])
@@ -76,8 +77,7 @@ def cast_weights(model: GPT, dtype: torch.dtype) -> None:
 
 def main(argv: list[str]) -> None:
     options = read_options(SampleConfig, argv, "sample.py", config_files=False)
-    valid = options.num_samples >= 1 and 1 <= options.max_new_tokens <= 10**7
-    require(valid, "num_samples must be at least 1, and max_new_tokens between 1 and 10 million")
+    require(min(options.num_samples, options.max_new_tokens) >= 1, "num_samples and max_new_tokens must be at least 1")
     text = read_prompt(options.prompt)
     device, dtype = pick_device(options.device, options.dtype)
     model, tokenizer = load_model(options.init_from or options.run, device, dtype)

@@ -294,7 +294,7 @@ def full_disk(flag: Path) -> None:
 
 def disk_full(place: Place, long: bool) -> tuple[int, str]:
     """the disk is full while saving | it is said, the checkpoint before stays whole, training goes on and saves again"""
-    tries, ways = (10 if long else 1), dict[str, None]()
+    tries, ways = (4 if long else 1), dict[str, None]()
     for number in range(tries):
         out = place.new()
         flag = Path(f"{out}.full")
@@ -374,7 +374,7 @@ def checkpoints(place: Place, long: bool) -> tuple[int, str]:
             pass
         promise(not trap.exists(), "a checkpoint was executed")
         kinds[kind] = kinds.get(kind, 0) + 1
-        if number < (30 if long else 3):  # and as a whole run
+        if number < (9 if long else 3):  # and as a whole run
             (out / "last.pt").write_bytes(content)
             run = place.start(out)
             promise(run.end() == 0 and (out / "last.pt").exists(), run.text()[-500:])
@@ -402,7 +402,7 @@ def malicious(trap: Path, good: bytes, rng: random.Random) -> bytes:
         return pickle.dumps(Malice(trap), 2)
     file = io.BytesIO()
     if way == 1:  # as torch writes it
-        torch.save({"format": console.CHECKPOINT_FORMAT, "model": Malice(trap)}, file)
+        torch.save({"format": checkpoint.CHECKPOINT_FORMAT, "model": Malice(trap)}, file)
         return file.getvalue()
     with zipfile.ZipFile(io.BytesIO(good)) as old, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as new:
         for name in old.namelist():  # a good one whose pickle alone was exchanged, checksums and all
@@ -432,7 +432,7 @@ def shards(place: Place, long: bool) -> tuple[int, str]:
             raise Broken(f"{path.name} was changed (way {kind}), and it was not seen")
         except console.UserError as error:
             promise(path.name in str(error), f"refused without its name: {error}")
-        if number < (20 if long else 2):
+        if number < (8 if long else 2):
             out = place.new()
             run = Run(copy, out)
             promise(run.end() == 2 and path.name in run.text() and not out.exists(), run.text()[-500:])
@@ -445,7 +445,7 @@ def shards(place: Place, long: bool) -> tuple[int, str]:
 
 def sigterm(place: Place, long: bool) -> tuple[int, str]:
     """SIGTERM or Ctrl-C, as a machine that is taken away gives | saved, exit code 75; resumed to equal weights"""
-    rng, tries, longest, late = random.Random(3), 50 if long else 2, 0.0, 0
+    rng, tries, longest, late = random.Random(3), 20 if long else 2, 0.0, 0
     for number in range(tries):
         out = place.new()
         run = place.start(out, sabotage=slowly)
@@ -464,8 +464,8 @@ def sigterm(place: Place, long: bool) -> tuple[int, str]:
 
 
 def terminal(place: Place, long: bool) -> tuple[int, str]:
-    """the terminal closes (SIGHUP, then every print fails), or `| head` has read enough | training goes on to its end"""
-    tries = 20 if long else 2
+    """the terminal closes (SIGHUP, then every print fails), or `head` has read enough | training goes on to its end"""
+    tries = 10 if long else 2
     for number in range(tries):
         out = place.new()
         if number % 2:
@@ -498,7 +498,7 @@ def terminal(place: Place, long: bool) -> tuple[int, str]:
 
 def files(place: Place, long: bool) -> tuple[int, str]:
     """the log, or the whole folder, is deleted meanwhile | training goes on, the log is written anew with all its rows"""
-    tries = 20 if long else 2
+    tries = 10 if long else 2
     for number in range(tries):
         out = place.new()
         run = place.start(out, sabotage=slowly)
@@ -511,7 +511,7 @@ def files(place: Place, long: bool) -> tuple[int, str]:
 
 def second_run(place: Place, long: bool) -> tuple[int, str]:
     """a second run on one folder | refused, the first is not disturbed; a run that was killed leaves no lock"""
-    tries = 20 if long else 2
+    tries = 10 if long else 2
     for number in range(tries):
         out = place.new()
         run = place.start(out, sabotage=slowly)
@@ -527,7 +527,7 @@ def second_run(place: Place, long: bool) -> tuple[int, str]:
 
 def clock(place: Place, long: bool) -> tuple[int, str]:
     """the clock jumps by years, back and forth | training goes on; no time, budget or rate is wrong"""
-    tries = 10 if long else 1
+    tries = 4 if long else 1
 
     def jumping() -> None:
         rng = random.Random(os.getpid())
@@ -545,7 +545,7 @@ def clock(place: Place, long: bool) -> tuple[int, str]:
 
 def wandb(place: Place, long: bool) -> tuple[int, str]:
     """the server of Weights & Biases is gone: its calls fail | training goes on, it is said once"""
-    tries = 10 if long else 1
+    tries = 4 if long else 1
     for number in range(tries):
 
         def failing() -> None:
@@ -586,7 +586,7 @@ def poisoned(steps: set[int]) -> Callable:
 
 def spikes(place: Place, long: bool) -> tuple[int, str]:
     """noise in the data makes the loss spike | skip: no step is taken; rewind: back, and on behind it; stop: ends; counted"""
-    tries, rng = (10 if long else 1), random.Random(4)
+    tries, rng = (3 if long else 1), random.Random(4)
     for number in range(tries):
         bad = {rng.randrange(35, 45), rng.randrange(46, 58)}
         for action in ("skip", "rewind"):

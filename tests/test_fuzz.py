@@ -68,7 +68,7 @@ def place(tmp_path, monkeypatch, data_dir):
     shutil.copytree(data_dir, "data/words")
     Path("text.txt").write_text("".join(make_documents(3)))
     code, told = run(train.main, *SMALL, "--data=data/words", "--out=out/run")
-    assert code == 75, told
+    assert code == 0, told
     return tmp_path
 
 
