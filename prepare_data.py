@@ -89,9 +89,7 @@ class Tokenizer:
         """The same tokenizer in tiktoken: whatever the pattern, and slower."""
         import tiktoken
 
-        return tiktoken.Encoding(
-            self.name, pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=self.special
-        )
+        return tiktoken.Encoding(self.name, pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=self.special)
 
     @cached_property
     def encoder(self):
@@ -462,7 +460,7 @@ class PrepareConfig(CurationConfig, ClaudeConfig):
 
 SMALL_BYTES = 4_000_000  # a smaller source is not worth starting workers
 COMMIT_SECONDS = 3.0  # between two notes of progress
-HELD_TOKENS = 64_000_000  # wait at most to be shuffled
+HELD_BYTES = 128_000_000  # of tokens that wait to be written
 
 
 def beginning(plan: dict) -> dict:
@@ -476,7 +474,7 @@ class Writer:
     """The main process's half: takes the rows in order, finds copies, keeps count, writes tokens.
 
     progress: all that going on after a kill needs, and what the report counts; it is noted in progress.json when all
-    before it is written. appended: what belongs behind the files in which signatures and the report's sample grow.
+    before it is written. appended: what is to be added to the files in which signatures and the report's sample grow.
     """
 
     def __init__(self, config: PrepareConfig, folder: Path, tokenizer: Tokenizer, progress: dict):
@@ -525,7 +523,7 @@ class Writer:
             self.held += len(row.content)
 
     def flush(self, place: list[int]) -> None:
-        """Write what is at hand, all up to `place`, in random order if wanted; now and then note the progress."""
+        """Write what is at hand, all up to `place`, in random order if wanted, and note the progress."""
         order, counts = range(len(self.items)), self.progress["splits"]
         if self.config.shuffle_buffer:
             order = np.random.default_rng([self.config.seed, *place]).permutation(len(self.items))
@@ -534,17 +532,18 @@ class Writer:
             tokens = np.frombuffer(b"".join(parts), dtype=self.dtype)
             append_tokens(self.folder, split, counts[split]["tokens"], tokens, self.config.shard_tokens)
             counts[split]["tokens"] += len(tokens)
-        self.items, self.held, self.progress["place"] = [], 0, place
-        if time.monotonic() - self.noted >= COMMIT_SECONDS:
-            self.note()
-
-    def note(self) -> None:
         for name, content in self.appended.items():
             with open(self.folder / name, "ab") as file:
                 self.progress["appended"][name] += file.write(content)
             content.clear()
+        self.items, self.held, self.progress["place"], self.noted = [], 0, place, time.monotonic()
         write_json(self.folder / "progress.json", self.progress)
-        self.noted = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether to write what is at hand. Where it is shuffled, the clock has no say in what is shuffled together."""
+        waited = time.monotonic() - self.noted >= COMMIT_SECONDS
+        enough = len(self.items) >= self.config.shuffle_buffer if self.config.shuffle_buffer else waited
+        return enough or self.held > HELD_BYTES or self.full()
 
 
 def resolve(config: PrepareConfig) -> tuple[str, dict]:
@@ -621,13 +620,12 @@ def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
         for place, used, rows in results:
             for row in rows:
                 writer.add(row)
-            if writer.full() or len(writer.items) >= (config.shuffle_buffer or 0) or writer.held > HELD_TOKENS:
+            if writer.due():
                 writer.flush(place)
             bar.update(int(sizes[place[0]]) + used - bar.n)
             if writer.full():
                 break
         writer.flush(place)
-    writer.note()
     for unit in units:
         if unit.source == "-":
             os.unlink(unit.path)

@@ -87,9 +87,9 @@ def look(texts: list[str]) -> list[View]:
     views = [View(text) for text in texts]
     parts = [view.raw.translate(FOLD) + bytes(8) for view in views]
     folded = np.frombuffer(bytes(8) + b"".join(parts), dtype=np.uint8)
-    cuts = np.flatnonzero(((folded[1:] > 0) != (folded[:-1] > 0)) | (folded[1:] >= 0xE0)) + 1
-    inside = folded[cuts[:-1]] > 0
-    starts, ends = cuts[:-1][inside], cuts[1:][inside]
+    inside, alone = folded > 0, folded >= 0xE0
+    starts = np.flatnonzero(inside[1:] & (alone[1:] | ~inside[:-1])) + 1
+    ends = np.flatnonzero(inside[:-1] & (alone[1:] | ~inside[1:])) + 1
     eight = np.ndarray(len(folded) - 7, "<u8", folded, strides=(1,))  # the eight bytes from every position on
     lengths = ends - starts
     spare = (64 - 8 * np.minimum(lengths, 8)).astype(np.uint64)  # bits of them that are not the run's

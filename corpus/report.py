@@ -122,12 +122,14 @@ def count_tokens(shards: dict[str, list[np.ndarray]], vocab_size: int, end_of_te
     every = max(4, 1 + length["train"] // max(1, length["val"]))
     for row, split in enumerate(SPLITS):
         for block in (part[i : i + 2**22] for part in shards[split] for i in range(0, len(part), 2**22)):
-            ids = block.astype(np.int64)
-            counts[row] += np.bincount(ids, minlength=vocab_size)
-            if split == "train" and length["val"]:
-                number = documents + np.cumsum(ids == end_of_text)
-                counts[3] += np.bincount(ids[number % every == 0], minlength=vocab_size)
-                documents = number[-1]
+            counts[row] += np.bincount(block, minlength=vocab_size)
+            if split == "train":
+                starts = np.flatnonzero(block == end_of_text)
+                chosen = slice((-1 - documents) % every, None, every)
+                spans = zip(starts[chosen], np.append(starts[1:], len(block))[chosen])
+                control = [block[start:end] for start, end in spans]
+                counts[3] += np.bincount(np.concatenate([block[:0], *control]), minlength=vocab_size)
+                documents += len(starts)
     counts[0] -= counts[3]
     return counts
 

@@ -12,6 +12,7 @@ import sysconfig
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from glob import glob
 from itertools import chain
 from pathlib import Path
@@ -152,22 +153,20 @@ def standard_input(config, data_root: Path) -> dict[Path, str]:
 def read(unit: Unit, config) -> Iterator[Block]:
     """A unit in blocks, holding a few megabytes. What cannot be read becomes a note. config.cuts: where a single text
     is split by position, in bytes: the ends of train and of test."""
-    fault, empty = [], True
-    source = until_fault(stream(unit, config), fault)
-    blocks = lines(source) if unit.kind == "jsonl" else pieces(source, config.cuts) if unit.kind == "text" else source
-    for block in blocks:
+    faults, block = [], None
+
+    def until_fault() -> Iterator:
+        try:
+            yield from stream(unit, config)
+        except (UserError, ImportError, MemoryError):
+            raise
+        except Exception as error:  # of many kinds: zlib's, zstandard's, pyarrow's own
+            faults.append("unreadable" if isinstance(error, OSError) else "corrupt file")
+
+    cut = {"jsonl": lines, "text": partial(pieces, cuts=config.cuts)}.get(unit.kind, iter)
+    for block in cut(until_fault()):
         yield block
-        empty = False
-    yield from (Block(b"", note=note) for note in fault or ["empty"] * empty)
-
-
-def until_fault(source: Iterator, fault: list[str]) -> Iterator:
-    try:
-        yield from source
-    except (UserError, ImportError, MemoryError):
-        raise
-    except Exception as error:  # of many kinds: zlib's, zstandard's, pyarrow's own
-        fault.append("unreadable" if isinstance(error, OSError) else "corrupt file")
+    yield from (Block(b"", note=note) for note in faults or ["empty"] * (block is None))
 
 
 def stream(unit: Unit, config) -> Iterator:

@@ -62,7 +62,6 @@ class Corpus:
             row = Row(source, where, text[:160], None, len(view.raw), split, *verdict or [None], b"", content, sample)
             writer.add(row)
         writer.flush([1, 0, behind])
-        writer.note()
         shards = {split: sorted(folder.glob(f"{split}_*.bin")) for split in SPLITS}
         self.shards = {split: [prepare_data.open_shard(path, "") for path in paths] for split, paths in shards.items()}
 
