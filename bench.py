@@ -386,8 +386,8 @@ def tree_memory_mb() -> float:
 def prepare(job: SimpleNamespace) -> dict:
     """From text to tokens: megabytes of text per second, and the memory that it takes in all processes it starts.
 
-    Ours is the command as it is typed, an interpreter's start included; nanoGPT's imports are in its time, some seconds:
-    give 100 MB of text or more.
+    Ours is the command as it is typed, an interpreter's start included; nanoGPT's imports are in its time, some
+    seconds: give 100 MB of text or more.
     """
     source, own = Path(job.options.prepare_text).resolve(), Path(job.options.data, "tokenizer.json").resolve()
     tokenizer = prepare_data.make_tokenizer(str(own) if own.is_file() else "gpt2", [])

@@ -40,7 +40,7 @@ from console import (
 from corpus.claude import ClaudeConfig
 from corpus.curation import CurationConfig, Seen
 from corpus.report import SPLITS, write_report
-from corpus.sources import SHAKESPEARE_OPTIONS, find_units, has_magic, read, token_files
+from corpus.sources import SHAKESPEARE_OPTIONS, find_units, has_magic, nanogpt_bytes, read, token_files
 from corpus.worker import Row, Understanding, batches, bpe_texts
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -89,7 +89,8 @@ class Tokenizer:
         """The same tokenizer in tiktoken: whatever the pattern, and slower."""
         import tiktoken
 
-        return tiktoken.Encoding(self.name, pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=self.special)
+        how = {"pat_str": self.pattern, "mergeable_ranks": self.ranks, "special_tokens": self.special}
+        return tiktoken.Encoding(self.name, **how)
 
     @cached_property
     def encoder(self):
@@ -494,9 +495,11 @@ class Writer:
         return count >= (self.config.max_documents or math.inf) or size >= (self.config.max_bytes or math.inf)
 
     def count(self, kind: str, name: str, row: Row) -> None:
-        rows = self.progress[kind].setdefault(name, {"documents": 0, "bytes": 0, "examples": []})
-        rows |= {"documents": rows["documents"] + 1, "bytes": rows["bytes"] + row.size}
-        rows["examples"] = (rows["examples"] + [[row.size, row.where, row.head]])[:10]
+        counts = self.progress[kind].setdefault(name, {"documents": 0, "bytes": 0})
+        counts["documents"] += 1
+        counts["bytes"] += row.size
+        if kind in ("notes", "dropped"):
+            counts["examples"] = (counts.get("examples", []) + [[row.size, row.where, row.head]])[:10]
 
     def add(self, row: Row) -> None:
         """The next document."""
@@ -504,19 +507,20 @@ class Writer:
             return
         verdict = row.verdict or (row.signature and self.seen.verdict(np.frombuffer(row.signature, np.uint64)))
         if row.note:
-            told = f"{row.where}: {row.note}. Mend it or leave it out, or type --strict=False, to count faults and go on"
+            told = f"{row.where}: {row.note}. Mend it or leave it out, or type --strict=False to count faults and go on"
             require(not self.config.strict or row.note == "empty", told)
             self.count("notes", row.note, row)
         if verdict:
             self.count("dropped", verdict, row)
         elif row.size:
-            source = self.progress["sources"].setdefault(row.source, {"documents": 0, "bytes": 0})
-            for counts in (self.progress["splits"][row.split], source):
-                counts["documents"] += 1
-                counts["bytes"] += row.size
+            self.count("splits", row.split, row)
+            self.count("sources", row.source, row)
             self.progress["lengths"][row.size.bit_length()] += 1
-            largest = [*self.progress["largest"], [row.size, row.where, row.head]]
-            self.progress["largest"] = sorted(largest, key=lambda row: -row[0])[:5]
+            largest, size = self.progress["largest"], row.size
+            for known in [known for known in largest if known[1] == row.where]:  # the row is a further piece of it
+                largest.remove(known)
+                size += known[0]
+            self.progress["largest"] = sorted([*largest, [size, row.where, row.head]], key=lambda known: -known[0])[:5]
             self.appended["signatures.bin"] += row.signature
             self.appended["sample.jsonl"] += row.sample.encode()
             self.items.append((row.split, row.content))
@@ -550,7 +554,7 @@ def resolve(config: PrepareConfig) -> tuple[str, dict]:
     """The folder's name, and the options that decide the tokens, defaults filled in and checked."""
     require(config.source and all(config.source), "--source is empty: give python, shakespeare, or paths to text")
     source, ready = config.source[0], token_files(config.source)
-    made_by = "bpe:4096" if not ready else "byte" if is_by_characters(ready[0]) else "gpt2"
+    made_by = "bpe:4096" if not ready else "byte" if ready[0].with_name("meta.pkl").exists() else "gpt2"
     options = {"name": None, "tokenizer": made_by, "val_fraction": 0.05, "test_fraction": 0.05}
     options |= SHAKESPEARE_OPTIONS if config.source == ("shakespeare",) else {}
     options |= {key: getattr(config, key) for key in options if getattr(config, key) is not None}
@@ -586,7 +590,7 @@ def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
     sizes = np.cumsum([0] + [unit.size for unit in units])
     listing = "\n".join(f"{Path(unit.path).name} {unit.size}" for unit in units)
     plan = {key: value for key, value in asdict(config).items() if key not in ("workers", "strict", "overwrite")}
-    plan |= {"format": 2, "python_version": sys.version.split()[0], "source": list(config.source), "files": len(units),
+    plan |= {"format": 3, "python_version": sys.version.split()[0], "source": list(config.source), "files": len(units),
              "files_fingerprint": hashlib.sha256(listing.encode()).hexdigest()[:16], **options}  # fmt: skip
     try:
         progress = json.loads((partial / "progress.json").read_text(encoding="utf-8"))
@@ -596,8 +600,7 @@ def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
         print(f"going on with {partial}: {progress['place'][0]:,} of {len(units):,} files are done")
     except (OSError, ValueError, KeyError):
         shutil.rmtree(partial, ignore_errors=True)
-        progress = beginning(plan)
-        tokenizer = None
+        progress, tokenizer = beginning(plan), None
 
     job = SimpleNamespace(**asdict(config) | options, answers=data_root / f"{name}.claude.jsonl", cuts=())
     if len(units) == 1 and units[0].kind == "text":  # a single text is split by position
@@ -632,10 +635,6 @@ def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
     return finish(partial, final, tokenizer, progress)
 
 
-def is_by_characters(path: Path) -> bool:
-    return path.with_name("meta.pkl").exists()
-
-
 def import_tokens(ready: list[Path], folder: Path, tokenizer: Tokenizer, progress: dict) -> None:
     """Take over ready tokens: llm.c's shards by a link, nanoGPT's bare uint16 as shards of our own. A name with val or
     test in it decides the split."""
@@ -646,7 +645,7 @@ def import_tokens(ready: list[Path], folder: Path, tokenizer: Tokenizer, progres
     for path in ready:
         split = next((split for split in ("val", "test") if split in path.name), "train")
         tokens = np.memmap(path, "<u2", "r") if bare else open_shard(path, "Fetch it again")
-        if is_by_characters(path):
+        if path.with_name("meta.pkl").exists():
             tokens = nanogpt_bytes(path, tokens, tokenizer)
         counts, shards = progress["splits"][split], len(list(folder.glob(f"{split}_*.bin")))
         for block in (tokens[i : i + 2**24] for i in range(0, len(tokens), 2**24)):
@@ -659,19 +658,6 @@ def import_tokens(ready: list[Path], folder: Path, tokenizer: Tokenizer, progres
             counts["documents"] += int((block == tokenizer.end_of_text).sum())
         if not bare:
             link_or_copy(path, folder / f"{split}_{shards:06d}.bin")
-
-
-def nanogpt_bytes(path: Path, ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-    """nanoGPT's text by characters as a document of bytes. It keeps the vocabulary in meta.pkl, and a pickle can run
-    code; but the vocabulary is the sorted characters of the input.txt beside it."""
-    text = path.with_name("input.txt")
-    told = f"{path} numbers characters by meta.pkl, a pickle, which can run code: it is not read"
-    require(text.is_file(), f"{told}. Put nanoGPT's input.txt beside it")
-    require(tokenizer.name == "byte", f"{path} is a text by characters: type --tokenizer=byte, or prepare {text} instead")
-    characters = np.array(sorted(set(text.read_text(encoding="utf-8"))))
-    require(ids.max() < len(characters), f"{path} has more characters than {text}: it is another text")
-    content = characters[ids].tobytes().decode("utf-32").encode("utf-8")
-    return np.append(tokenizer.end_of_text, np.frombuffer(content, np.uint8)).astype(np.uint16)
 
 
 def finish(partial: Path, final: Path, tokenizer: Tokenizer, progress: dict) -> Path:
@@ -688,8 +674,8 @@ def finish(partial: Path, final: Path, tokenizer: Tokenizer, progress: dict) -> 
     shards, opened = [], {split: [] for split in SPLITS}
     for split, path in ((split, path) for split in SPLITS for path in sorted(partial.glob(f"{split}_*.bin"))):
         opened[split].append(open_shard(path, "Run the same command again"))
-        shards.append({"file": path.name, "split": split, "tokens": len(opened[split][-1]),
-                       "bytes": path.stat().st_size, "sha256": sha256_of_file(path)})  # fmt: skip
+        tokens = len(opened[split][-1])
+        shards.append({"file": path.name, "split": split, "tokens": tokens, "sha256": sha256_of_file(path)})
     contents = [tokenizer.fingerprint] + [f"{row['file']} {row['sha256']}" for row in shards]
     write_json(partial / "meta.json", {
         "fingerprint": hashlib.sha256("\n".join(contents).encode()).hexdigest()[:16],
@@ -698,9 +684,8 @@ def finish(partial: Path, final: Path, tokenizer: Tokenizer, progress: dict) -> 
                   for name, row in progress[kind].items()} for kind in kinds},
         "tokenizer": {"name": tokenizer.name, "vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint},
     })  # fmt: skip
-    warnings = []
-    if (partial / "sample.jsonl").exists():
-        warnings = write_report(partial, progress, plan | {"name": final.name}, tokenizer, opened)
+    report = partial, progress, plan | {"name": final.name}, tokenizer, opened
+    warnings = write_report(*report) if (partial / "sample.jsonl").exists() else []  # of ready tokens there is no text
     for name in ("progress.json", *progress["appended"]):
         (partial / name).unlink(missing_ok=True)
     replace_folder(partial, final)

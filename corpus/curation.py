@@ -209,7 +209,7 @@ class Curator:
             return "decontaminate" if (self.questions[nearest] == asked).any() else None
 
     def signatures(self, views: list[View]) -> np.ndarray:
-        """By which Seen knows documents, (documents, columns) uint64: their hash, with duplicates=near their bands too."""
+        """By which Seen knows documents, (documents, columns) uint64: a hash, with duplicates=near the bands too."""
         digests = np.array([view.digest for view in views], dtype=np.uint64).reshape(-1, 1)
         found = np.hstack([digests, sketch(views)]) if self.config.duplicates == "near" else digests
         return found[:, : COLUMNS[self.config.duplicates]]

@@ -12,7 +12,6 @@ fewer and fewer, so that about as much is left of a corpus of any size. A hash o
 import json
 import runpy
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -41,29 +40,25 @@ def sample_row(view: View, where: str, split: str, behind: int) -> str:
     return json.dumps([number, split, where, view.text]) + "\n" if number * behind < SAMPLE_BYTES else ""
 
 
-def repeated_spans(views: list[View]) -> Iterator[tuple[int, int, int]]:
-    """(length, document, position) of long spans that occurred before, in bytes: one in 64 shingles is an anchor, and
-    in a repeated span anchors are as far from each other as they were the last time."""
-    latest_place, start = {}, 0  # of each anchor, counted from the beginning of the first document
-    for document, view in enumerate(views):
-        spans: dict[int, list] = {}  # distance to the last time: [first place, last place, number of the last anchor]
-        found = []
-        anchors = np.flatnonzero(view.shingles & np.uint64(63) == 0)[: len(view.hashes)]
-        for index, (anchor, place) in enumerate(zip(view.shingles[anchors].tolist(), view.places[anchors].tolist())):
-            if anchor in latest_place:
-                distance = start + place - latest_place[anchor]
-                span = spans.get(distance)
-                if not span or index > span[2] + 8:  # what a text has in common with others may be missing in between
-                    found.append(span := [place, place, index])
-                    spans[distance] = span
-                span[1:] = place, index
-            latest_place[anchor] = start + place
-        yield from ((last - first, document, first) for first, last, _ in found if last - first >= SPAN_BYTES)
-        start += len(view.raw)
+def repeated_spans(views: list[View]) -> list[tuple[int, int, int]]:
+    """(length, document, position) of long spans that came before, in bytes. One in 64 shingles is an anchor; where all
+    anchors of a stretch stood somewhere before, the stretch is a copy."""
+    anchors = [np.flatnonzero(view.shingles & np.uint64(63) == 0)[: len(view.hashes)] for view in views]
+    owner = np.repeat(np.arange(len(views)), [len(places) for places in anchors])
+    nothing = np.zeros(0, dtype=np.uint64)
+    hashes = np.concatenate([nothing, *(view.shingles[found] for view, found in zip(views, anchors))])
+    places = np.concatenate([nothing, *(view.places[found] for view, found in zip(views, anchors))]).astype(int)
+    new = np.isin(np.arange(len(hashes)), np.unique(hashes, return_index=True)[1])
+    ends = np.flatnonzero(np.append(new[1:] | (np.diff(owner) > 0), True)[: len(new)])  # last anchor of each stretch
+    starts = np.append(0, ends + 1)[: len(ends)]
+    starts = np.minimum(starts + new[starts], ends)
+    lengths = places[ends] - places[starts]
+    long = np.flatnonzero(lengths >= SPAN_BYTES)
+    return list(zip(lengths[long].tolist(), owner[starts[long]].tolist(), places[starts[long]].tolist()))
 
 
 def near_copies(bands: np.ndarray, held_out: np.ndarray) -> tuple[float, float]:
-    """(share of documents with a near copy, share of held-out documents with one in train); bands: (documents, BANDS)."""
+    """(share of documents with a near copy, share of held-out ones with one in train); bands: (documents, BANDS)."""
     _, place, often = np.unique(bands, return_inverse=True, return_counts=True)
     copied = (often[place.reshape(bands.shape)] > 1).any(axis=1)
     leaked = np.isin(bands[held_out], bands[~held_out]).any(axis=1)
@@ -77,7 +72,7 @@ def study(documents: list[list], languages: bool) -> dict:
     held_out = np.array([split != "train" for split, _, _ in documents], dtype=bool)
     near, across = near_copies(np.array(sketch(views), dtype=np.uint64).reshape(-1, BANDS), held_out)
     kinds, tongues, lines, words, size = Counter(), {}, Counter(), 0, 0
-    faults = {"encoded": [], "binary": [], "repeated": list(repeated_spans(views))}  # (bytes, document, position)
+    faults = {"encoded": [], "binary": [], "repeated": repeated_spans(views)}  # (bytes, document, position)
     for index, view in enumerate(views):
         counts = np.bincount(np.frombuffer(view.raw.translate(KIND_OF_BYTE), np.uint8), minlength=len(NAMES)).tolist()
         kinds.update(dict(zip(NAMES, counts)))
@@ -92,15 +87,17 @@ def study(documents: list[list], languages: bool) -> dict:
         if languages:
             row = tongues.setdefault(view.language, {"documents": 0, "bytes": 0})
             row.update(documents=row["documents"] + 1, bytes=row["bytes"] + len(view.raw))
-    examples = {}
-    for fault in (fault for fault, rows in faults.items() if rows):
-        largest = sorted(faults[fault], key=lambda row: -row[0])[:5]
-        examples[fault] = [[size, documents[i][1] + f", from byte {place:,}" * bool(place), texts[i][:160]] for size, i, place in largest]
+    examples: dict[str, list] = {}
+    for fault, rows in faults.items():
+        for count, i, place in sorted(rows, key=lambda row: -row[0])[:5]:
+            where = documents[i][1] + f", from byte {place:,}" * bool(place)
+            examples.setdefault(fault, []).append([count, where, texts[i][:160]])
     return {
-        "sample": {"documents": len(views), "bytes": size, "words": words}, "kinds": kinds, "language": tongues,
-        "near_copies": near, "near_copies_across": across, "examples": examples,
+        "sample": {"documents": len(views), "bytes": size, "words": words}
+        | {fault: sum(count for count, _, _ in rows) for fault, rows in faults.items()},
+        "kinds": kinds, "language": tongues, "near_copies": near, "near_copies_across": across, "examples": examples,
         "lines": sorted(lines.items(), key=lambda line: (-line[1], line))[:10],
-    } | {fault: sum(count for count, _, _ in rows) for fault, rows in faults.items()}  # fmt: skip
+    }  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -115,8 +112,9 @@ def divergence(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def count_tokens(shards: dict[str, list[np.ndarray]], vocab_size: int, end_of_text: int) -> np.ndarray:
-    """Occurrences of each token in train, val, test and a control group, (4, vocab_size) int64: every n-th document of
-    train, in all about as much as val but at most a quarter, tells how unlike train chance makes so few. It is not counted in train."""
+    """Occurrences of each token in train, val, test and a control group, (4, vocab_size) int64. The control group is
+    every n-th document of train, about as much as val but at most a quarter, and not counted in train: it tells how
+    unlike train chance makes so few."""
     counts, documents = np.zeros((4, vocab_size), dtype=np.int64), 0
     length = {split: sum(map(len, parts)) for split, parts in shards.items()}
     every = max(4, 1 + length["train"] // max(1, length["val"]))
@@ -141,7 +139,7 @@ def summarize(folder: Path, counted: dict, meta: dict, tokenizer, shards: dict[s
         rows = [row for row in map(json.loads, file) if row[0] * counted["place"][2] < SAMPLE_BYTES]
     figures = study([row[1:] for row in rows], bool(meta.get("languages")))
     of_all = kept["bytes"] / max(1, figures["sample"]["bytes"])  # what is counted in the sample stands for so much
-    kept |= {key: round(of_all * figures["sample"].get(key, figures.get(key))) for key in ("words", "encoded", "binary")}
+    kept |= {key: round(of_all * figures["sample"][key]) for key in ("words", "encoded", "binary", "repeated")}
     tokens = count_tokens(shards, tokenizer.vocab_size, tokenizer.end_of_text)
     used, train = tokens.sum(axis=0), tokens[0]
     order = np.argsort(-used, kind="stable")[: np.count_nonzero(used)]
@@ -151,12 +149,14 @@ def summarize(folder: Path, counted: dict, meta: dict, tokenizer, shards: dict[s
     tongues = tongues or {name: figures["kinds"][name] for name in SCRIPTS}
     configs, trained = Path(__file__).parents[1] / "config", max(1, int(tokens[[0, 3]].sum()))
     budgets = {name: runpy.run_path(str(configs / f"{name}.py"))["max_tokens"] for name in ("quickstart", "gpt2")}
-    figures["examples"] |= {"largest": counted["largest"]} | {rule: row["examples"] for rule, row in counted["dropped"].items()}
+    dropped = {rule: row["examples"] for rule, row in counted["dropped"].items()}
+    figures["examples"] |= {"largest": counted["largest"]} | dropped
     return figures | {
         "meta": meta, "kept": kept, "dropped": counted["dropped"], "source": counted["sources"],
         "split": {split: row for split, row in counted["splits"].items() if row["documents"]},
-        "lengths": counted["lengths"], "repeated_bytes": round(of_all * figures["repeated"]),
-        "main_language": max(tongues, key=tongues.get), "foreign": 1 - share(max(tongues.values()), sum(tongues.values())),
+        "lengths": counted["lengths"], "repeated_bytes": kept["repeated"],
+        "main_language": max(tongues, key=tongues.get),
+        "foreign": 1 - share(max(tongues.values()), sum(tongues.values())),
         "tokens": int(used.sum()), "bytes_per_token": share(kept["bytes"], used.sum()),
         "tokens_per_word": share(used.sum(), kept["words"]),
         "vocabulary": tokenizer.vocab_size, "vocabulary_used": share(len(order), tokenizer.vocab_size),

@@ -141,9 +141,11 @@ def shakespeare_file(config, data_root: Path) -> dict[Path, str]:
 def standard_input(config, data_root: Path) -> dict[Path, str]:
     """Standard input as a file: a tokenizer is trained before the text is encoded, so it is read twice."""
     data_root.mkdir(parents=True, exist_ok=True)
-    path = data_root / "standard_input"
+    path = data_root / f"{config.name or 'stdin'}.stdin"
+    for left in data_root.glob(f"{path.stem}.*.stdin"):  # by a run that was killed
+        left.unlink()
     replace_file(path, lambda file: shutil.copyfileobj(sys.stdin.buffer, file, 2**20))
-    return {path.rename(data_root / f"{sha256_of_file(path)[:16]}.stdin"): "-"}  # another text is another source
+    return {path.rename(path.with_suffix(f".{sha256_of_file(path)[:16]}.stdin")): "-"}  # another text, another source
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -211,6 +213,19 @@ def open_table(unit: Unit, config, key: str) -> tuple[list[str], Iterator]:
     return data.column_names or list(next(iter(data))), data.with_format("arrow").iter(batch_size=64)
 
 
+def nanogpt_bytes(path: Path, ids: np.ndarray, tokenizer) -> np.ndarray:
+    """nanoGPT's text by characters as a document of bytes. It keeps the vocabulary in meta.pkl, and a pickle can run
+    code; but the vocabulary is the sorted characters of the input.txt beside it."""
+    text = path.with_name("input.txt")
+    told = f"{path} numbers characters by meta.pkl, a pickle, which can run code: it is not read"
+    require(text.is_file(), f"{told}. Put nanoGPT's input.txt beside it")
+    require(tokenizer.name == "byte", f"{path} is a text by characters: type --tokenizer=byte, or prepare {text}")
+    characters = np.array(sorted(set(text.read_text(encoding="utf-8"))))
+    require(ids.max() < len(characters), f"{path} has more characters than {text}: it is another text")
+    content = characters[ids].tobytes().decode("utf-32").encode("utf-8")
+    return np.append(tokenizer.end_of_text, np.frombuffer(content, np.uint8)).astype(np.uint16)
+
+
 def pieces(source: Iterator, cuts: Sequence[int] = ()) -> Iterator[Block]:
     """A text in pieces of at most PIECE bytes, cut behind a line or at one of the `cuts`, never inside a character."""
     held, offset = bytearray(), 0
@@ -220,7 +235,8 @@ def pieces(source: Iterator, cuts: Sequence[int] = ()) -> Iterator[Block]:
             room = min([PIECE] + [cut - offset for cut in cuts if cut > offset])
             cut = room if room < PIECE or room >= len(held) else held.rfind(b"\n", 0, room) + 1 or room
             cut += next((i for i in range(4) if held[cut + i : cut + i + 1] < b"\x80" or held[cut + i] >= 0xC0), 0)
-            yield Block(bytes(held[:cut]), 0, used, None, ("train", "test", "val")[bisect_right(cuts, offset)] if cuts else None)
+            split = ("train", "test", "val")[bisect_right(cuts, offset)] if cuts else None
+            yield Block(bytes(held[:cut]), 0, used, None, split)
             offset += cut
             del held[:cut]
 

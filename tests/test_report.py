@@ -316,14 +316,16 @@ def test_text_cannot_become_part_of_the_page(tmp_path, monkeypatch):
     """Text, file names and source names come from anywhere; the page loads nothing and runs nothing."""
     hostile = "</pre><script>alert(1)</script><img src=http://x/y onerror=alert(2)> {{ 7 * 7 }} \x1b[31m | "
     byte = prepare_data.make_tokenizer("byte", [])
-    rows = [(hostile, hostile, "train", (hostile + "\n") * 6, rule) for rule in (None, None, hostile)]
+    hostile_rows = [(hostile, hostile, "train", (hostile + "\n") * 6, rule) for rule in (None, None, hostile)]
     monkeypatch.setattr(View, "language", property(lambda view: hostile))
-    plain = Corpus([("s", "w", "train", "plain text\n" * 6, rule) for rule in (None, None, "rule")], byte, tmp_path / "p")
-    warnings = Corpus(rows, byte, tmp_path).warnings(name=hostile, languages="all")
+    rows = [("s", "w", "train", "plain text\n" * 6, rule) for rule in (None, None, "rule")]
+    plain = Corpus(rows, byte, tmp_path / "p")
+    warnings = Corpus(hostile_rows, byte, tmp_path).warnings(name=hostile, languages="all")
     page = (tmp_path / "report.html").read_text()
     found = Page(page)
     plain.warnings(name="plain")
-    assert set(found.tags) <= set(Page((tmp_path / "p" / "report.html").read_text()).tags) | {"p", "th", "code", "i", "span"}
+    known = set(Page((tmp_path / "p" / "report.html").read_text()).tags) | {"p", "th", "code", "i", "span"}
+    assert set(found.tags) <= known
     assert not {"script", "img", "link", "iframe"} & set(found.tags)
     assert not any("http" in value or "alert" in value for value in found.values) and "url(" not in page
     assert not any("\x1b" in warning or "\n" in warning for warning in warnings)

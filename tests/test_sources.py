@@ -141,6 +141,8 @@ def test_folders_globs_and_files_give_files_in_a_fixed_order(tmp_path):
 @pytest.mark.parametrize("lines", [False, True])
 def test_standard_input_is_a_text_or_with_text_key_json_lines(tmp_path, monkeypatch, lines):
     content = json_lines(TEXTS) if lines else "".join(TEXTS).encode()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "d.0123.stdin").touch()  # what a run that was killed has left
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
     data = prepared(tmp_path, "-", text_key="text" if lines else None)
     assert len(texts_of(data)) == (len(TEXTS) + 1 if lines else 4)  # one text spells the separator; else three parts
