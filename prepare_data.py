@@ -77,9 +77,6 @@ class Tokenizer:
         # (vocab_size,) int64: the bytes of text that each token stands for; special tokens stand for none.
         self.token_bytes = np.array([0 if t is None or i in special.values() else len(t) for i, t in enumerate(tokens)])
 
-    def __reduce__(self):  # sent to a worker as what it is made of
-        return Tokenizer, (self.name, self.tokens, self.special, self.pattern)
-
     @cached_property
     def ranks(self) -> dict[bytes, int]:
         return {t: i for i, t in enumerate(self.tokens) if t is not None and i not in self.special.values()}

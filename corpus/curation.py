@@ -61,7 +61,7 @@ def ngrams(hashes: np.ndarray, n: int) -> np.ndarray:
 
 
 class View:
-    """One document; made by `look`. What only some rules need is computed when it is first asked for.
+    """One document; `look` makes it with its words. What only some rules need is computed when it is first asked for.
 
     raw: its text in UTF-8. hashes, places, lengths: of every run of letters and digits, in either
     case, its hash (uint64), its position and its length in bytes. shingles: hashes of five runs in a row.
@@ -191,10 +191,9 @@ class Curator:
     def __init__(self, config: CurationConfig):
         self.config, self.rules = config, read_rules(config.quality)
         self.questions = evaluation_ngrams(Path(config.decontaminate)) if config.decontaminate else None
-        self.language(View(""))  # loads what it needs, or says what is missing
-
-    def language(self, view: View) -> str | None:
-        return view.language if self.config.languages else None
+        self.wants_words = config.duplicates == "near" or config.quality or config.decontaminate
+        if config.languages:
+            View("").language  # loads the library, or says that it is missing
 
     def judge(self, view: View) -> str | None:
         """The rule that drops the document; None for one that stays."""

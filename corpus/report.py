@@ -4,7 +4,7 @@ Documents, bytes and tokens are counted, every one. What takes a closer look (ne
 encoded data, languages, kinds of characters) is seen in a sample of the documents: all of the first SAMPLE_BYTES, then
 fewer and fewer, so that about as much is left of a corpus of any size. A hash of the text decides which.
 
-    sample_row    in the workers: a document as a line of sample.jsonl, if it may be in the sample
+    sample_row    in the workers: a document as a line of sample.jsonl, if it may be in the sample, by its number
     study         what is to be seen in the sample
     write_report  the figures, the warnings (what was found, why it matters, what to do), and the two files
 """
@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from console import replace_file, write_json
-from corpus.curation import BANDS, KINDS, View, look, share, sketch
+from corpus.curation import KINDS, View, look, share, sketch
 
 NAMES = list(dict.fromkeys(KINDS.values()))  # of kinds of characters
 KIND_OF_BYTE = bytes(NAMES.index(KINDS[max(key for key in KINDS if int(key, 16) <= byte)]) for byte in range(256))
 SCRIPTS = ("Latin", "Greek", "Cyrillic", "Hebrew", "Arabic", "Indian", "Chinese", "Korean", "others")
 SPLITS = ("train", "val", "test")
-SAMPLE_BYTES = 16_000_000
+SAMPLE_BYTES = 8_000_000
 SPAN_BYTES = 10_000  # repeated text that is shorter is not counted
 
 
@@ -31,13 +31,16 @@ SPAN_BYTES = 10_000  # repeated text that is shorter is not counted
 # The sample
 
 
-def sample_row(view: View, where: str, split: str, behind: int) -> str:
-    """The document's line in sample.jsonl; nothing if it is too far behind: `behind` bytes of text were read before it.
+def sample_numbers(texts: list[str]) -> list[float]:
+    """A number from 0 to 1 for each document, made from the smallest shingle in the middle of its text. Most near
+    copies share it: both are in the sample or neither. A license in front, which many share, has no say."""
+    middles = [text[max(0, len(text) // 2 - 1000) :][:2000] for text in texts]
+    return [int(view.shingles.min()) % 2**20 / 2**20 for view in look(middles)]
 
-    The number that decides comes from its smallest shingle. Near copies share it: both are in the sample or neither.
-    """
-    number = int(view.shingles.min()) % 2**20 / 2**20
-    return json.dumps([number, split, where, view.text]) + "\n" if number * behind < SAMPLE_BYTES else ""
+
+def sample_row(number: float, behind: int, split: str, where: str, text: str) -> str:
+    """The document's line in sample.jsonl; nothing if its number is too large for one with `behind` bytes before it."""
+    return json.dumps([number, split, where, text]) + "\n" if number * behind < SAMPLE_BYTES else ""
 
 
 def repeated_spans(views: list[View]) -> list[tuple[int, int, int]]:
@@ -65,37 +68,40 @@ def near_copies(bands: np.ndarray, held_out: np.ndarray) -> tuple[float, float]:
     return share(copied.sum(), len(copied)), share(leaked.sum(), len(leaked))
 
 
+def edges(text: str) -> set[str]:
+    """The first and last lines, where they are long enough to say something."""
+    found = text[:400].split("\n")[:6] + text[-400:].split("\n")[-6:]
+    return {line.strip()[:80] for line in found if len(line.strip()) >= 30}
+
+
 def study(documents: list[list], languages: bool) -> dict:
     """What is to be seen in documents (split, where, text)."""
-    texts = [text for _, _, text in documents]
+    splits, wheres, texts = zip(*documents) if documents else ((), (), ())
     views = [view for i in range(0, len(texts), 100) for view in look(texts[i : i + 100])]
-    held_out = np.array([split != "train" for split, _, _ in documents], dtype=bool)
-    near, across = near_copies(np.array(sketch(views), dtype=np.uint64).reshape(-1, BANDS), held_out)
-    kinds, tongues, lines, words, size = Counter(), {}, Counter(), 0, 0
-    faults = {"encoded": [], "binary": [], "repeated": repeated_spans(views)}  # (bytes, document, position)
-    for index, view in enumerate(views):
-        counts = np.bincount(np.frombuffer(view.raw.translate(KIND_OF_BYTE), np.uint8), minlength=len(NAMES)).tolist()
-        kinds.update(dict(zip(NAMES, counts)))
-        words, size = words + len(view.hashes), size + len(view.raw)
-        # No word has 50 letters: base64, hexadecimal. U+FFFD is what decoders put in place of bytes that are no text.
-        encoded = int(view.lengths[view.lengths >= 50].sum())
-        broken = counts[NAMES.index("control")] + 3 * view.text.count("\ufffd")
-        faults["encoded"] += [(encoded, index, 0)] if encoded > 1000 else []
-        faults["binary"] += [(len(view.raw), index, 0)] if broken > 0.01 * len(view.raw) else []
-        edges = view.text[:400].split("\n")[:6] + view.text[-400:].split("\n")[-6:]
-        lines.update({line.strip()[:80] for line in edges if len(line.strip()) >= 30})
-        if languages:
-            row = tongues.setdefault(view.language, {"documents": 0, "bytes": 0})
-            row.update(documents=row["documents"] + 1, bytes=row["bytes"] + len(view.raw))
-    examples: dict[str, list] = {}
-    for fault, rows in faults.items():
-        for count, i, place in sorted(rows, key=lambda row: -row[0])[:5]:
-            where = documents[i][1] + f", from byte {place:,}" * bool(place)
-            examples.setdefault(fault, []).append([count, where, texts[i][:160]])
+    sizes = np.array([len(view.raw) for view in views], dtype=int)
+    kinds = [np.bincount(np.frombuffer(v.raw.translate(KIND_OF_BYTE), np.uint8), None, len(NAMES)) for v in views]
+    kinds = np.array(kinds, dtype=int).reshape(-1, len(NAMES))
+    # No word has 50 letters: base64, hexadecimal. U+FFFD is what decoders put in place of bytes that are no text.
+    encoded = np.array([view.lengths[view.lengths >= 50].sum() for view in views], dtype=int)
+    broken = kinds[:, NAMES.index("control")] + 3 * np.array([text.count("\ufffd") for text in texts], dtype=int)
+    faults = {  # (bytes, document, position)
+        "encoded": [(int(encoded[i]), i, 0) for i in np.flatnonzero(encoded > 1000)],
+        "binary": [(int(sizes[i]), i, 0) for i in np.flatnonzero(broken > 0.01 * sizes)],
+        "repeated": repeated_spans(views),
+    }
+    found = {fault: sorted(rows, reverse=True)[:5] for fault, rows in faults.items() if rows}
+    examples = {fault: [[size, wheres[i] + f", from byte {place:,}" * bool(place), texts[i][:160]]
+                        for size, i, place in rows] for fault, rows in found.items()}  # fmt: skip
+    spoken = np.array([view.language for view in views] if languages else [])
+    tongues = {str(name): {"documents": int((spoken == name).sum()), "bytes": int(sizes[spoken == name].sum())}
+               for name in np.unique(spoken)}  # fmt: skip
+    near, across = near_copies(sketch(views), np.array([split != "train" for split in splits], dtype=bool))
+    lines = Counter(line for text in texts for line in edges(text))
+    sums = {"documents": len(views), "bytes": int(sizes.sum()), "words": sum(len(view.hashes) for view in views)}
     return {
-        "sample": {"documents": len(views), "bytes": size, "words": words}
-        | {fault: sum(count for count, _, _ in rows) for fault, rows in faults.items()},
-        "kinds": kinds, "language": tongues, "near_copies": near, "near_copies_across": across, "examples": examples,
+        "sample": sums | {fault: sum(size for size, _, _ in rows) for fault, rows in faults.items()},
+        "kinds": dict(zip(NAMES, kinds.sum(axis=0).tolist())), "language": tongues, "examples": examples,
+        "near_copies": near, "near_copies_across": across,
         "lines": sorted(lines.items(), key=lambda line: (-line[1], line))[:10],
     }  # fmt: skip
 

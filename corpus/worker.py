@@ -6,33 +6,24 @@
 """
 
 import math
+from collections import namedtuple
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 
 from corpus.curation import Curator, View, look
-from corpus.report import sample_row
+from corpus.report import sample_numbers, sample_row
 from corpus.sources import Document, Unit, documents, read
 
 BATCH_BYTES = 1_000_000  # of the source, for a worker at a time
 BPE_TRAINING_BYTES = 100_000_000  # a tokenizer is trained on this much text at most; more changes it very little
 
 
-class Row(NamedTuple):
-    """What is known of a document."""
-
-    source: str
-    where: str
-    head: str  # how its text begins
-    note: str | None  # what was wrong with it
-    size: int  # bytes of text
-    split: str
-    verdict: str | None  # the rule of curation that drops it
-    signature: bytes  # by which copies are found
-    content: bytes | str  # its tokens, behind end-of-text; without a tokenizer its text, to train one on
-    sample: str  # its line in sample.jsonl, if it is in the sample
+# What is known of a document. head: how its text begins; note: what was wrong with it; size: bytes of its text; verdict:
+# the rule of curation that drops it; signature: that by which copies are found; content: its tokens behind end-of-text,
+# as bytes (without a tokenizer its text, to train one on); sample: its line in sample.jsonl, if it is in the sample.
+Row = namedtuple("Row", "source where head note size split verdict signature content sample")
 
 
 def batches(units: list[Unit], config, place: list[int]) -> Iterator[tuple]:
@@ -67,17 +58,17 @@ class Understanding:
     def __call__(self, batch: tuple) -> tuple[list[int], int, list[Row]]:
         place, used, before, blocks = batch
         found = [(unit, row) for unit, block in blocks for row in documents(unit, block, self.config)]
-        views = look([document.text for _, document in found])
-        signatures = self.curator.signatures(views)
-        rows = [self.row(*what, view, one, before) for what, view, one in zip(found, views, signatures)]
-        return place, used, rows
+        texts = [document.text for _, document in found]
+        views = look(texts) if self.curator.wants_words else list(map(View, texts))
+        known = zip(found, views, self.curator.signatures(views), sample_numbers(texts))
+        return place, used, [self.row(*what, view, signature, number, before) for what, view, signature, number in known]
 
-    def row(self, unit: Unit, document: Document, view: View, signature: np.ndarray, before: int) -> Row:
+    def row(self, unit: Unit, document: Document, view: View, signature: np.ndarray, number: float, before: int) -> Row:
         judged = document.text and unit.kind != "synthetic"  # rules and copies are for text that was found
         split = document.split or split_of(view.digest.tobytes(), self.config.val_fraction, self.config.test_fraction)
         verdict, content, sample = self.curator.judge(view) if judged else None, document.text, ""
         if content and self.tokenizer and not verdict:
-            content, sample = self.tokens(view), sample_row(view, document.where, split, before)
+            content, sample = self.tokens(view), sample_row(number, before, split, document.where, document.text)
         return Row(unit.source, document.where, document.text[:160], document.note, len(view.raw), split, verdict,
                    signature.tobytes() if judged else b"", content, sample)  # fmt: skip
 

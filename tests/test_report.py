@@ -13,7 +13,17 @@ import pytest
 import prepare_data
 from corpus import report
 from corpus.curation import View, look
-from corpus.report import SAMPLE_BYTES, SPLITS, count_tokens, divergence, sample_row, study, summarize, write_report
+from corpus.report import (
+    SAMPLE_BYTES,
+    SPLITS,
+    count_tokens,
+    divergence,
+    sample_numbers,
+    sample_row,
+    study,
+    summarize,
+    write_report,
+)
 from corpus.worker import Row
 from tests.conftest import ROOT
 
@@ -58,7 +68,7 @@ class Corpus:
             [view], content, sample = look([text]), b"", ""
             if not verdict or not verdict[0]:
                 content = np.append(tokenizer.end_of_text, tokenizer.encode(text)).astype(tokenizer.dtype).tobytes()
-                sample = sample_row(view, where, split, behind)
+                sample = sample_row(*sample_numbers([text]), behind, split, where, text)
             row = Row(source, where, text[:160], None, len(view.raw), split, *verdict or [None], b"", content, sample)
             writer.add(row)
         writer.flush([1, 0, behind])
@@ -268,11 +278,17 @@ def test_near_copies_are_estimated_from_a_sample_of_any_size(tokenizer, tmp_path
 
 def test_the_sample_is_the_same_however_late_its_documents_came():
     """Of what was taken early, as much is left as would have been taken at the end."""
-    views = look([prose(i, 60) for i in range(2000)])
-    rows = {behind: [sample_row(view, "w", "train", behind) for view in views] for behind in (0, 10**7, 10**8)}
-    assert all(rows[0]) and rows[10**7] == rows[0]  # the first SAMPLE_BYTES are all in it
-    late = [row for row in rows[0] if json.loads(row)[0] * 10**8 < SAMPLE_BYTES]
-    assert late == [row for row in rows[10**8] if row] and 240 < len(late) < 400
+    numbers = sample_numbers([prose(i, 60) for i in range(2000)])
+    first, late = ([sample_row(number, behind, "train", "w", "") for number in numbers]
+                   for behind in (SAMPLE_BYTES, 6 * SAMPLE_BYTES))  # fmt: skip
+    assert all(first)
+    assert [row for row in first if json.loads(row)[0] * 6 < 1] == [row for row in late if row]
+    assert 240 < len(list(filter(None, late))) < 420
+
+
+def test_a_license_in_front_of_many_documents_does_not_draw_them_into_the_sample_together():
+    same, license = sample_numbers([prose(1, 2000), "changed " + prose(1, 2000)]), prose(0, 800)
+    assert same[0] == same[1] and len(set(sample_numbers([license + prose(i, 2000) for i in range(50)]))) > 45
 
 
 def repeats(*texts: str) -> list[list]:
