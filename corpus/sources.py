@@ -10,13 +10,13 @@ import shutil
 import sys
 import sysconfig
 from bisect import bisect_right
+from collections import namedtuple
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from glob import glob
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -41,30 +41,18 @@ REMEDY = (
 )
 
 
-class Unit(NamedTuple):
-    """One thing to read from its beginning to its end."""
+# One thing to read from its beginning to its end. kind: text, jsonl, parquet, arrow, hf, synthetic, claude or tokens;
+# source: under which name the report counts it; size: bytes on disk, for the progress bar.
+Unit = namedtuple("Unit", "kind path source size", defaults=(0,))
 
-    kind: str  # text, jsonl, parquet, arrow, hf, synthetic, claude, tokens
-    path: str
-    source: str  # under which name the report counts it
-    size: int = 0  # bytes on disk, for the progress bar
+# A part of a unit as the main process has read it. payload: a piece of a text, whole lines of JSON, or the values of rows;
+# number: of its first line or row, from 1; used: bytes of the file so far; note: what was wrong; split: where its place
+# decides that.
+Block = namedtuple("Block", "payload number used note split", defaults=(0, 0, None, None))
 
-
-class Block(NamedTuple):
-    """A part of a unit as the main process has read it."""
-
-    payload: bytes | list  # a piece of a text, whole lines of JSON, or the values of rows
-    number: int = 0  # of its first line or row, from 1
-    used: int = 0  # bytes of the file so far, for the progress bar
-    note: str | None = None
-    split: str | None = None  # where its place decides that
-
-
-class Document(NamedTuple):
-    text: str
-    note: str | None  # what was wrong with it: "empty", "broken JSON", "invalid UTF-8 replaced" …
-    where: str  # for people: the file, with the line or row in it
-    split: str | None = None  # where its source or its place decides that
+# note: what was wrong with it ("empty", "broken JSON", "invalid UTF-8 replaced" …) or None; where: for people, the file
+# with the line or row in it; split: where its source or its place decides that.
+Document = namedtuple("Document", "text note where split", defaults=(None,))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
