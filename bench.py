@@ -387,7 +387,8 @@ def tree_memory_mb() -> float:
 def prepare(job: SimpleNamespace) -> dict:
     """From text to tokens: megabytes of text per second, and the memory that it takes in all processes it starts.
 
-    nanoGPT's imports are in its time, some seconds: give 100 MB of text or more.
+    Ours is the command as it is typed, an interpreter's start included; nanoGPT's imports are in its time, some
+    seconds: give 100 MB of text or more.
     """
     source, own = Path(job.options.prepare_text).resolve(), Path(job.options.data, "tokenizer.json").resolve()
     tokenizer = prepare_data.make_tokenizer(str(own) if own.is_file() else "gpt2", [])
@@ -404,8 +405,8 @@ def prepare(job: SimpleNamespace) -> dict:
     options = "--tokenizer=tokenizer.json --name=bench --val_fraction=0.0005 --test_fraction=0".split()
     theirs = nanogpt_prepare, job.checkout, files, tokenizer.encoding
     threading.Thread(target=watch, daemon=True).start()
-    work = theirs if is_nanogpt(job.checkout) else (prepare_data.main, [f"--source={source}", *options])
-    _, seconds = timed(torch.device("cpu"), *work)
+    ours = subprocess.check_call, [sys.executable, prepare_data.__file__, f"--source={source}", *options]
+    _, seconds = timed(torch.device("cpu"), *(theirs if is_nanogpt(job.checkout) else ours))
     # Two bytes a token, and in front of each of our shards, which have a number in their name, a header.
     tokens = sum(os.path.getsize(path) // 2 - 512 * ("_" in path.name) for path in Path().rglob("*.bin"))
     speed, memory_mb = sum(map(os.path.getsize, files)) / 1e6 / seconds, max(memory) - memory[0]

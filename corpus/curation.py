@@ -43,7 +43,6 @@ class CurationConfig:
 # ---------------------------------------------------------------------------------------------------------------------
 # A document as the rules see it
 
-VIEW_CHARS = 2**24  # of a longer document only the beginning is looked at, so that memory stays bounded
 # Letters in lower case, digits, and all bytes of non-ASCII characters; anything else parts words and becomes 0.
 FOLD = bytes(i if i >= 128 else ord(chr(i).lower()) if chr(i).isalnum() else 0 for i in range(256))
 BANDS, ROWS = 14, 8  # see Seen
@@ -62,16 +61,14 @@ def ngrams(hashes: np.ndarray, n: int) -> np.ndarray:
 
 
 class View:
-    """One document; made by `look`. What only some rules need is computed when it is first asked for.
+    """One document; `look` makes it with its words. What only some rules need is computed when it is first asked for.
 
-    text: its beginning. raw: all of it in UTF-8. hashes, places, lengths: of every run of letters and digits, in either
+    raw: its text in UTF-8. hashes, places, lengths: of every run of letters and digits, in either
     case, its hash (uint64), its position and its length in bytes. shingles: hashes of five runs in a row.
-    bands: (BANDS,) uint64, see Seen.
     """
 
     def __init__(self, text: str):
-        self.text = text[:VIEW_CHARS]
-        self.raw = text.encode("utf-8", "replace")  # all of it: copies are told apart by their last byte too
+        self.text, self.raw = text, text.encode("utf-8", "replace")
 
     words = cached_property(lambda self: self.text.split())  # what stands between white space
     lines = cached_property(lambda self: [line.strip() for line in self.text.splitlines() if line.strip()])
@@ -87,14 +84,12 @@ def look(texts: list[str]) -> list[View]:
     word. A hash is made of a run's first eight bytes, its last eight and its length, which numpy reads from every
     position at once: no loop over characters.
     """
-    from rensa import RMinHash
-
     views = [View(text) for text in texts]
-    parts = [view.raw[:VIEW_CHARS].translate(FOLD) + bytes(8) for view in views]
+    parts = [view.raw.translate(FOLD) + bytes(8) for view in views]
     folded = np.frombuffer(bytes(8) + b"".join(parts), dtype=np.uint8)
-    cuts = np.flatnonzero(((folded[1:] > 0) != (folded[:-1] > 0)) | (folded[1:] >= 0xE0)) + 1
-    inside = folded[cuts[:-1]] > 0
-    starts, ends = cuts[:-1][inside], cuts[1:][inside]
+    inside, alone = folded > 0, folded >= 0xE0
+    starts = np.flatnonzero(inside[1:] & (alone[1:] | ~inside[:-1])) + 1
+    ends = np.flatnonzero(inside[:-1] & (alone[1:] | ~inside[1:])) + 1
     eight = np.ndarray(len(folded) - 7, "<u8", folded, strides=(1,))  # the eight bytes from every position on
     lengths = ends - starts
     spare = (64 - 8 * np.minimum(lengths, 8)).astype(np.uint64)  # bits of them that are not the run's
@@ -108,12 +103,18 @@ def look(texts: list[str]) -> list[View]:
         view.hashes, view.lengths, view.places = hashes[first:last], lengths[first:last], starts[first:last] - offset
         few = ngrams(view.hashes, 5) if last > first else view.digest
         view.shingles = shingles[first : last - 4] if last - first > 4 else few
-    flat, counts = np.concatenate([view.shingles for view in views]), [len(view.shingles) for view in views]
-    sketch = RMinHash.digest_matrix_from_flat_token_hashes(flat, np.cumsum([0] + counts).tolist(), BANDS * ROWS, 1)
-    minima = np.array(sketch.to_rows(), dtype=np.uint64).reshape(-1, BANDS, ROWS)
-    for view, bands in zip(views, (minima * np.cumprod(np.full(ROWS, ODD[0]))).sum(axis=2, dtype=np.uint64)):
-        view.bands = bands
     return views
+
+
+def sketch(views: list[View]) -> np.ndarray:
+    """The bands of each document, (documents, BANDS) uint64: see Seen."""
+    from rensa import RMinHash
+
+    flat = np.concatenate([np.zeros(0, dtype=np.uint64), *(view.shingles for view in views)])
+    ends = np.cumsum([0] + [len(view.shingles) for view in views]).tolist()
+    minima = RMinHash.digest_matrix_from_flat_token_hashes(flat, ends, BANDS * ROWS, 1).to_rows()
+    minima = np.array(minima, dtype=np.uint64).reshape(-1, BANDS, ROWS)
+    return (minima * np.cumprod(np.full(ROWS, ODD[0]))).sum(axis=2, dtype=np.uint64)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -190,10 +191,9 @@ class Curator:
     def __init__(self, config: CurationConfig):
         self.config, self.rules = config, read_rules(config.quality)
         self.questions = evaluation_ngrams(Path(config.decontaminate)) if config.decontaminate else None
-        self.language(View(""))  # loads what it needs, or says what is missing
-
-    def language(self, view: View) -> str | None:
-        return view.language if self.config.languages else None
+        self.wants_words = config.duplicates == "near" or config.quality or config.decontaminate
+        if config.languages:
+            View("").language  # loads the library, or says that it is missing
 
     def judge(self, view: View) -> str | None:
         """The rule that drops the document; None for one that stays."""
@@ -207,9 +207,11 @@ class Curator:
             nearest = np.searchsorted(self.questions, asked).clip(max=len(self.questions) - 1)
             return "decontaminate" if (self.questions[nearest] == asked).any() else None
 
-    def signature(self, view: View) -> np.ndarray:
-        """By which Seen knows a document, uint64: its hash, with duplicates=near its bands too, otherwise nothing."""
-        return np.concatenate([view.digest, view.bands])[: COLUMNS[self.config.duplicates]]
+    def signatures(self, views: list[View]) -> np.ndarray:
+        """By which Seen knows documents, (documents, columns) uint64: a hash, with duplicates=near the bands too."""
+        digests = np.array([view.digest for view in views], dtype=np.uint64).reshape(-1, 1)
+        found = np.hstack([digests, sketch(views)]) if self.config.duplicates == "near" else digests
+        return found[:, : COLUMNS[self.config.duplicates]]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

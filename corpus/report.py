@@ -1,155 +1,113 @@
 """What a prepared corpus is like: report.json and report.html, and warnings where it will make a model worse.
 
-    facts         in the workers: a few numbers about one document
-    Tally         in the main process: what they add up to, in memory that does not grow with the corpus
+Documents, bytes and tokens are counted, every one. What takes a closer look (near copies, repeated spans, boilerplate,
+encoded data, languages, kinds of characters) is seen in a sample of the documents: all of the first SAMPLE_BYTES, then
+fewer and fewer, so that about as much is left of a corpus of any size. A hash of the text decides which.
+
+    sample_row    in the workers: a document as a line of sample.jsonl, if it may be in the sample, by its number
+    study         what is to be seen in the sample
     write_report  the figures, the warnings (what was found, why it matters, what to do), and the two files
 """
 
-import base64
 import json
 import runpy
-import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from console import replace_file, write_json
-from corpus.curation import BANDS, KINDS, View, share
+from corpus.curation import KINDS, View, look, share, sketch
 
 NAMES = list(dict.fromkeys(KINDS.values()))  # of kinds of characters
 KIND_OF_BYTE = bytes(NAMES.index(KINDS[max(key for key in KINDS if int(key, 16) <= byte)]) for byte in range(256))
 SCRIPTS = ("Latin", "Greek", "Cyrillic", "Hebrew", "Arabic", "Indian", "Chinese", "Korean", "others")
 SPLITS = ("train", "val", "test")
-MAX_ANCHORS, MAX_SAMPLE, MAX_LINES = 16_384, 2_048, 2_000  # what a Tally holds at most
+SAMPLE_BYTES = 8_000_000
 SPAN_BYTES = 10_000  # repeated text that is shorter is not counted
 
 
-def facts(view: View, language: str | None = None) -> dict:
-    """Some numbers about one document.
+# ---------------------------------------------------------------------------------------------------------------------
+# The sample
 
-    counts: what can be added up. edges: its first and last lines. anchors: the hashes, as text, of one in 256 of its
-    shingles, and where they stand. sample: the smallest shingle, by whose last bits documents are sampled:
-    near copies share it, so that both are in the sample or neither. bands: two near copies have one in common.
-    """
-    kinds = np.bincount(np.frombuffer(view.raw.translate(KIND_OF_BYTE), np.uint8), minlength=len(NAMES)).tolist()
-    counts = dict(zip(NAMES, kinds)) | {"documents": 1, "bytes": len(view.raw), "words": len(view.hashes)}
+
+def sample_numbers(texts: list[str]) -> list[float]:
+    """A number from 0 to 1 for each document, made from the smallest shingle in the middle of its text. Most near
+    copies share it: both are in the sample or neither. A license in front, which many share, has no say."""
+    middles = [text[max(0, len(text) // 2 - 1000) :][:2000] for text in texts]
+    return [int(view.shingles.min()) % 2**20 / 2**20 for view in look(middles)]
+
+
+def sample_row(number: float, behind: int, split: str, where: str, text: str) -> str:
+    """The document's line in sample.jsonl; nothing if its number is too large for one with `behind` bytes before it."""
+    return json.dumps([number, split, where, text]) + "\n" if number * behind < SAMPLE_BYTES else ""
+
+
+def repeated_spans(views: list[View]) -> list[tuple[int, int, int]]:
+    """(length, document, position) of long spans that came before, in bytes. One in 64 shingles is an anchor; where all
+    anchors of a stretch stood somewhere before, the stretch is a copy."""
+    anchors = [np.flatnonzero(view.shingles & np.uint64(63) == 0)[: len(view.hashes)] for view in views]
+    owner = np.repeat(np.arange(len(views)), [len(places) for places in anchors])
+    nothing = np.zeros(0, dtype=np.uint64)
+    hashes = np.concatenate([nothing, *(view.shingles[found] for view, found in zip(views, anchors))])
+    places = np.concatenate([nothing, *(view.places[found] for view, found in zip(views, anchors))]).astype(int)
+    new = np.isin(np.arange(len(hashes)), np.unique(hashes, return_index=True)[1])
+    ends = np.flatnonzero(np.append(new[1:] | (np.diff(owner) > 0), True)[: len(new)])  # last anchor of each stretch
+    starts = np.append(0, ends + 1)[: len(ends)]
+    starts = np.minimum(starts + new[starts], ends)
+    lengths = places[ends] - places[starts]
+    long = np.flatnonzero(lengths >= SPAN_BYTES)
+    return list(zip(lengths[long].tolist(), owner[starts[long]].tolist(), places[starts[long]].tolist()))
+
+
+def near_copies(bands: np.ndarray, held_out: np.ndarray) -> tuple[float, float]:
+    """(share of documents with a near copy, share of held-out ones with one in train); bands: (documents, BANDS)."""
+    _, place, often = np.unique(bands, return_inverse=True, return_counts=True)
+    copied = (often[place.reshape(bands.shape)] > 1).any(axis=1)
+    leaked = np.isin(bands[held_out], bands[~held_out]).any(axis=1)
+    return share(copied.sum(), len(copied)), share(leaked.sum(), len(leaked))
+
+
+def edges(text: str) -> set[str]:
+    """The first and last lines, where they are long enough to say something."""
+    found = text[:400].split("\n")[:6] + text[-400:].split("\n")[-6:]
+    return {line.strip()[:80] for line in found if len(line.strip()) >= 30}
+
+
+def study(documents: list[list], languages: bool) -> dict:
+    """What is to be seen in documents (split, where, text)."""
+    splits, wheres, texts = zip(*documents) if documents else ((), (), ())
+    views = [view for i in range(0, len(texts), 100) for view in look(texts[i : i + 100])]
+    sizes = np.array([len(view.raw) for view in views], dtype=int)
+    kinds = [np.bincount(np.frombuffer(v.raw.translate(KIND_OF_BYTE), np.uint8), None, len(NAMES)) for v in views]
+    kinds = np.array(kinds, dtype=int).reshape(-1, len(NAMES))
     # No word has 50 letters: base64, hexadecimal. U+FFFD is what decoders put in place of bytes that are no text.
-    encoded, broken = int(view.lengths[view.lengths >= 50].sum()), counts["control"] + 3 * view.text.count("\ufffd")
-    counts |= {"encoded": encoded * (encoded > 1000), "binary": len(view.raw) * (broken > 0.01 * len(view.raw))}
-    edges = view.text[:400].split("\n")[:6] + view.text[-400:].split("\n")[-6:]
-    anchors = np.flatnonzero(view.shingles & np.uint64(255) == 0)[: len(view.hashes)].tolist()
+    encoded = np.array([view.lengths[view.lengths >= 50].sum() for view in views], dtype=int)
+    broken = kinds[:, NAMES.index("control")] + 3 * np.array([text.count("\ufffd") for text in texts], dtype=int)
+    faults = {  # (bytes, document, position)
+        "encoded": [(int(encoded[i]), i, 0) for i in np.flatnonzero(encoded > 1000)],
+        "binary": [(int(sizes[i]), i, 0) for i in np.flatnonzero(broken > 0.01 * sizes)],
+        "repeated": repeated_spans(views),
+    }
+    found = {fault: sorted(rows, reverse=True)[:5] for fault, rows in faults.items() if rows}
+    examples = {fault: [[size, wheres[i] + f", from byte {place:,}" * bool(place), texts[i][:160]]
+                        for size, i, place in rows] for fault, rows in found.items()}  # fmt: skip
+    spoken = np.array([view.language for view in views] if languages else [])
+    tongues = {str(name): {"documents": int((spoken == name).sum()), "bytes": int(sizes[spoken == name].sum())}
+               for name in np.unique(spoken)}  # fmt: skip
+    near, across = near_copies(sketch(views), np.array([split != "train" for split in splits], dtype=bool))
+    lines = Counter(line for text in texts for line in edges(text))
+    sums = {"documents": len(views), "bytes": int(sizes.sum()), "words": sum(len(view.hashes) for view in views)}
     return {
-        "counts": counts, "language": language, "head": view.text[:160], "bands": view.bands.tolist(),
-        "edges": list(dict.fromkeys(line.strip()[:80] for line in edges if len(line.strip()) >= 30)),
-        "anchors": [(str(view.shingles[i] >> np.uint64(8)), int(view.places[i])) for i in anchors],
-        "sample": int(view.shingles.min()),
+        "sample": sums | {fault: sum(size for size, _, _ in rows) for fault, rows in faults.items()},
+        "kinds": dict(zip(NAMES, kinds.sum(axis=0).tolist())), "language": tongues, "examples": examples,
+        "near_copies": near, "near_copies_across": across,
+        "lines": sorted(lines.items(), key=lambda line: (-line[1], line))[:10],
     }  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The tally
-
-
-def thin(sample: dict[str, int], most: int, level: int) -> int:
-    """Halve a sample until it has at most `most` keys, by the number each begins with. Returns the new level."""
-    while len(sample) > most:
-        level += 1
-        for key in [key for key in sample if int(key.split()[0]) % 2**level]:
-            del sample[key]
-    return level
-
-
-class Tally:
-    """What the facts of all documents add up to. Documents are added in their order; all else follows from that.
-
-    Near copies and repeated spans would need memory in proportion to the corpus. Each is a sample by a hash that thins
-    itself out: when it is full one half goes, and from then on half as much comes in (Wegman's adaptive sampling,
-    Flajolet 1990). Frequent lines are counted as Misra and Gries (1982) do.
-    """
-
-    def __init__(self, vocab_size: int):
-        self.rows: dict[str, dict] = {}  # "kept", "dropped RULE", "split val", "source …", "language en": summed counts
-        self.examples: dict[str, list] = {}  # rule or fault to [bytes, where, text] of the largest documents
-        self.lines: dict[str, int] = {}  # a document's first or last line to how often it was seen, or less
-        self.anchors: dict[str, int] = {}  # hash of a shingle to its latest place in the corpus, in bytes
-        self.sample: dict[str, int] = {}  # "sample split bands…" to how many such documents
-        self.levels, self.repeated, self.lengths = [0, 0], 0, [0] * 48  # lengths: documents by the bits of their bytes
-        self.tokens = np.zeros((4, vocab_size), dtype=np.int64)  # occurrences in train, val, test, control
-
-    def to_json(self) -> str:
-        state = json.dumps(vars(self) | {"tokens": self.tokens.tolist()})
-        return base64.b64encode(zlib.compress(state.encode(), 1)).decode()
-
-    @classmethod
-    def from_json(cls, value: str) -> "Tally":
-        tally, state = cls(0), json.loads(zlib.decompress(base64.b64decode(value)))
-        vars(tally).update(state, tokens=np.array(state["tokens"], dtype=np.int64))
-        return tally
-
-    def note(self, fault: str, size: int, where: str, head: str) -> None:
-        rows = sorted([*self.examples.get(fault, []), [size, where, head]], key=lambda row: -row[0])
-        self.examples[fault] = rows[:5]
-
-    def add(self, facts: dict, source: str, where: str, split: str, verdict: str | None, tokens=None) -> None:
-        """Count a document. verdict: None for one that is kept, whose token ids are `tokens`, an array of integers."""
-        counts, size = facts["counts"], facts["counts"]["bytes"]
-        names = ["kept", f"split {split}", f"source {source}", f"language {facts['language']}"]
-        for name in [f"dropped {verdict}"] if verdict else names:
-            row = self.rows.get(name, {})
-            self.rows[name] = {key: count + row.get(key, 0) for key, count in counts.items()}
-        for fault in [verdict] if verdict else ["largest"] + [name for name in ("encoded", "binary") if counts[name]]:
-            self.note(fault, counts.get(fault, size), where, facts["head"])
-        if verdict:
-            return
-        self.lengths[size.bit_length()] += 1
-        self.find_spans(facts, where)
-        for line in facts["edges"]:
-            self.lines[line] = self.lines.get(line, 0) + 1
-        if len(self.lines) > MAX_LINES:
-            self.lines = {line: count - 1 for line, count in self.lines.items() if count > 1}
-        row = SPLITS.index(split)
-        if facts["sample"] % 2 ** self.levels[0] == 0:
-            key = " ".join(map(str, [facts["sample"], row, *facts["bands"]]))
-            self.sample[key] = self.sample.get(key, 0) + 1
-            self.levels[0] = thin(self.sample, MAX_SAMPLE, self.levels[0])
-        # The control group: some training documents, not more than val, to know how unlike train chance makes them.
-        if row == 0 and facts["sample"] % 8 == 7 and self.tokens[3].sum() < self.tokens[1].sum():
-            row = 3
-        np.add.at(self.tokens[row], np.asarray(tokens, dtype=np.int64), 1)
-
-    def find_spans(self, facts: dict, where: str) -> None:
-        """Long spans that occurred before: anchors that are as far from each other as they were the last time."""
-        start, latest, spans = self.rows["kept"]["bytes"] - facts["counts"]["bytes"], {}, []
-        anchors = [row for row in facts["anchors"] if int(row[0]) % 2 ** self.levels[1] == 0]
-        for index, (anchor, place) in enumerate(anchors):
-            if anchor in self.anchors:
-                distance = start + place - self.anchors[anchor]
-                span = latest.get(distance, [0, 0, -9])  # first place, last place, number of the last anchor
-                if index > span[2] + 3:  # what a text has in common with several others may be missing in between
-                    spans.append(span := [place, place, index])
-                latest[distance] = span
-                span[1:] = place, index
-            self.anchors[anchor] = start + place
-        for first, last, _ in spans:
-            if last - first >= SPAN_BYTES:
-                self.repeated += last - first
-                self.note("repeated", last - first, f"{where}, from byte {first:,}", facts["head"])
-        self.levels[1] = thin(self.anchors, MAX_ANCHORS, self.levels[1])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # The figures and the warnings
-
-
-def near_copies(sample: dict[str, int]) -> tuple[float, float]:
-    """(share of documents with a near copy, share of held-out documents with one in train), from a Tally's sample."""
-    rows = np.array([key.split() for key in sample]).astype(np.uint64).reshape(-1, 2 + BANDS)
-    counts = np.array(list(sample.values()), dtype=np.int64)
-    held_out, bands = rows[:, 1] > 0, rows[:, 2:]
-    _, place, often = np.unique(bands, return_inverse=True, return_counts=True)
-    copied = (often[place.reshape(bands.shape)] > 1).any(axis=1) | (counts > 1)
-    leaked = held_out & np.isin(bands, bands[~held_out]).any(axis=1)
-    return share(float(counts[copied].sum()), counts.sum()), share(float(counts[leaked].sum()), counts[held_out].sum())
 
 
 def divergence(first: np.ndarray, second: np.ndarray) -> float:
@@ -159,39 +117,67 @@ def divergence(first: np.ndarray, second: np.ndarray) -> float:
     return float(sum((x[x > 0] * np.log2(x[x > 0] / middle[x > 0])).sum() for x in (p, q)) / 2)
 
 
-def summarize(tally: Tally, meta: dict, tokenizer) -> dict:
+def count_tokens(shards: dict[str, list[np.ndarray]], vocab_size: int, end_of_text: int) -> np.ndarray:
+    """Occurrences of each token in train, val, test and a control group, (4, vocab_size) int64. The control group is
+    every n-th document of train, about as much as val but at most a quarter, and not counted in train: it tells how
+    unlike train chance makes so few."""
+    counts, documents = np.zeros((4, vocab_size), dtype=np.int64), 0
+    length = {split: sum(map(len, parts)) for split, parts in shards.items()}
+    every = max(4, 1 + length["train"] // max(1, length["val"]))
+    for row, split in enumerate(SPLITS):
+        for block in (part[i : i + 2**22] for part in shards[split] for i in range(0, len(part), 2**22)):
+            counts[row] += np.bincount(block, minlength=vocab_size)
+            if split == "train":
+                starts = np.flatnonzero(block == end_of_text)
+                chosen = slice((-1 - documents) % every, None, every)
+                spans = zip(starts[chosen], np.append(starts[1:], len(block))[chosen])
+                control = [block[start:end] for start, end in spans]
+                counts[3] += np.bincount(np.concatenate([block[:0], *control]), minlength=vocab_size)
+                documents += len(starts)
+    counts[0] -= counts[3]
+    return counts
+
+
+def summarize(folder: Path, counted: dict, meta: dict, tokenizer, shards: dict[str, list[np.ndarray]]) -> dict:
     """All figures of the report as plain values."""
-    rows = {kind: {name[len(kind) + 1 :]: row for name, row in tally.rows.items() if name.startswith(kind)}
-            for kind in ("kept", "dropped", "split", "source", "language")}  # fmt: skip
-    kept = rows.pop("kept").get("") or dict.fromkeys([*NAMES, "documents", "bytes", "words", "encoded", "binary"], 0)
-    used, train = tally.tokens.sum(axis=0), tally.tokens[0]
+    kept = {key: sum(row[key] for row in counted["splits"].values()) for key in ("documents", "bytes")}
+    with open(folder / "sample.jsonl", encoding="utf-8") as file:
+        rows = [row for row in map(json.loads, file) if row[0] * counted["place"][2] < SAMPLE_BYTES]
+    figures = study([row[1:] for row in rows], bool(meta.get("languages")))
+    of_all = kept["bytes"] / max(1, figures["sample"]["bytes"])  # what is counted in the sample stands for so much
+    kept |= {key: round(of_all * figures["sample"][key]) for key in ("words", "encoded", "binary", "repeated")}
+    tokens = count_tokens(shards, tokenizer.vocab_size, tokenizer.end_of_text)
+    used, train = tokens.sum(axis=0), tokens[0]
     order = np.argsort(-used, kind="stable")[: np.count_nonzero(used)]
     shown = [(tokenizer.decode_bytes([i]).decode("utf-8", "backslashreplace").replace("\n", "\\n"), int(used[i]))
              for i in (*order[:20], *order[:-21:-1])]  # fmt: skip
-    tongues = {name: row["bytes"] for name, row in rows["language"].items()} if "None" not in rows["language"] else {}
-    tongues = tongues or {name: kept[name] for name in SCRIPTS}
-    near, across = near_copies(tally.sample)
-    configs, trained = Path(__file__).parents[1] / "config", max(1, int(tally.tokens[[0, 3]].sum()))
+    tongues = {name: row["bytes"] for name, row in figures["language"].items()}
+    tongues = tongues or {name: figures["kinds"][name] for name in SCRIPTS}
+    configs, trained = Path(__file__).parents[1] / "config", max(1, int(tokens[[0, 3]].sum()))
     budgets = {name: runpy.run_path(str(configs / f"{name}.py"))["max_tokens"] for name in ("quickstart", "gpt2")}
-    return rows | {
-        "meta": meta, "kept": kept, "examples": tally.examples, "lengths": tally.lengths,
+    dropped = {rule: row["examples"] for rule, row in counted["dropped"].items()}
+    figures["examples"] |= {"largest": counted["largest"]} | dropped
+    return figures | {
+        "meta": meta, "kept": kept, "dropped": counted["dropped"], "source": counted["sources"],
+        "split": {split: row for split, row in counted["splits"].items() if row["documents"]},
+        "lengths": counted["lengths"], "repeated_bytes": kept["repeated"],
         "main_language": max(tongues, key=tongues.get),
-        "near_copies": near, "near_copies_across": across, "repeated_bytes": tally.repeated,
-        "foreign": 1 - share(max(tongues.values()), sum(tongues.values())), "tokens": int(used.sum()),
-        "bytes_per_token": share(kept["bytes"], used.sum()), "tokens_per_word": share(used.sum(), kept["words"]),
+        "foreign": 1 - share(max(tongues.values()), sum(tongues.values())),
+        "tokens": int(used.sum()), "bytes_per_token": share(kept["bytes"], used.sum()),
+        "tokens_per_word": share(used.sum(), kept["words"]),
         "vocabulary": tokenizer.vocab_size, "vocabulary_used": share(len(order), tokenizer.vocab_size),
         "most_frequent": shown[: len(shown) // 2], "least_frequent": shown[len(shown) // 2 :],
         "by_rank": np.log2(used[order[2 ** np.arange(len(order).bit_length()) - 1]]).round(2).tolist(),
-        "epochs": {name: budget / trained for name, budget in budgets.items()}, "kinds": {n: kept[n] for n in NAMES},
-        "divergence": {"val": divergence(tally.tokens[1], train), "chance": divergence(tally.tokens[3], train)},
-        "lines": sorted(tally.lines.items(), key=lambda line: -line[1])[:10],
+        "epochs": {name: budget / trained for name, budget in budgets.items()},
+        "divergence": {"val": divergence(tokens[1], train), "chance": divergence(tokens[3], train)},
     }  # fmt: skip
 
 
-def write_report(folder: Path, tally: Tally, meta: dict, tokenizer) -> list[str]:
-    """Write report.json and report.html into `folder`; returns the warnings, a line each.
+def write_report(folder: Path, counted: dict, meta: dict, tokenizer, shards: dict[str, list[np.ndarray]]) -> list[str]:
+    """Write report.json and report.html into `folder`, where sample.jsonl is; returns the warnings, a line each.
 
-    meta: what else is known; "name" is shown, and no split is missed whose "val_fraction" or "test_fraction" is 0.
+    counted: see prepare_data.Writer. shards: the tokens by split. meta: what else is known; "name" is shown, and no
+    split is missed whose "val_fraction" or "test_fraction" is 0.
     """
     import jinja2
 
@@ -199,7 +185,7 @@ def write_report(folder: Path, tally: Tally, meta: dict, tokenizer) -> list[str]
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     templates = jinja2.Environment(loader=loader, autoescape=jinja2.select_autoescape(), trim_blocks=True)
     templates.globals |= {"pct": "{:.1%}".format, "number": "{:,}".format, "quoted": repr}
-    figures = summarize(tally, meta, tokenizer)
+    figures = summarize(folder, counted, meta, tokenizer, shards)
     words = templates.get_template("warnings.txt").render(figures)
     warnings = [line.rsplit(" | ", 1) for line in words.splitlines()]
     write_json(folder / "report.json", {"warnings": warnings} | figures)

@@ -6,18 +6,17 @@ ones, so a preparation that was killed goes on behind the block that it had reac
 """
 
 import json
-import re
 import shutil
 import sys
 import sysconfig
 from bisect import bisect_right
+from collections import namedtuple
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from glob import glob
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -32,7 +31,7 @@ SHAKESPEARE_OPTIONS = {"name": "shakespeare_char", "tokenizer": "byte", "val_fra
 NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "_vendor", "_vendored", "__pycache__"}
 
 BLOCK = 1_000_000  # bytes of lines or rows that are read at a time
-PIECE = 4_000_000  # bytes of a text that are read at a time: a longer document is encoded in pieces
+PIECE = 4_000_000  # bytes of a text: a longer one becomes several documents, so that it never has to be held whole
 LONGEST = 16_000_000  # bytes of a JSON line or a table's cell, which have to be held whole: a longer one is left out
 TOO_LONG = "too long for one line or cell"
 REMEDY = (
@@ -40,34 +39,20 @@ REMEDY = (
     "the files from elsewhere (hf download NAME --repo-type=dataset --local-dir=FOLDER) and type --source=FOLDER; or "
     "take --source=python, or text of your own"
 )
-WORD_END = re.compile(rb".*[A-Za-z0-9](?=[ \n])", re.DOTALL)  # the last one, for .* takes all it can
 
 
-class Unit(NamedTuple):
-    """One thing to read from its beginning to its end."""
+# One thing to read from its beginning to its end. kind: text, jsonl, parquet, arrow, hf, synthetic, claude or tokens;
+# source: under which name the report counts it; size: bytes on disk, for the progress bar.
+Unit = namedtuple("Unit", "kind path source size", defaults=(0,))
 
-    kind: str  # text, nanogpt, jsonl, parquet, arrow, hf, synthetic, claude, tokens
-    path: str
-    source: str  # under which name the report counts it
-    size: int = 0  # bytes on disk, for the progress bar
+# A part of a unit as the main process has read it. payload: a piece of a text, whole lines of JSON, or the values of rows;
+# number: of its first line or row, from 1; used: bytes of the file so far; note: what was wrong; split: where its place
+# decides that.
+Block = namedtuple("Block", "payload number used note split", defaults=(0, 0, None, None))
 
-
-class Block(NamedTuple):
-    """A part of a unit as the main process has read it."""
-
-    payload: bytes | list  # a piece of a text, whole lines of JSON, or the values of rows
-    number: int = 0  # of its first line or row, from 1
-    used: int = 0  # bytes of the file so far, for the progress bar
-    note: str | None = None
-    split: str | None = None  # where its place decides that
-    continued: bool = False  # a further piece of the document before it
-
-
-class Document(NamedTuple):
-    text: str
-    note: str | None  # what was wrong with it: "empty", "broken JSON", "invalid UTF-8 replaced" …
-    where: str  # for people: the file, with the line or row in it
-    split: str | None = None  # where its source or its place decides that
+# note: what was wrong with it ("empty", "broken JSON", "invalid UTF-8 replaced" …) or None; where: for people, the file
+# with the line or row in it; split: where its source or its place decides that.
+Document = namedtuple("Document", "text note where split", defaults=(None,))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -122,8 +107,7 @@ def find_units(config, data_root: Path) -> list[Unit]:
         if kind in ("hf", "synthetic", "claude") and rest:
             units[source] = Unit(kind, rest, source)
         elif ready := token_files((source,)):
-            kind = "nanogpt" if ready[0].with_name("meta.pkl").exists() else "tokens"  # meta.pkl: of characters
-            units |= {str(file): Unit(kind, str(file), source, file.stat().st_size) for file in ready}
+            units |= {str(file): Unit("tokens", str(file), source, file.stat().st_size) for file in ready}
         else:
             special = {"python": python_files, "shakespeare": shakespeare_file, "-": standard_input}
             files = special[source](config, data_root) if source in special else text_files(source)
@@ -145,9 +129,11 @@ def shakespeare_file(config, data_root: Path) -> dict[Path, str]:
 def standard_input(config, data_root: Path) -> dict[Path, str]:
     """Standard input as a file: a tokenizer is trained before the text is encoded, so it is read twice."""
     data_root.mkdir(parents=True, exist_ok=True)
-    path = data_root / "standard_input"
+    path = data_root / f"{config.name or 'stdin'}.stdin"
+    for left in data_root.glob(f"{path.stem}.*.stdin"):  # by a run that was killed
+        left.unlink()
     replace_file(path, lambda file: shutil.copyfileobj(sys.stdin.buffer, file, 2**20))
-    return {path.rename(data_root / f"{sha256_of_file(path)[:16]}.stdin"): "-"}  # another text is another source
+    return {path.rename(path.with_suffix(f".{sha256_of_file(path)[:16]}.stdin")): "-"}  # another text, another source
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -157,31 +143,28 @@ def standard_input(config, data_root: Path) -> dict[Path, str]:
 def read(unit: Unit, config) -> Iterator[Block]:
     """A unit in blocks, holding a few megabytes. What cannot be read becomes a note. config.cuts: where a single text
     is split by position, in bytes: the ends of train and of test."""
-    fault: list[str] = []
-    source, empty = until_fault(stream(unit, config), fault), True
-    cut = {"jsonl": lines, "nanogpt": pieces, "text": partial(pieces, cuts=config.cuts)}
-    for block in cut.get(unit.kind, iter)(source):
+    faults, block = [], None
+
+    def until_fault() -> Iterator:
+        try:
+            yield from stream(unit, config)
+        except (UserError, ImportError, MemoryError):
+            raise
+        except Exception as error:  # of many kinds: zlib's, zstandard's, pyarrow's own
+            faults.append("unreadable" if isinstance(error, OSError) else "corrupt file")
+
+    cut = {"jsonl": lines, "text": partial(pieces, cuts=config.cuts)}.get(unit.kind, iter)
+    for block in cut(until_fault()):
         yield block
-        empty = False
-    yield from (Block(b"", note=note) for note in fault or ["empty"] * empty)
-
-
-def until_fault(source: Iterator, fault: list[str]) -> Iterator:
-    try:
-        yield from source
-    except (UserError, ImportError, MemoryError):
-        raise
-    except Exception as error:  # of many kinds: zlib's, zstandard's, pyarrow's own
-        fault.append("unreadable" if isinstance(error, OSError) else "corrupt file")
+    yield from (Block(b"", note=note) for note in faults or ["empty"] * (block is None))
 
 
 def stream(unit: Unit, config) -> Iterator:
     """A file's (bytes, position in the file), to be cut; or blocks of a few rows: the numbers of synthetic texts, which
     the workers make; Claude's answers; cells of a Parquet file, of what save_to_disk has written, or of a data set on
     the hub, streamed by `datasets`, whose version 4 and later run no code of its own."""
-    if unit.kind in ("text", "jsonl", "nanogpt"):
-        decode = nanogpt_text(Path(unit.path)) if unit.kind == "nanogpt" else bytes
-        yield from ((decode(chunk), used) for chunk, used in chunks(Path(unit.path)))
+    if unit.kind in ("text", "jsonl"):
+        yield from chunks(Path(unit.path))
     elif unit.kind == "synthetic":
         count = config.max_documents or 10_000
         yield from (Block([min(first + 1000, count)], first) for first in range(0, count, 1000))
@@ -218,36 +201,30 @@ def open_table(unit: Unit, config, key: str) -> tuple[list[str], Iterator]:
     return data.column_names or list(next(iter(data))), data.with_format("arrow").iter(batch_size=64)
 
 
-def nanogpt_text(path: Path):
-    """A function from nanoGPT's two-byte token ids to UTF-8. For a text by characters nanoGPT keeps the vocabulary in
-    meta.pkl, and a pickle can run code; but the vocabulary is the sorted characters of the input.txt beside it."""
+def nanogpt_bytes(path: Path, ids: np.ndarray, tokenizer) -> np.ndarray:
+    """nanoGPT's text by characters as a document of bytes. It keeps the vocabulary in meta.pkl, and a pickle can run
+    code; but the vocabulary is the sorted characters of the input.txt beside it."""
     text = path.with_name("input.txt")
     told = f"{path} numbers characters by meta.pkl, a pickle, which can run code: it is not read"
     require(text.is_file(), f"{told}. Put nanoGPT's input.txt beside it")
-    with open(text, encoding="utf-8") as file:
-        characters = np.array(sorted(set().union(*file)))
-
-    def decode(ids: bytes) -> bytes:
-        numbers = np.frombuffer(ids, dtype="<u2")
-        require(numbers.max() < len(characters), f"{path} has more characters than {text}: it is another text")
-        return characters[numbers].tobytes().decode("utf-32").encode("utf-8")
-
-    return decode
+    require(tokenizer.name == "byte", f"{path} is a text by characters: type --tokenizer=byte, or prepare {text}")
+    characters = np.array(sorted(set(text.read_text(encoding="utf-8"))))
+    require(ids.max() < len(characters), f"{path} has more characters than {text}: it is another text")
+    content = characters[ids].tobytes().decode("utf-32").encode("utf-8")
+    return np.append(tokenizer.end_of_text, np.frombuffer(content, np.uint8)).astype(np.uint16)
 
 
 def pieces(source: Iterator, cuts: Sequence[int] = ()) -> Iterator[Block]:
-    """A text in pieces of at most PIECE bytes, cut behind a word, for tiktoken's patterns cut there too and the tokens
-    stay those of the whole; or at one of the `cuts`; but never inside a character."""
-    held, offset, part = bytearray(), 0, None
+    """A text in pieces of at most PIECE bytes, cut behind a line or at one of the `cuts`, never inside a character."""
+    held, offset = bytearray(), 0
     for chunk, used in chain(source, [(b"", 0)]):
         held += chunk
-        while len(held) > (room := min([PIECE] + [c - offset for c in cuts if c > offset])) + 3 or held and not chunk:
-            word = WORD_END.match(held, max(0, room - 65536), room + 1) if PIECE == room < len(held) else None
-            cut = word.end() if word else room
+        while len(held) > PIECE + 3 or held and not chunk:
+            room = min([PIECE] + [cut - offset for cut in cuts if cut > offset])
+            cut = room if room < PIECE or room >= len(held) else held.rfind(b"\n", 0, room) + 1 or room
             cut += next((i for i in range(4) if held[cut + i : cut + i + 1] < b"\x80" or held[cut + i] >= 0xC0), 0)
-            before, part = part, bisect_right(cuts, offset)
-            split = ("train", "test", "val")[part] if cuts else None
-            yield Block(bytes(held[:cut]), 0, used, None, split, part == before)
+            split = ("train", "test", "val")[bisect_right(cuts, offset)] if cuts else None
+            yield Block(bytes(held[:cut]), 0, used, None, split)
             offset += cut
             del held[:cut]
 
@@ -287,8 +264,7 @@ def documents(unit: Unit, block: Block, config) -> Iterator[Document]:
             if line.strip():
                 yield Document(*parse(line, config.text_key or "text"), f"{unit.path}:{number}")
     elif isinstance(block.payload, bytes):
-        text, note = ("", "binary") if b"\0" in block.payload else clean(block.payload)
-        yield Document(text, note, unit.path, Path(unit.path).stem if unit.kind == "nanogpt" else block.split)
+        yield Document(*(("", "binary") if b"\0" in block.payload else clean(block.payload)), unit.path, block.split)
     else:
         for number, value in enumerate(block.payload, block.number):
             yield Document(*clean(value), f"{unit.path} row {number}")

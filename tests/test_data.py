@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
+import unicodedata
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,6 +70,48 @@ def test_random_unicode_survives_encoding(tokenizers):
         text = "".join(chr(p) for p in points if not 0xD800 <= p < 0xE000)  # surrogates are not characters
         for tokenizer in tokenizers:
             assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+LISTED = [
+    " \t\n\r\x0b\x0c\x85\xa0\u1680\u2003\u2028\u3000\ufeff", "'sdmtllveréSLLRED’ſK", "0123456789²⅓Ⅷ٣४〇",
+    "<|endoftext|>", "_-=+*/\\\"#@$%^&~`.,;:!?()[]{}", "e\u0301 naïve ÄÖ ß ǅ", "한국어日本語ไทยعربىעברית", "👩‍👩‍👧🏳️‍🌈😀",
+    "\x00\x01\x7f\ud7ff", "def f(self):\n    return  1\n\n\n",
+]  # fmt: skip
+
+
+def hard_texts(count: int, seed: int = 0):
+    """Random text where cutting is delicate: white space, apostrophes, digits, scripts, and any character there is."""
+    rng, characters = random.Random(seed), map(chr, range(0x110000))
+    known = [character for character in characters if unicodedata.category(character) not in ("Cn", "Cs")]
+    for _ in range(count):
+        pool = rng.choice([known, *map(list, LISTED), list("".join(LISTED)), LISTED])
+        text = "".join(rng.choices(pool, k=rng.randint(0, 80)))
+        yield text * rng.choice([1, 1, 1, 1, 50])
+
+
+@pytest.mark.parametrize("name", ["gpt4", "gpt2"])
+def test_the_fast_encoder_gives_tiktokens_tokens(name):
+    """On every character that this Python's Unicode tables know: on newer ones tiktoken's own versions differ."""
+    pattern = {name: pattern for pattern, name in prepare_data.FAST_PATTERNS.items()}[name]
+    trained = make_tokenizer("bpe:1500", [*hard_texts(600, seed=1), (ROOT / "train.py").read_text()])
+    tokenizer = Tokenizer("either", trained.tokens, trained.special, pattern)
+    for text in [*hard_texts(3000), *(path.read_text() for path in ROOT.glob("*.py"))]:
+        wanted = tokenizer.encoding.encode_to_numpy(text, disallowed_special=())
+        assert np.array_equal(tokenizer.encode(text), wanted), ascii(text)
+
+
+def test_long_runs_without_a_break_are_encoded_in_time():
+    """Merging in the square of a run's length would take hours."""
+    tokenizer = make_tokenizer("bpe:300", ["aaaa bbbb"])
+    for text in ("a" * 500_000, " " * 500_000, "1" * 500_000, "日" * 200_000):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_what_the_encoder_remembers_is_forgotten_now_and_then(monkeypatch, tokenizers):
+    text = make_documents(1)[0]
+    before, wanted = tokenizers[1].encoder, tokenizers[1].encode(text)
+    monkeypatch.setattr(prepare_data, "ENCODER_CHARS", len(text))
+    assert np.array_equal(tokenizers[1].encode(text), wanted) and tokenizers[1].encoder != before
 
 
 def test_bytes_are_nanogpts_characters_on_ascii(tokenizers):

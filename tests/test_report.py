@@ -12,8 +12,19 @@ import pytest
 
 import prepare_data
 from corpus import report
-from corpus.curation import look
-from corpus.report import Tally, divergence, facts, near_copies, summarize, write_report
+from corpus.curation import View, look
+from corpus.report import (
+    SAMPLE_BYTES,
+    SPLITS,
+    count_tokens,
+    divergence,
+    sample_numbers,
+    sample_row,
+    study,
+    summarize,
+    write_report,
+)
+from corpus.worker import Row
 from tests.conftest import ROOT
 
 LETTERS = "etaoinshrdlu"
@@ -43,15 +54,32 @@ def tokenizer():
     return prepare_data.make_tokenizer("bpe:1000", [text for _, _, _, text in good_corpus()])
 
 
-def tally_of(documents, tokenizer, languages=lambda text: None, interrupt=()) -> Tally:
-    tally = Tally(tokenizer.vocab_size)
-    for index, (source, where, split, text, *verdict) in enumerate(documents):
-        verdict = verdict[0] if verdict else None
-        tokens = None if verdict else tokenizer.encode(text)
-        tally.add(facts(look([text])[0], languages(text)), source, where, split, verdict, tokens)
-        if index in interrupt:
-            tally = Tally.from_json(json.loads(json.dumps(tally.to_json())))
-    return tally
+class Corpus:
+    """What a preparation of (source, where, split, text) would leave to the report; behind: bytes read before it all.
+
+    A fifth value is the rule that drops the document.
+    """
+
+    def __init__(self, documents, tokenizer, folder, behind=0):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.tokenizer, self.counted = folder, tokenizer, prepare_data.beginning({})
+        writer = prepare_data.Writer(prepare_data.PrepareConfig(source=("s",)), folder, tokenizer, self.counted)
+        for source, where, split, text, *verdict in documents:
+            [view], content, sample = look([text]), b"", ""
+            if not verdict or not verdict[0]:
+                content = np.append(tokenizer.end_of_text, tokenizer.encode(text)).astype(tokenizer.dtype).tobytes()
+                sample = sample_row(*sample_numbers([text]), behind, split, where, text)
+            row = Row(source, where, text[:160], None, len(view.raw), split, *verdict or [None], b"", content, sample)
+            writer.add(row)
+        writer.flush([1, 0, behind])
+        shards = {split: sorted(folder.glob(f"{split}_*.bin")) for split in SPLITS}
+        self.shards = {split: [prepare_data.open_shard(path, "") for path in paths] for split, paths in shards.items()}
+
+    def figures(self, **meta) -> dict:
+        return summarize(self.folder, self.counted, meta, self.tokenizer, self.shards)
+
+    def warnings(self, **meta) -> list[str]:
+        return write_report(self.folder, self.counted, meta, self.tokenizer, self.shards)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -59,7 +87,7 @@ def tally_of(documents, tokenizer, languages=lambda text: None, interrupt=()) ->
 
 
 def test_good_text_is_blamed_for_nothing_but_being_little(tokenizer, tmp_path):
-    warnings = write_report(tmp_path, tally_of(good_corpus(), tokenizer), {}, tokenizer)
+    warnings = Corpus(good_corpus(), tokenizer, tmp_path).warnings()
     assert [warning.split(":")[0] for warning in warnings] == ["little text"]
 
 
@@ -118,7 +146,7 @@ PLANTED = {
 @pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
 def test_a_planted_fault_is_named(plant, tokenizer, tmp_path):
     faulty = good_corpus() + plant()
-    warnings = write_report(tmp_path, tally_of(faulty, tokenizer), {}, tokenizer)
+    warnings = Corpus(faulty, tokenizer, tmp_path).warnings()
     assert any(warning.startswith(PLANTED[plant]) for warning in warnings), warnings
 
 
@@ -127,7 +155,7 @@ def test_all_planted_faults_together_are_named_with_reason_and_remedy(tmp_path):
     misfit = prepare_data.make_tokenizer("bpe:1000", [russian(i) for i in range(300)])
     plants = [plant for plant in PLANTED if plant is not other_source]
     documents = good_corpus() + [row for plant in plants for row in plant()]
-    warnings = write_report(tmp_path, tally_of(documents, misfit), {"name": "bad"}, misfit)
+    warnings = Corpus(documents, misfit, tmp_path).warnings(name="bad")
     value, page = json.loads((tmp_path / "report.json").read_text()), (tmp_path / "report.html").read_text()
     for name in [PLANTED[plant] for plant in plants] + ["the tokenizer does not fit", "little text"]:
         assert any(warning.startswith(name) for warning in warnings), name
@@ -137,36 +165,35 @@ def test_all_planted_faults_together_are_named_with_reason_and_remedy(tmp_path):
 
 def test_a_tokenizer_of_another_language_is_named(tokenizer, tmp_path):
     other = prepare_data.make_tokenizer("bpe:1000", [russian(i) for i in range(300)])
-    warnings = write_report(tmp_path, tally_of(good_corpus(), other), {}, other)
+    warnings = Corpus(good_corpus(), other, tmp_path).warnings()
     assert any("the tokenizer does not fit" in warning for warning in warnings)
     assert any("of the vocabulary's 1,000 tokens occur" in warning for warning in warnings)
 
 
 def test_bytes_are_no_misfit(tmp_path):
     byte = prepare_data.make_tokenizer("byte", [])
-    warnings = write_report(tmp_path, tally_of(good_corpus(), byte), {}, byte)
+    warnings = Corpus(good_corpus(), byte, tmp_path).warnings()
     assert not any("tokenizer" in warning or "vocabulary" in warning for warning in warnings)
 
 
 def test_an_empty_split_is_named_unless_none_was_wanted(tokenizer, tmp_path):
     documents = [(source, where, "train", text) for source, where, _, text in good_corpus(20)]
-    warnings = write_report(tmp_path, tally_of(documents, tokenizer), {"test_fraction": 0.0}, tokenizer)
+    warnings = Corpus(documents, tokenizer, tmp_path).warnings(test_fraction=0.0)
     assert any("no document is in val" in warning for warning in warnings)
     assert not any("no document is in test" in warning for warning in warnings)
 
 
-def test_epochs_are_those_of_the_recipes(tokenizer):
-    tally = tally_of(good_corpus(20), tokenizer)
-    epochs = summarize(tally, {}, tokenizer)["epochs"]
-    trained = sum(len(tokenizer.encode(text)) for _, _, split, text in good_corpus(20) if split == "train")
+def test_epochs_are_those_of_the_recipes(tokenizer, tmp_path):
+    epochs = Corpus(good_corpus(20), tokenizer, tmp_path).figures()["epochs"]
+    trained = sum(1 + len(tokenizer.encode(text)) for _, _, split, text in good_corpus(20) if split == "train")
     for name in ("quickstart", "gpt2"):
         assert epochs[name] == runpy.run_path(str(ROOT / "config" / f"{name}.py"))["max_tokens"] / trained
 
 
-def test_a_language_that_was_told_counts_more_than_the_script(tokenizer, tmp_path):
-    tally = tally_of(good_corpus(), tokenizer, languages=lambda text: "en" if len(text) % 4 else "nl")
-    warnings = write_report(tmp_path, tally, {}, tokenizer)
-    assert any("is not en" in warning for warning in warnings)
+def test_a_language_that_was_told_counts_more_than_the_script(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(View, "language", property(lambda view: "en" if len(view.text) % 4 else "nl"))
+    corpus = Corpus(good_corpus(), tokenizer, tmp_path)
+    assert any("is not en" in warning for warning in corpus.warnings(languages="all"))
     assert "nl" in json.loads((tmp_path / "report.json").read_text())["language"]
 
 
@@ -174,32 +201,43 @@ def test_a_language_that_was_told_counts_more_than_the_script(tokenizer, tmp_pat
 # The figures
 
 
-def test_documents_and_bytes_are_counted_by_rule_split_and_source(tokenizer):
+def test_documents_and_bytes_are_counted_by_rule_split_and_source(tokenizer, tmp_path):
     documents = [
         ("a", "1", "train", "one two"),
         ("b", "2", "val", "three"),
         ("a", "3", "train", "dropped!", "min_words=50"),
     ]
-    f = summarize(tally_of(documents, tokenizer), {}, tokenizer)
+    f = Corpus(documents, tokenizer, tmp_path).figures()
     assert (f["kept"]["documents"], f["kept"]["bytes"], f["kept"]["words"]) == (2, 12, 3)
     assert f["dropped"]["min_words=50"]["bytes"] == 8 and f["examples"]["min_words=50"] == [[8, "3", "dropped!"]]
     assert {name: row["documents"] for name, row in f["source"].items()} == {"a": 1, "b": 1}
     assert f["split"]["val"]["bytes"] == 5 and sum(f["lengths"]) == 2
 
 
-def test_the_tokens_are_counted_exactly(tokenizer):
+def test_the_tokens_are_counted_exactly(tokenizer, tmp_path):
     documents = good_corpus(30)
     counts = Counter(token for *_, text in documents for token in tokenizer.encode(text).tolist())
-    tally = tally_of(documents, tokenizer)
-    assert {i: n for i, n in enumerate(tally.tokens.sum(axis=0).tolist()) if n} == counts
-    f = summarize(tally, {}, tokenizer)
+    counts[tokenizer.end_of_text] = 30
+    corpus = Corpus(documents, tokenizer, tmp_path)
+    counted = count_tokens(corpus.shards, 1000, tokenizer.end_of_text).sum(axis=0).tolist()
+    assert {i: n for i, n in enumerate(counted) if n} == counts
+    f = corpus.figures()
     assert f["tokens"] == counts.total() and f["vocabulary_used"] == len(counts) / 1000
     assert [n for _, n in f["most_frequent"]] == sorted(counts.values(), reverse=True)[:20]
     assert [n for _, n in f["least_frequent"]] == sorted(counts.values())[:20]
 
 
+def test_the_control_group_is_whole_documents_of_train_about_as_many_as_val():
+    """Documents of train are 0 7, 0 7 7, 0 7 7 7, …; every fourth is counted apart, whatever the shards."""
+    train = np.concatenate([[0] + [7] * i for i in range(1, 13)])
+    shards = {"train": [train[:30], train[30:]], "val": [np.full(30, 5)], "test": []}
+    counts = count_tokens(shards, 9, 0)
+    assert counts[3].tolist() == [3, 0, 0, 0, 0, 0, 0, 4 + 8 + 12, 0]
+    assert (counts[0] + counts[3]).tolist() == [12, 0, 0, 0, 0, 0, 0, 78, 0] and counts[1, 5] == 30
+
+
 def test_characters_are_counted_by_their_kind():
-    counts = facts(look(["Ab1 .дом中文é\x01"])[0])["counts"]
+    counts = study([["train", "w", "Ab1 .дом中文é\x01"]], False)["kinds"]
     kinds = {name: counts[name] for name in report.NAMES if counts[name] and name != "inside"}
     assert kinds == {"Latin": 3, "digits": 1, "space": 1, "signs": 1, "Cyrillic": 3, "Chinese": 2, "control": 1}
 
@@ -216,84 +254,67 @@ def test_divergence_is_jensen_and_shannons():
 def test_a_small_validation_split_is_not_called_unlike_train(held_out, tokenizer, tmp_path):
     """Few tokens differ from many by chance alone: a control group of the same size shows by how much."""
     documents = [("s", f"{i}", "val" if i % 100 < held_out else "train", prose(i, 150)) for i in range(300)]
-    tally = tally_of(documents, tokenizer)
-    both = summarize(tally, {}, tokenizer)["divergence"]
+    corpus = Corpus(documents, tokenizer, tmp_path)
+    both = corpus.figures()["divergence"]
     assert both["val"] > 0.01 and both["chance"] / 2 < both["val"] < 2 * both["chance"]
-    assert not any("unlike" in warning for warning in write_report(tmp_path, tally, {}, tokenizer))
+    assert not any("unlike" in warning for warning in corpus.warnings())
 
 
-def test_near_copies_are_estimated_from_a_sample_of_any_size(tokenizer, monkeypatch):
+def test_near_copies_are_estimated_from_a_sample_of_any_size(tokenizer, tmp_path):
     """A fifth of the held-out documents stands in train with one word changed; nothing else is copied."""
     documents = [("s", f"{i}", "train", prose(i, 60)) for i in range(600)]
     documents += [
         ("s", f"v{i}", "val", prose(i if i % 5 == 0 else i + 10_000, 60).replace(".", "!")) for i in range(1, 601)
     ]
-    everything = tally_of(documents, tokenizer)
-    assert near_copies(everything.sample)[1] == pytest.approx(0.2, abs=0.01)
-    monkeypatch.setattr(report, "MAX_SAMPLE", 400)
-    part = tally_of(documents, tokenizer)
-    assert 100 < len(part.sample) <= 400
-    assert near_copies(part.sample) == pytest.approx(near_copies(everything.sample), abs=0.08)
+    everything = Corpus(documents, tokenizer, tmp_path / "all").figures()
+    part = Corpus(documents, tokenizer, tmp_path / "part", behind=3 * SAMPLE_BYTES).figures()
+    assert everything["near_copies_across"] == pytest.approx(0.2, abs=0.01)
+    assert everything["sample"]["documents"] == 1200 and 300 < part["sample"]["documents"] < 500
+    for name in ("near_copies", "near_copies_across"):
+        assert part[name] == pytest.approx(everything[name], abs=0.08)
+    assert part["kept"]["documents"] == 1200 and part["kept"]["bytes"] == everything["kept"]["bytes"]
+    assert part["kept"]["words"] == pytest.approx(everything["kept"]["words"], rel=0.02)
 
 
-def test_a_repeated_span_is_found_with_its_place_and_length(tokenizer):
+def test_the_sample_is_the_same_however_late_its_documents_came():
+    """Of what was taken early, as much is left as would have been taken at the end."""
+    numbers = sample_numbers([prose(i, 60) for i in range(2000)])
+    first, late = ([sample_row(number, behind, "train", "w", "") for number in numbers]
+                   for behind in (SAMPLE_BYTES, 6 * SAMPLE_BYTES))  # fmt: skip
+    assert all(first)
+    assert [row for row in first if json.loads(row)[0] * 6 < 1] == [row for row in late if row]
+    assert 240 < len(list(filter(None, late))) < 420
+
+
+def test_a_license_in_front_of_many_documents_does_not_draw_them_into_the_sample_together():
+    same, license = sample_numbers([prose(1, 2000), "changed " + prose(1, 2000)]), prose(0, 800)
+    assert same[0] == same[1] and len(set(sample_numbers([license + prose(i, 2000) for i in range(50)]))) > 45
+
+
+def repeats(*texts: str) -> list[list]:
+    return study([["train", where, text] for where, text in zip("abc", texts)], False)["examples"].get("repeated", [])
+
+
+def test_a_repeated_span_is_found_with_its_place_and_length():
     span = prose(1, 5000)
     first, second = prose(2, 700) + span + prose(3, 900), prose(4, 100) + span + prose(5, 50)
-    tally = tally_of([("s", "a", "train", first), ("s", "b", "train", second)], tokenizer)
-    [[length, where, _]] = tally.examples["repeated"]
-    assert len(span) - 9000 < length <= len(span) and where.startswith("b, from byte")
-    assert len(prose(4, 100)) <= int(where.split()[-1].replace(",", "")) < len(prose(4, 100)) + 9000
-    inside = tally_of([("s", "c", "train", span + prose(6, 99) + span)], tokenizer)
-    assert inside.examples["repeated"][0][0] > len(span) - 9000
+    [[length, where, _]] = repeats(first, second)
+    assert len(span) - 3000 < length <= len(span) and where.startswith("b, from byte")
+    assert len(prose(4, 100)) <= int(where.split()[-1].replace(",", "")) < len(prose(4, 100)) + 3000
+    assert repeats(span + prose(6, 99) + span)[0][0] > len(span) - 3000
 
 
-def test_short_repeats_at_equal_distances_are_no_long_span(tokenizer):
+def test_short_repeats_at_equal_distances_are_no_long_span():
     parts = []
     for i in range(10):
         phrase = prose(i, 400)
         between = prose(100 + i, 900)[: 5000 - len(phrase)]
         parts += [phrase, between, phrase, prose(200 + i, 1500)[: 12_000 - 2 * len(phrase)]]
-    assert "repeated" not in tally_of([("s", "w", "train", " ".join(parts))], tokenizer).examples
-
-
-def test_a_repeated_line_is_found_among_many(monkeypatch, tokenizer):
-    """Misra and Gries: of N lines, a count is too low by N / MAX_LINES at most."""
-    monkeypatch.setattr(report, "MAX_LINES", 50)
-    line = "A line that stands at the end of every fourth document."
-    documents = [("s", f"{i}", "train", prose(i, 40) + line * (i % 4 == 0)) for i in range(400)]
-    tally = tally_of(documents, tokenizer)
-    assert len(tally.lines) <= 50 and 60 <= tally.lines[line] <= 100
+    assert repeats(" ".join(parts)) == []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Interruptions, memory, and hostile text
-
-
-def everything_at_once():
-    return good_corpus(60) + [row for plant in PLANTED for row in plant()[:30]]
-
-
-def test_an_interrupted_tally_ends_with_the_same_report(tokenizer, tmp_path, monkeypatch):
-    for name in ("MAX_ANCHORS", "MAX_SAMPLE", "MAX_LINES"):
-        monkeypatch.setattr(report, name, 60)  # so that all samples are thinned out
-    documents = everything_at_once()
-    documents += [("s", "x", "train", "short", "min_words=50")] * 3
-    pages = []
-    for interrupt in ((), range(0, 400, 7)):
-        folder = tmp_path / str(len(pages)) / "same"
-        folder.mkdir(parents=True)
-        write_report(folder, tally_of(documents, tokenizer, interrupt=interrupt), {}, tokenizer)
-        pages.append([(folder / name).read_bytes() for name in ("report.json", "report.html")])
-    assert pages[0] == pages[1]
-
-
-def test_what_a_tally_holds_is_bounded(tokenizer, monkeypatch):
-    for name in ("MAX_ANCHORS", "MAX_SAMPLE", "MAX_LINES"):
-        monkeypatch.setattr(report, name, 60)
-    tally = tally_of(everything_at_once(), tokenizer)
-    for held in (tally.anchors, tally.sample, tally.lines):
-        assert 10 < len(held) <= 60
-    assert all(len(rows) <= 5 for rows in tally.examples.values())
+# Hostile text
 
 
 class Page(HTMLParser):
@@ -307,18 +328,20 @@ class Page(HTMLParser):
         self.values += [value for _, value in attrs if value]
 
 
-def test_text_cannot_become_part_of_the_page(tmp_path):
+def test_text_cannot_become_part_of_the_page(tmp_path, monkeypatch):
     """Text, file names and source names come from anywhere; the page loads nothing and runs nothing."""
     hostile = "</pre><script>alert(1)</script><img src=http://x/y onerror=alert(2)> {{ 7 * 7 }} \x1b[31m | "
     byte = prepare_data.make_tokenizer("byte", [])
-    tally = tally_of([(hostile, hostile, "train", (hostile + "\n") * 6, rule) for rule in (None, None, hostile)], byte,
-                     languages=lambda text: hostile)  # fmt: skip
-    plain = tally_of([("s", "w", "train", "plain text\n" * 6, rule) for rule in (None, None, "rule")], byte)
-    warnings = write_report(tmp_path, tally, {"name": hostile}, byte)
+    hostile_rows = [(hostile, hostile, "train", (hostile + "\n") * 6, rule) for rule in (None, None, hostile)]
+    monkeypatch.setattr(View, "language", property(lambda view: hostile))
+    rows = [("s", "w", "train", "plain text\n" * 6, rule) for rule in (None, None, "rule")]
+    plain = Corpus(rows, byte, tmp_path / "p")
+    warnings = Corpus(hostile_rows, byte, tmp_path).warnings(name=hostile, languages="all")
     page = (tmp_path / "report.html").read_text()
     found = Page(page)
-    write_report(tmp_path, plain, {"name": "plain"}, byte)
-    assert set(found.tags) <= set(Page((tmp_path / "report.html").read_text()).tags) | {"p", "th", "code", "i", "span"}
+    plain.warnings(name="plain")
+    known = set(Page((tmp_path / "p" / "report.html").read_text()).tags) | {"p", "th", "code", "i", "span"}
+    assert set(found.tags) <= known
     assert not {"script", "img", "link", "iframe"} & set(found.tags)
     assert not any("http" in value or "alert" in value for value in found.values) and "url(" not in page
     assert not any("\x1b" in warning or "\n" in warning for warning in warnings)
@@ -326,16 +349,16 @@ def test_text_cannot_become_part_of_the_page(tmp_path):
 
 @pytest.mark.parametrize("documents", [[], [("s", "w", "train", "")], [("s", "w", "val", "?")]])
 def test_a_report_of_almost_nothing_is_written(documents, tokenizer, tmp_path):
-    assert write_report(tmp_path, tally_of(documents, tokenizer), {}, tokenizer)
+    assert Corpus(documents, tokenizer, tmp_path).warnings()
     json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
     assert Page((tmp_path / "report.html").read_text()).tags["h1"] == 1
 
 
 def test_the_report_is_replaced_at_once_or_not_at_all(tokenizer, tmp_path, monkeypatch):
-    tally = tally_of(good_corpus(20), tokenizer)
-    write_report(tmp_path, tally, {"name": "old"}, tokenizer)
+    corpus = Corpus(good_corpus(20), tokenizer, tmp_path)
+    corpus.warnings(name="old")
     before = (tmp_path / "report.html").read_bytes()
     monkeypatch.setattr("console.os.replace", lambda *paths: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError):
-        write_report(tmp_path, tally, {"name": "new"}, tokenizer)
+        corpus.warnings(name="new")
     assert (tmp_path / "report.html").read_bytes() == before and not list(tmp_path.glob("*.tmp"))

@@ -19,7 +19,6 @@ import prepare_data
 from console import UserError
 from corpus.sources import find_units
 from corpus import worker
-from corpus.worker import parts_of
 from prepare_data import Data, PrepareConfig, make_tokenizer, prepare
 from tests.conftest import ROOT, make_documents
 
@@ -142,6 +141,8 @@ def test_folders_globs_and_files_give_files_in_a_fixed_order(tmp_path):
 @pytest.mark.parametrize("lines", [False, True])
 def test_standard_input_is_a_text_or_with_text_key_json_lines(tmp_path, monkeypatch, lines):
     content = json_lines(TEXTS) if lines else "".join(TEXTS).encode()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "d.0123.stdin").touch()  # what a run that was killed has left
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
     data = prepared(tmp_path, "-", text_key="text" if lines else None)
     assert len(texts_of(data)) == (len(TEXTS) + 1 if lines else 4)  # one text spells the separator; else three parts
@@ -356,31 +357,18 @@ def test_strict_stops_at_the_first_fault_and_names_it(tmp_path, name):
 
 
 @pytest.mark.parametrize("ending", ["\n", " ", "。", ""])
-def test_a_long_text_in_pieces_gives_the_tokens_of_the_whole(tmp_path, monkeypatch, ending):
-    """Where there are words and spaces; elsewhere at least every byte, and no character cut in two."""
-    (tmp_path / "s").mkdir()
-    text = "".join(f"Word{i} naïve 日本 {i * 7919}{ending}\n\n  next" for i in range(300))
-    (tmp_path / "s" / "a.txt").write_text(text if ending else text.replace("\n", "").replace(" ", ""))
-    (tmp_path / "s" / "b.txt").write_text("another")
-    none = dict(val_fraction=0, test_fraction=0)
-    whole = prepared(tmp_path, tmp_path / "s", tokenizer="bpe:400", name="whole", **none)
+def test_a_long_text_becomes_several_documents_and_loses_nothing(tmp_path, monkeypatch, ending):
+    """Cut behind a line where there are lines; elsewhere no character is cut in two."""
     monkeypatch.setattr(corpus.sources, "PIECE", 997)
-    pieces = prepared(tmp_path, tmp_path / "s", tokenizer=str(whole.folder), name="pieces", **none)
-    assert texts_of(pieces) == texts_of(whole)
-    assert (pieces.fingerprint == whole.fingerprint) == bool(ending)
-    assert pieces.meta["splits"]["train"]["documents"] == 2
-
-
-def test_all_pieces_of_a_document_share_its_split_and_its_verdict(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus.sources, "PIECE", 300)
-    monkeypatch.setattr(worker, "BATCH_BYTES", 500)
     (tmp_path / "s").mkdir()
-    for i, text in enumerate(make_documents(30)):
-        (tmp_path / "s" / f"{i:02}.txt").write_text(f"{i} " + text * 5)
-    (tmp_path / "s" / "99.txt").write_bytes((tmp_path / "s" / "07.txt").read_bytes())
-    data = prepared(tmp_path, tmp_path / "s", duplicates="exact")
-    assert sorted(texts_of(data)) == sorted((tmp_path / "s" / f"{i:02}.txt").read_text() for i in range(30))
-    assert data.meta["dropped"]["exact duplicate"]["documents"] == 1
+    text = "".join(f"Word{i} naïve 日本 {i * 7919}{ending}" for i in range(300))
+    (tmp_path / "s" / "a.txt").write_text(text)
+    (tmp_path / "s" / "b.txt").write_text("another")
+    data = prepared(tmp_path, tmp_path / "s", val_fraction=0, test_fraction=0)
+    *parts, last = texts_of(data)
+    assert "".join(parts) == text and last == "another" and notes_of(data) == {}
+    assert len(parts) > 8 and all(len(part.encode()) <= 1000 for part in parts)
+    assert ending != "\n" or all(part.endswith("\n") for part in parts)
 
 
 def test_a_single_text_is_cut_between_characters(tmp_path, monkeypatch):
@@ -401,19 +389,6 @@ def test_a_line_too_long_to_hold_is_left_out_and_named(tmp_path, monkeypatch, en
     assert texts_of(data) == ["first", "a" * 1_400_000, "last"]
     (row,) = data.meta["notes"].values()
     assert row == {"documents": 3, "examples": [f"{tmp_path}/a.jsonl:{line}" for line in (2, 4, 6)]}
-
-
-@pytest.mark.parametrize("text", ["a" * 100_000, " " * 100_000, "1" * 50_000, "日" * 30_000, "ab " * 9 + "x" * 20_000])
-def test_a_run_without_a_break_is_encoded_in_parts(text):
-    parts = parts_of(text)
-    assert "".join(parts) == text and max(map(len, parts)) <= worker.LONGEST_RUN + 27 and len(parts) > 1
-    tokenizer = make_tokenizer("bpe:300", ["aaaa bbbb"])
-    assert tokenizer.decode(np.concatenate([tokenizer.encode(part) for part in parts])) == text
-
-
-def test_ordinary_text_is_encoded_in_one_part():
-    text = "word " * 50_000
-    assert parts_of(text) == [text] and parts_of("x" * 4000 + " ") == ["x" * 4000 + " "]
 
 
 def test_limits_end_the_reading(tmp_path):
