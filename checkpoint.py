@@ -175,6 +175,8 @@ def adopt(config, begin: dict | None, data, resuming: bool):
     Fine-tuning may choose another dropout and a smaller block_size; going on with a run keeps all that shapes it.
     Raises UserError where an option contradicts.
     """
+    told = "eval_only=True needs weights: give --init_from=RUN, or --resume=True for the run's own"
+    require(begin or not config.eval_only, told)
     fixed = {"vocab_size": max(config.vocab_size or 0, data.tokenizer.vocab_size)}
     fixed |= {"document_token": data.tokenizer.end_of_text} if config.document_mask else {}
     if begin:

@@ -18,6 +18,7 @@ import runpy
 import shutil
 import signal
 import statistics
+import subprocess
 import sys
 import threading
 import time
@@ -40,6 +41,20 @@ class UserError(ValueError):
 def require(condition, message: str) -> None:
     if not condition:
         raise UserError(message)
+
+
+def made(data: str, prepare: str | None) -> str:
+    """`data`; if that folder is not there, and the options `prepare` of prepare_data.py make it, it is made first.
+
+    In a process of its own, for its workers are new interpreters that import the main program.
+    """
+    makes_it = [f"data/{word[7:]}" for word in (prepare or "").split() if word.startswith("--name=")]
+    if data in makes_it and not Path(data).exists():
+        print(f"'{data}' is not there, making it: python prepare_data.py {prepare}", flush=True)
+        program = Path(__file__).with_name("prepare_data.py")
+        done = subprocess.run([sys.executable, program, *prepare.split()])
+        require(done.returncode == 0, "the data could not be made: the reason stands above")
+    return data
 
 
 def first_line(error: Exception) -> str:
@@ -532,6 +547,10 @@ class Log:
             print(f"warning: Weights & Biases failed ({first_line(error)}): going on without it; log.jsonl has it all")
             self.wandb = None
 
+    def pause(self, step: int) -> None:
+        self.draw()
+        print(f"stopped and saved at step {step}: the same command with --resume=True goes on")
+
     def draw(self) -> None:
         """loss.png: training and validation loss against tokens."""
         from matplotlib.figure import Figure
@@ -560,10 +579,17 @@ class Log:
 
 
 class Silence:
-    """What the other ranks have in place of the log: it takes everything, and does nothing."""
+    """What the other ranks have in place of the log, and who only evaluates: it keeps nothing."""
+
+    def __init__(self, *args):
+        pass
 
     def __getattr__(self, name):
-        return lambda *args, **figures: figures
+        return lambda *args, **figures: None
+
+    def finish(self, *args, **figures) -> dict:
+        print(*([f"{key}: {show(value)}" for key, value in figures.items()] or ["no validation data"]), sep="\n")
+        return figures
 
 
 class SpikeWatch:

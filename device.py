@@ -22,12 +22,17 @@ from console import explained, first_line, require
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "5090": 210e12}
 
 
-def describe(model, device) -> tuple[int, float | None]:
-    """Print what is trained on what; returns the number of the model's parameters, and the peak FLOPS of the device."""
+def describe(model, device, batches) -> tuple[int, float, float | None]:
+    """Print what is trained, on what and by how much at a time. Returns the number of the model's parameters, its FLOPs
+    for a token, and the FLOPs a second that all its devices can do at most."""
     n_params = sum(p.numel() for p in model.parameters())
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     print(f"{n_params:,} parameters on {card}, activations {model.compute_dtype}")
-    return n_params, next((peak for name, peak in PEAK_FLOPS.items() if name in card), None)
+    ranks, rows, T = batches.world_size, batches.batch_size, batches.block_size
+    split = f"{ranks} ranks × " * (ranks > 1) + f"{batches.grad_accum} micro-steps × {rows} sequences × {T}"
+    print(f"{ranks * batches.grad_accum * rows * T:,} tokens a step: {split}")
+    peak = next((peak * ranks for name, peak in PEAK_FLOPS.items() if name in card), None)
+    return n_params, model.flops_per_token(), peak
 
 
 def pick_device(device: str, dtype: str):
@@ -116,8 +121,8 @@ PINNED: dict[tuple, deque] = {}  # by shape: (buffer, event) of the latest copie
 def to_device(array, device, slots: int = 4):
     """A numpy array as a tensor on the device. A copy to a GPU takes place while the host goes on.
 
-    It is made from pinned memory, `slots` buffers of a shape in turn, for tokens and targets of two batches. A buffer is
-    filled again when the event behind its last copy has come: the host is ahead by so much at most.
+    It is made from pinned memory, `slots` buffers of a shape in turn, for tokens and targets of two batches. A buffer
+    is filled again when the event behind its last copy has come: the host is ahead by so much at most.
     """
     tensor, turns = torch.from_numpy(array), PINNED.setdefault(array.shape, deque())
     if device.type != "cuda":

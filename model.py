@@ -299,7 +299,7 @@ class GPT(nn.Module):
         super().__init__()
         assert config.vocab_size is not None, "vocab_size has to be known before the model is built"
         self.config, self.compute_dtype = config, compute_dtype
-        C, L, D = config.n_embd, config.n_layer, config.n_embd // config.n_head
+        C, L, D, G = config.n_embd, config.n_layer, config.n_embd // config.n_head, config.n_kv_head or config.n_head
         self.wte = nn.Embedding(config.padded_vocab(), C)
         if config.position == "learned":
             self.wpe = nn.Embedding(config.block_size, C)
@@ -309,8 +309,7 @@ class GPT(nn.Module):
             self.register_buffer("cos", angle.cos(), persistent=False)
             self.register_buffer("sin", angle.sin(), persistent=False)
         with_value = range(L - 1, -1, -2)[: config.value_embeds]
-        kv_size = (config.n_kv_head or config.n_head) * D
-        self.value_embeds = nn.ModuleDict({str(i): nn.Embedding(config.padded_vocab(), kv_size) for i in with_value})
+        self.value_embeds = nn.ModuleDict({str(i): nn.Embedding(config.padded_vocab(), G * D) for i in with_value})
         if config.bigram_rows:
             self.bigrams = nn.Embedding(config.bigram_rows, C)
         if config.residual_scalars:
@@ -424,7 +423,7 @@ class GPT(nn.Module):
         require(bool(prompts) and all(prompts), "every prompt needs at least one token (end-of-text begins a document)")
         require(temperature == 0 or temperature >= 1e-4, f"{temperature=} must be 0, or at least 0.0001")
         valid = (top_k is None or top_k >= 1) and (top_p is None or 0 < top_p <= 1) and max_new_tokens <= 10**7
-        require(valid, f"{top_k=} must be at least 1 or None, {top_p=} in (0, 1] or None, {max_new_tokens=} at most 10**7")
+        require(valid, f"{top_k=} is not 1 or more, or {top_p=} not in (0, 1], or {max_new_tokens=} is above 10**7")
         was_training, device = self.training, self.wte.weight.device
         self.eval()
         generator = None if seed is None else torch.Generator(device).manual_seed(seed)
@@ -438,9 +437,8 @@ class GPT(nn.Module):
         capture, S = getattr(getattr(torch, device.type), "make_graphed_callables", None), self.config.block_size
         whole = capture is not None and min(max_new_tokens, S) > 8  # the capture itself takes a few steps
         cache, begin = KVCache(self.config, len(prompts), self.compute_dtype, device, whole), -S
-        step = plain = lambda new: self(new, cache=cache)
-        if whole:
-            step = capture(plain, (text[:, :1].clone(),))
+        plain = lambda new: self(new, cache=cache)  # noqa: E731
+        step = capture(plain, (text[:, :1].clone(),)) if whole else plain
         for end in range(int(lengths.min()), total):  # the cache holds text[:, begin : end - 1]
             if end - begin > S:
                 begin = max(0, end - (S if begin < 0 else max(1, S // 2)))

@@ -1,9 +1,9 @@
-"""One run in many processes: who is who, what is summed and agreed on, and how a model too large for one device is cut.
+"""One run in many processes: who is who, what is summed and agreed on, how a model too large for one device is cut.
 
-`torchrun --nproc_per_node=8 train.py config/x.py` starts a process, a *rank*, per GPU. Each computes its own sequences of
-the global batch; gradients are averaged once per optimizer step. With shard=True every rank also keeps only its share of
-each parameter, gradient and optimizer state (ZeRO stage 3, Rajbhandari et al. 2020, arXiv:1910.02054; torch's FSDP2).
-In a single process every function here does the obvious thing, or nothing. Of the project it imports console alone.
+`torchrun --nproc_per_node=8 train.py config/x.py` starts a process, a *rank*, per GPU. Each computes its own sequences
+of the global batch; gradients are averaged once per optimizer step. With shard=True every rank also keeps only its
+share of each parameter, gradient and optimizer state (ZeRO stage 3, Rajbhandari et al. 2020, arXiv:1910.02054; torch's
+FSDP2). In a single process every function here does the obvious thing, or nothing. Of the project it imports console alone.
 """
 
 import contextlib

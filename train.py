@@ -10,8 +10,6 @@ table of contents.
 """
 
 import math
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,10 +19,9 @@ import torch
 from torch import Tensor
 
 import parallel
-import prepare_data
 from checkpoint import CHECKPOINT_FORMAT, adopt, load_latest, load_state, load_weights, save_checkpoint, state_of
 from console import (RESUMABLE, Log, Silence, SpikeWatch, catch_signals, check_folder, explained, locked, read_options,
-                     require, run_command, show)  # fmt: skip
+                     made, require, run_command)  # fmt: skip
 from corpus.synthetic import exam, task_accuracy
 from device import (compiled, describe, keep_memory, peak_memory_mb, pick_device, require_memory, to_device,
                     try_compile)  # fmt: skip
@@ -154,8 +151,8 @@ class Muon(torch.optim.Optimizer):
             for (rows, columns), params in stacks.items():
                 for p in params:
                     self.state[p] = self.state[p] or {"momentum": torch.zeros_like(p)}
-                means = [parallel.local(self.state[p]["momentum"]) for p in params]
-                grads, weights = ([parallel.local(t) for t in ts] for ts in ([p.grad for p in params], params))
+                triples = ((p, p.grad, self.state[p]["momentum"]) for p in params)
+                weights, grads, means = zip(*(map(parallel.local, triple) for triple in triples))
                 torch._foreach_lerp_(means, grads, 1 - group["momentum"])
                 ahead = torch.stack(grads).lerp_(torch.stack(means), group["momentum"])  # Nesterov: one step ahead
                 updates = parallel.share(orthogonalize, ahead, rows, sharded=weights[0] is not params[0])
@@ -214,13 +211,12 @@ def set_schedule(optimizers: list[torch.optim.Optimizer], progress: float, confi
 
 def evaluate(model, data, split: str, block_size: int, batch_size: int, device: torch.device) -> dict[str, float]:
     """The figures of `evaluate_folder`; of a mixture, each folder's own and their means, weighted by share."""
-    parts = {name: (share, evaluate_folder(model, source, split, block_size, batch_size, device))
-             for name, (share, source) in data.sources.items()}  # fmt: skip
-    parts = {name: part for name, part in parts.items() if part[1]}
-    keys, total = [f"{split}_loss", f"{split}_bpb"], sum(share for share, _ in parts.values())
-    figures = {key: sum(share * part[key] for share, part in parts.values()) / total for key in keys if parts}
-    own = {f"{key}_{name}": part[key] for name, (_, part) in parts.items() for key in keys}
-    return figures | (own if len(data.sources) > 1 else {})
+    parts = [(name, share, own) for name, (share, source) in data.sources.items()
+             if (own := evaluate_folder(model, source, split, block_size, batch_size, device))]  # fmt: skip
+    keys, total = parts[0][2] if parts else [], sum(share for _, share, _ in parts)
+    figures = {key: sum(share * own[key] for _, share, own in parts) / total for key in keys}
+    each = {f"{key}_{name}": own[key] for name, _, own in parts for key in keys}
+    return figures | (each if len(data.sources) > 1 else {})
 
 
 @torch.no_grad()
@@ -309,8 +305,7 @@ class Run:
 
     def validate(self, network) -> dict[str, float]:
         """The losses on the whole validation split, and the shares of the synthetic tasks that are solved."""
-        rows, _ = self.config.split_batch()
-        losses = evaluate(network, self.data, "val", self.config.block_size, rows, self.device)
+        losses = evaluate(network, self.data, "val", self.config.block_size, self.config.split_batch()[0], self.device)
         return losses | task_accuracy(self.model, self.data.tokenizer, self.exam)
 
 
@@ -323,33 +318,24 @@ def train(config: TrainConfig, watch=list) -> dict:
     # What the run needs, checked before anything is written.
     started, out = time.perf_counter(), Path(config.out or "out/default")
     device, dtype = pick_device(config.device, config.dtype)
-    data = parallel.in_turn(lambda: find_data(config))
+    data = parallel.in_turn(lambda: open_data(made(config.data, config.prepare)))
     check_folder(out, config.resume or config.eval_only, config.overwrite)
     checkpoint = parallel.in_turn(lambda: load_latest(out)) if config.resume else None
     begin = checkpoint or (load_weights(config.init_from) if config.init_from else None)
     with explained("the run cannot begin", "check its options, and the checkpoint if it begins from one"):
         config = adopt(config, begin, data, resuming=checkpoint is not None)
-        rows, grad_accum = config.split_batch()
-        ranks, align = parallel.world_size(), config.align_documents
-        batches = TrainBatches(data, config.block_size, config.seed, rows, grad_accum, ranks, align)
-        require_memory(config, rows, device.type == "cpu" and not config.eval_only)
+        split = *config.split_batch(), parallel.world_size()
+        batches = TrainBatches(data, config.block_size, config.seed, *split, config.align_documents)
+        require_memory(config, batches.batch_size, device.type == "cpu" and not config.eval_only)
         run = Run(config, data, device, dtype)
         if begin:
             run.restore(begin) if checkpoint else load_state(begin, run.model)
-    if config.eval_only:
-        require(begin, "eval_only=True needs weights: give --init_from=RUN, or --resume=True for the run's own")
-        val = run.validate(run.model)
-        print(*([f"{key}: {show(value)}" for key, value in val.items()] or ["no validation data"]), sep="\n")
-        return val
-    network = try_compile(run.model, rows, device, config.compile)
-    trained = parallel.replicate(network) if ranks > 1 and not config.shard else network
-    n_params, peak = describe(run.model, device)
-    split = f"{ranks} ranks × " * (ranks > 1) + f"{grad_accum} micro-steps × {rows} sequences × {config.block_size}"
-    print(f"{config.batch_tokens:,} tokens a step: {split}")
-    flops = run.model.flops_per_token() / ranks
-    log = Silence() if parallel.rank() else Log(out, run.step, run.seconds, asdict(config), n_params, flops, peak)
+    network = try_compile(run.model, batches.batch_size, device, config.compile)
+    trained = parallel.replicate(network) if batches.world_size > 1 and not config.shard else network
+    made_log = Silence if parallel.rank() or config.eval_only else Log
+    log = made_log(out, run.step, run.seconds, asdict(config), *describe(run.model, device, batches))
 
-    finished, stopping, saved = config.progress(run.step, run.seconds) >= 1, False, True
+    finished, stopping, saved = config.eval_only or config.progress(run.step, run.seconds) >= 1, False, True
     losses, val, stop = [], {}, watch()
     origin = time.perf_counter() - run.seconds  # training time is the time since `origin`
     while not finished:
@@ -382,8 +368,7 @@ def train(config: TrainConfig, watch=list) -> dict:
 
     require(saved, f"the last state, of step {run.step}, could not be written: the reason stands above")
     if stopping:
-        log.draw()
-        print(f"stopped and saved at step {run.step}: the same command with --resume=True goes on")
+        log.pause(run.step)
         return {"steps": run.step, "stopped_by": stop}
     val = val or run.validate(network)  # resumed with nothing left to do
     summary = log.finish(run.step, run.seconds, time.perf_counter() - started, peak_memory_mb(device), **val)
@@ -392,16 +377,6 @@ def train(config: TrainConfig, watch=list) -> dict:
         new = run.model.generate([prompt], 200, 0.7, top_k=50, seed=config.seed, stop_token=prompt[0])[0]
         print("---", config.sample_prompt + data.tokenizer.decode(new), sep="\n")
     return summary
-
-
-def find_data(config: TrainConfig):
-    """The data, made first if it is not there and the recipe says how. Raises UserError."""
-    makes_it = [f"data/{word[7:]}" for word in (config.prepare or "").split() if word.startswith("--name=")]
-    if config.data in makes_it and not Path(config.data).exists():
-        print(f"'{config.data}' is not there, making it: python prepare_data.py {config.prepare}")
-        prepared = subprocess.run([sys.executable, prepare_data.__file__, *config.prepare.split()])
-        require(prepared.returncode == 0, "the data could not be made: the reason stands above")
-    return open_data(config.data)
 
 
 def main(argv: list[str]) -> int:
