@@ -39,7 +39,7 @@ def test_a_spike_stands_out_of_the_latest_hundred_losses():
     assert not any(watch.look(step, loss) for step, loss in enumerate(losses))
     limit = statistics.fmean(losses[-100:]) + 6 * statistics.stdev(losses[-100:])
     assert watch.look(150, limit + 0.001) and not watch.look(151, limit - 0.001)
-    assert watch.figures() == {"spikes": 1}
+    assert watch.count == 1
 
 
 def test_noise_makes_no_spikes_and_neither_does_the_beginning():
