@@ -98,9 +98,8 @@ class LayerNorm(nn.LayerNorm):
 
 
 def make_norm(config: GPTConfig) -> nn.Module:
-    if config.norm == "layer":
-        return LayerNorm(config.n_embd, bias=config.bias)
-    return nn.RMSNorm(config.n_embd, elementwise_affine=False)  # Zhang & Sennrich 2019, arXiv:1910.07467
+    layer = config.norm == "layer"  # else RMSNorm (Zhang & Sennrich 2019, arXiv:1910.07467)
+    return LayerNorm(config.n_embd, bias=config.bias) if layer else nn.RMSNorm(config.n_embd, elementwise_affine=False)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
