@@ -467,7 +467,7 @@ def beginning(plan: dict) -> dict:
     """What is counted, and the place that was reached: see corpus.worker.batches."""
     counts = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in SPLITS}
     return {"plan": plan, "place": [0, 0, 0], "splits": counts, "sources": {}, "notes": {}, "dropped": {},
-            "lengths": [0] * 32, "largest": [], "appended": {"signatures.bin": 0, "sample.jsonl": 0}}  # fmt: skip
+            "lengths": [0] * 32, "largest": [], "fault": None, "appended": {"signatures.bin": 0, "sample.jsonl": 0}}  # fmt: skip
 
 
 class Writer:
@@ -505,10 +505,11 @@ class Writer:
         if self.full():
             return
         verdict = row.verdict or (row.signature and self.seen.verdict(np.frombuffer(row.signature, np.uint64)))
-        if row.note:
+        if row.note and self.progress["fault"] != [row.note, row.where]:  # once for all pieces of a text
             told = f"{row.where}: {row.note}. Mend it or leave it out, or type --strict=False to count faults and go on"
             require(not self.config.strict or row.note == "empty", told)
             self.count("notes", row.note, row)
+            self.progress["fault"] = [row.note, row.where]
         if verdict:
             self.count("dropped", verdict, row)
         elif row.size:
