@@ -100,7 +100,8 @@ def judge(change: patch.Change, setup: Setup, seeds: list[list[int]], alpha: flo
         with pairs_runner(setup, patch.apply(setup.base, change)) as run:
             ending = decide(run, pairs, seeds, rules, tell, early="replay_of" not in more)
     finally:
-        row |= {"pairs": pairs, "differences": differences(pairs, "val"), "state": "done", **ending}
+        row |= {"pairs": pairs, "differences": differences(pairs, "val"), "state": "done", **ending,
+                "isolation": pairs[0]["isolation"] if pairs else None}  # fmt: skip
         setup.ledger.append(row | {"run_seconds": round(time.time() - started, 1)})
     return row
 

@@ -30,7 +30,7 @@ from research.patch import ROOT, Invalid, from_tree, git, hash_of, read_tree
 from research.runs import Options
 from research.verdict import Night, Noise
 
-SHOWN = 60  # trials of each sort that an agent is told of
+SHOWN = 200  # of the newest trials, that an agent is told of
 
 
 @dataclass(frozen=True)
@@ -82,19 +82,14 @@ def told(row: dict) -> str:
 
 
 def lessons(rows: list[dict], repo: Path) -> str:
-    """The brief, and what was tried: what won, near misses, what lost and by how much, what was invalid and why."""
+    """The brief, and what was tried: what won, what lost and by how much, what was invalid and why; sorted by verdict,
+    and within it the best first."""
     noise = [Noise.of(row["differences"]).sd for row in rows if row["kind"] == "noise" and row.get("differences")][-1:]
-    groups: dict[str, list[str]] = {}
-    for row in rows:
-        near = "Near misses: lower, but not surely" if (row.get("mean") or 0) < 0 else "Lost"
-        sorts = {"keep": "Kept: already in your clone", "reject": near, "undecided": near, "none": "Came to nothing"}
-        if row.get("verdict") and row["kind"] == "trial":
-            groups.setdefault(sorts.get(row["verdict"].split()[0], "Invalid or crashed"), []).append(told(row))
+    tried = [row for row in rows if row.get("verdict") and row["kind"] == "trial"][-SHOWN:]
+    tried.sort(key=lambda row: (row["verdict"], row.get("mean") or 0.0))
     facts = {"noise_deviation": noise, "false_discovery_budget_left": Night.of(rows).left()}
-    parts = [(repo / "CLAUDE.md").read_text(), (repo / "research/task.md").read_text(), json.dumps(facts)]
-    for sort, group in groups.items():
-        parts += [f"\n## {sort}", *group[-SHOWN:]]
-    return "\n".join(parts) + "\n"
+    parts = (repo / "CLAUDE.md").read_text(), (repo / "research/task.md").read_text(), json.dumps(facts)
+    return "\n".join([*parts, *map(told, tried), ""])
 
 
 def run_agent(command: str, copy: Path, text: str, seconds: float) -> str | None:
