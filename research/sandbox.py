@@ -8,6 +8,7 @@ not allow namespaces the same program runs without, aloud, and `isolation` says 
 import glob
 import json
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -57,20 +58,23 @@ class Sandbox:
     def __init__(self, folder: Path, cores: list[int], hidden: list[Path] = (), gpu: str | None = None):
         require(sys.platform == "linux", "the referee runs on Linux alone: its sandbox is made of what that offers")
         self.folder = Path(tempfile.mkdtemp(dir=folder))
-        own = {"OMP_NUM_THREADS": str(len(cores)), "OPENBLAS_NUM_THREADS": "1", "LANG": "C.UTF-8", "USER": "nobody"}
+        share, own = len(cores) / (os.cpu_count() or 1), {"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {}
         own |= {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "OMP_WAIT_POLICY") if name in os.environ}
-        own |= {"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {}
-        self.environment = own | {"HOME": "/tmp", "MPLCONFIGDIR": "/tmp"}
+        own |= {"OMP_NUM_THREADS": str(len(cores)), "OPENBLAS_NUM_THREADS": "1", "LANG": "C.UTF-8", "USER": "nobody",
+                "HOME": "/tmp", "MPLCONFIGDIR": str(folder / "cache"), "PYTHONHASHSEED": "0"}  # fmt: skip
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-B", "-s", "-P", str(HERE / "zygote.py"), str(theirs.fileno())]
-        start = own | {"MPLCONFIGDIR": str(folder / "cache"), "PYTHONHASHSEED": "0"}
-        self.starter = subprocess.Popen(command, env=start, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
-        os.sched_setaffinity(self.starter.pid, cores)  # for good: a run is refused the call that would change it
+        self.starter = subprocess.Popen(command, env=own, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        # For good: a run is refused the call that would change its cores, and nobody may raise a limit.
+        os.sched_setaffinity(self.starter.pid, cores)
+        memory = int(0.9 * share * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        limits = {"RLIMIT_DATA": memory, "RLIMIT_FSIZE": DISK_BYTES, "RLIMIT_CORE": 0, "RLIMIT_NPROC": 2048}
+        for kind, limit in ((getattr(resource, name), limit) for name, limit in limits.items()):
+            hard = resource.prlimit(self.starter.pid, kind)[1]
+            limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+            resource.prlimit(self.starter.pid, kind, (limit, limit))
         theirs.close()
         require(self.control.recv(64) == b"ready", "the sandbox's starter did not begin: see above")
-        share = len(cores) / (os.cpu_count() or 1)
-        memory = int(0.9 * share * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-        self.limits = {"RLIMIT_DATA": memory, "RLIMIT_FSIZE": DISK_BYTES, "RLIMIT_CORE": 0, "RLIMIT_NPROC": 2048}
         # What may be written to comes first, for an interpreter may lie below /tmp and has to show through.
         sizes = {"/dev/shm": 64 << 20, "/tmp": DISK_BYTES}
         self.view = [("tmpfs", f"size={size},nr_inodes=4096,mode=1777", path) for path, size in sizes.items()]
@@ -94,9 +98,8 @@ class Sandbox:
         view = [*self.view, ("tmpfs", self.view[1][1], str(out)), *(("show", str(path), str(path)) for path in shown)]
         spec = {
             "root": str(root), "view": [*view, *(("show", *cover) for cover in self.covers)], "isolated": isolated,
-            "argv": [*map(str, argv)], "folder": str((shown or [out])[0]), "environment": self.environment,
-            "limits": self.limits, "printed": str(self.folder / "printed"), "seconds": seconds,
-            "collect": {str(out / name): str(path) for name, path in collect.items()},
+            "argv": [*map(str, argv)], "folder": str((shown or [out])[0]), "printed": str(self.folder / "printed"),
+            "seconds": seconds, "collect": {str(out / name): str(path) for name, path in collect.items()},
         }  # fmt: skip
         ours, theirs = socket.socketpair()
         with theirs:
