@@ -20,7 +20,7 @@ from pathlib import Path
 import prepare_data
 from console import UserError, require
 from research import patch, verdict
-from research.ledger import Ledger, new_id
+from research.ledger import Ledger, new_id, now
 from research.runs import ARMS, Options, Setup, pairs_runner
 from research.verdict import Night, Noise
 
@@ -38,7 +38,7 @@ def begin(kind: str, setup: Setup, **more) -> dict:
     options, parent = setup.options, ""
     with contextlib.suppress(UserError):  # no repository, or no git
         parent = patch.git(setup.root, "rev-parse", "HEAD").strip()
-    row = {"id": new_id(kind), "state": "begun", "kind": kind, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    row = {"id": new_id(kind), "state": "begun", "kind": kind, "time": now(),
            "hypothesis": "", "config": options.config, "budget": options.budget, "options": asdict(options),
            "parent": parent, "tree": patch.tree_hash(setup.base), "hardware": hardware(),
            "data": prepare_data.Data(setup.data).fingerprint,

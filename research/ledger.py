@@ -40,3 +40,7 @@ class Ledger:
 
 def new_id(kind: str) -> str:
     return f"{kind[0]}{time.strftime('%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from console import UserError, require
 from research.judge import try_change
-from research.ledger import Ledger, new_id
+from research.ledger import Ledger, new_id, now
 from research.patch import ROOT, Invalid, from_tree, git, hash_of, read_tree
 from research.runs import Options
 from research.verdict import Night, Noise
@@ -68,7 +68,8 @@ def commit(repo: Path, row: dict) -> None:
         return
     git(repo, "apply", "--index", "--whitespace=nowarn", "-", stdin=row["diff"].encode())
     trailers = {"Trial": "id", "Verdict": "verdict", "Evidence": "reason", "Parent": "parent"}
-    text = [one_line(row["hypothesis"], 72) or f"Trial {row['id']}", "", one_line(row["hypothesis"], 2000), ""]
+    title, body = (one_line(row["hypothesis"], length) for length in (72, 2000))
+    text = [title or f"Trial {row['id']}", "", *[body, ""] * (body != title)]
     text += [f"{key}: {one_line(row[name])}" for key, name in trailers.items()]
     git(repo, "commit", "-q", "-F", "-", stdin="\n".join([*text, ""]).encode())
 
@@ -114,7 +115,8 @@ def run_agent(command: str, copy: Path, text: str, seconds: float) -> str | None
 def attempt(command: str, ledger: Ledger, repo: Path, number: int, seconds: float, judge) -> dict:
     """One idea from agent to verdict; returns its last row. The judge goes on with the row that is begun here."""
     rows, folder = ledger.trials(), ledger.folder / "attempts" / f"{number:04}"
-    row = ledger.append({"id": new_id("trial"), "kind": "attempt", "number": number, "state": "begun"})
+    row = {"id": new_id("trial"), "kind": "attempt", "number": number, "time": now(), "state": "begun"}
+    ledger.append(row)
 
     def end(reason: str, **more) -> dict:
         return ledger.append(row | {"kind": "trial", "state": "done", "verdict": "none", "reason": reason} | more)

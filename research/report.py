@@ -56,13 +56,15 @@ def progress(trials: list[dict]) -> bytes:
     axes = Figure(figsize=(8, 3.6), layout="constrained").subplots()
     axes.set(xlabel="trial", ylabel="val_bpb (bits per byte)")
     means = [[np.mean([pair[arm]["bpb"] for pair in row["pairs"] if arm in pair]) for arm in ARMS] for row in trials]
-    axes.plot([baseline for baseline, _ in means], color="black", lw=1, label="the recipe of the time")
+    axes.plot(range(1, len(means) + 1), [baseline for baseline, _ in means], "k-", lw=1, label="the recipe of the time")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     for verdict, colour in COLOURS.items():
-        points = [(place, means[place][1]) for place, row in enumerate(trials) if row["verdict"].startswith(verdict)]
-        axes.plot([x for x, _ in points], [y for _, y in points], "o", color=colour, label=f"{verdict} ({len(points)})")
+        places = [place for place, row in enumerate(trials) if row["verdict"].startswith(verdict)]
+        points = np.array([(place + 1, means[place][1]) for place in places]).reshape(-1, 2)
+        axes.plot(*points.T, "o", color=colour, label=f"{verdict} ({len(points)})")
     if means:  # a few hopeless ones shall not flatten the rest
         low, high = np.quantile(means, [0, 0.9])
-        axes.set_ylim(low - 0.01, high + max(0.02, high - low))
+        axes.set_ylim(low - max(0.01, (high - low) / 10), high + max(0.02, high - low))
     axes.legend(fontsize=8)
     axes.figure.savefig(file := io.BytesIO(), dpi=100)
     return file.getvalue()
