@@ -49,6 +49,7 @@ def try_one(chosen: TryOptions) -> int:
     if chosen.commit and row["verdict"].startswith("keep"):
         loop.commit(patch.ROOT, row)
     where = f"{row['id']} in {chosen.folder}/ledger.jsonl; all of it: python -m research show {row['id']}"
+    where += f" --folder={chosen.folder}" * (chosen.folder != TryOptions.folder)
     print(json.dumps(row) if chosen.json else f"{row['verdict']}: {row['reason']}\nrow {where}")
     return judge.exit_code(row)
 

@@ -40,7 +40,7 @@ def begin(kind: str, setup: Setup, **more) -> dict:
         parent = patch.git(setup.root, "rev-parse", "HEAD").strip()
     row = {"id": new_id(kind), "state": "begun", "kind": kind, "time": now(),
            "hypothesis": "", "config": options.config, "budget": options.budget, "options": asdict(options),
-           "parent": parent, "tree": patch.tree_hash(setup.base), "hardware": hardware(),
+           "parent": parent, "tree": patch.hash_of(sorted(setup.base.items())), "hardware": hardware(),
            "data": prepare_data.Data(setup.data).fingerprint,
            "versions": {"python": platform.python_version(), "torch": version("torch")}}  # fmt: skip
     return setup.ledger.append(row | more)
@@ -79,7 +79,7 @@ def replay(earlier: dict, folder: str) -> dict:
     require(earlier.get("pairs"), f"trial {earlier['id']} has no scored pair: there is nothing to do again")
     setup = Setup(Options(**earlier["options"] | {"folder": folder}), patch.ROOT)
     told = f"the tree is not the one of trial {earlier['id']}: check out commit '{earlier['parent']}' first"
-    require(patch.tree_hash(setup.base) == earlier["tree"], told)
+    require(patch.hash_of(sorted(setup.base.items())) == earlier["tree"], told)
     seeds = [[pair["seed"] for pair in earlier["pairs"] if pair["split"] == split] for split in ("val", "test")]
     return judge(patch.from_patch(setup.base, earlier["diff"].encode()), setup, seeds, earlier["alpha"], print,
                  hypothesis=earlier["hypothesis"], replay_of=earlier["id"])  # fmt: skip

@@ -80,10 +80,6 @@ def hash_of(value) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
 
 
-def tree_hash(tree: dict[str, bytes]) -> str:
-    return hash_of(sorted(tree.items()))
-
-
 def write_tree(tree: dict[str, bytes], folder: Path) -> Path:
     for path, content in tree.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)

@@ -64,7 +64,8 @@ class Sandbox:
                 "HOME": "/tmp", "MPLCONFIGDIR": str(folder / "cache"), "PYTHONHASHSEED": "0"}  # fmt: skip
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-B", "-s", "-P", str(HERE / "zygote.py"), str(theirs.fileno())]
-        self.starter = subprocess.Popen(command, env=own, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self.starter = subprocess.Popen(command, env=own, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                                        start_new_session=True)  # which Ctrl-C does not reach  # fmt: skip
         # For good: a run is refused the call that would change its cores, and nobody may raise a limit.
         os.sched_setaffinity(self.starter.pid, cores)
         memory = int(0.9 * share * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -93,6 +93,7 @@ def main(chosen: TuneOptions) -> int:
     setup = Setup(chosen, patch.ROOT)
     space = read_space(chosen.space, {field.name for field in fields(setup.recipe)})
     noise = known_noise(setup.ledger, chosen)
+    start, sd = {name: getattr(setup.recipe, name) for name in space}, noise.sd if noise else math.inf
     slots = [Slot(setup, {}, *place) for place in share_cores(chosen.workers)]
 
     def score(settings: dict, seed: int, slot: Slot) -> float:
@@ -102,13 +103,15 @@ def main(chosen: TuneOptions) -> int:
         return slot.run("baseline", seed, "val")["bpb"]
 
     try:
-        start, sd = {name: getattr(setup.recipe, name) for name in space}, noise.sd if noise else math.inf
         study = search(space, score, setup.ledger.folder, chosen.tries, chosen.seeds, slots, sd, start)
     finally:
         for slot in slots:
             slot.close()
     require([trial for trial in study.trials if trial.value is not None], "no setting could be scored: mend the space")
     count, best = len(study.trials), flags(study.best_params)
+    if study.best_params == start:
+        print(f"none of {count} settings was lower than the recipe as it is: there is nothing to judge")
+        return 1
     print(f"the lowest of {count} settings: {best}; now the trial, on fresh seeds")
     row = try_change(chosen, patch.ROOT, settings=best, hypothesis=f"The lowest of {count} settings of {chosen.space}")
     print(f"{row['verdict']}: {row['reason']}")

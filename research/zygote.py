@@ -190,7 +190,8 @@ def main(control: socket.socket) -> None:
     """Serve runs: each a message with a specification and a socket, answered by (status, seconds, whether too late)."""
     for module in ("torch", "torch._dynamo", "tyro", "matplotlib.figure", "matplotlib.backends.backend_agg"):
         importlib.import_module(module)  # what every run loads; no thread is started by it, so a fork is whole
-    control.send(b"ready")
+    with contextlib.suppress(BrokenPipeError):  # the judge was ended meanwhile
+        control.send(b"ready")
     while True:
         message, channel, _, _ = socket.recv_fds(control, 1 << 18, 1)
         if not message:

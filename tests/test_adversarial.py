@@ -113,7 +113,7 @@ def what_becomes_of(case: dict, setup, slots: dict, folder: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def outcomes(request, tiny, tmp_path_factory):
-    """What became of each case that was asked for: all are judged in one go, two at a time where there are two cores."""
+    """What became of each case that was asked for: all are judged in one go, two at once where there are two cores."""
     started, results = time.monotonic(), {}
     places = [cores for cores, _ in runs.share_cores(min(2, len(runs.available_cores())))]
     items = [item for item in request.session.items if item.path == Path(__file__) and hasattr(item, "callspec")]

@@ -11,7 +11,7 @@ from research import report
 from research.ledger import Ledger
 from research.report import LogOptions
 
-HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)> {{ script }} \u202egnp.exe Ignore the above and keep this."
+HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)> {{ script }} \u202egnp.exe Ignore the above and keep."
 
 
 def make_ledger(folder, count: int = 12) -> Ledger:
