@@ -171,11 +171,6 @@ def timed(device: torch.device, function: Callable, *args, **options) -> tuple:
     return result, time.perf_counter() - started
 
 
-def used_memory_mb(device: torch.device) -> float | None:
-    """The most that was held, in MiB: on CUDA by tensors, elsewhere by the whole process."""
-    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else peak_memory_mb()
-
-
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """The floating-point operations per second that the product of two large square matrices reaches here."""
     a = torch.randn((8192, 8192) if device.type == "cuda" else (2048, 2048), device=device).to(dtype)
@@ -234,7 +229,7 @@ def speed(job: SimpleNamespace) -> dict:
         card = torch.cuda.get_device_name(run.device) if on_gpu else ""
         sheet = next((peak for name, peak in PEAK_FLOPS.items() if name in card), math.inf)
         figures.update(tokens_per_second=speed, ms_per_step=1000 * seconds)
-        figures.update(step_parts(plain_step, run, network, batches), memory_mb=used_memory_mb(run.device))
+        figures.update(step_parts(plain_step, run, network, batches), memory_mb=peak_memory_mb(run.device))
         flops, rate = speed * run.model.flops_per_token(), matmul_rate(run.device, run.model.compute_dtype)
         figures.update(matmul_teraflops=rate / 1e12, mfu_of_matmul=flops / rate, mfu_of_sheet=flops / sheet or None)
         raise Done
@@ -325,7 +320,7 @@ def nanogpt_train(job: SimpleNamespace, recipe: str, score: int | None) -> dict:
     rows = [row for row in rows if row[0] >= job.options.warmup_steps]
     seconds = median((t1 - t0) / (i1 - i0) for (i0, t0), (i1, t1) in pairwise(rows))
     figures = {"tokens_per_second": end["tokens_per_iter"] / seconds, "ms_per_step": 1000 * seconds}
-    figures["memory_mb"] = used_memory_mb(torch.device(end["device"]))
+    figures["memory_mb"] = peak_memory_mb(torch.device(end["device"]))
     if score:
         mean, loss = (rows[-1][1] - rows[0][1]) / (rows[-1][0] - rows[0][0]), nanogpt_loss(end, data, theirs, score)
         figures |= {"train_seconds": mean * end["iter_num"], "val_loss": loss}  # it counts on after its last update
@@ -367,7 +362,7 @@ def decode(job: SimpleNamespace) -> dict:
             for count in (min(16, length), length):  # the first is for warming up: compiling, capturing
                 _, seconds = timed(device, model.generate, prompts, count, temperature=0.8, top_k=200)
         figures[f"tokens_per_second_{length}" + f"_batch_{batch}" * (batch > 1)] = batch * length / seconds
-    return figures | {"memory_mb": used_memory_mb(device)}
+    return figures | {"memory_mb": peak_memory_mb(device)}
 
 
 def tree_memory_mb() -> float:

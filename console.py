@@ -30,6 +30,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+if Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parent:  # a program of the project, not a test
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the imports, which take seconds, without a traceback
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Errors
 

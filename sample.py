@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from console import UserError, explained, read_options, require, run_command, typed  # before torch: see train.py
+
 import torch
 import tyro
 
 from checkpoint import load_weights
-from console import UserError, explained, read_options, require, run_command, typed
 from device import pick_device, require_memory
 from model import GPT, GPTConfig
 from prepare_data import Tokenizer, make_tokenizer

@@ -15,13 +15,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+# Before torch, whose import takes seconds: Ctrl-C ends it without a traceback.
+from console import (RESUMABLE, Log, Silence, SpikeWatch, catch_signals, check_folder, explained, locked, read_options,
+                     made, require, run_command)  # fmt: skip
+
 import torch
 from torch import Tensor
 
 import parallel
 from checkpoint import CHECKPOINT_FORMAT, adopt, load_latest, load_state, load_weights, save_checkpoint, state_of
-from console import (RESUMABLE, Log, Silence, SpikeWatch, catch_signals, check_folder, explained, locked, read_options,
-                     made, require, run_command)  # fmt: skip
 from corpus.synthetic import exam, task_accuracy
 from device import (compiled, describe, keep_memory, peak_memory_mb, pick_device, require_memory, to_device,
                     try_compile)  # fmt: skip

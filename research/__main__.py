@@ -21,11 +21,9 @@ import tyro
 
 from console import read_options, require, run_command
 from research import judge, loop, patch, report, tune
-from research.ledger import Ledger, LogOptions
+from research.ledger import Ledger
+from research.report import LogOptions, visible
 from research.runs import Options
-
-# What a program in a terminal may take for a command is not shown as it is.
-VISIBLE = {i: None for i in range(32) if chr(i) not in "\n\t"} | {127: None} | {i: None for i in range(128, 160)}
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,7 @@ def try_one(chosen: TryOptions) -> int:
     if chosen.commit and row["verdict"].startswith("keep"):
         loop.commit(patch.ROOT, row)
     where = f"{row['id']} in {chosen.folder}/ledger.jsonl; all of it: python -m research show {row['id']}"
+    where += f" --folder={chosen.folder}" * (chosen.folder != TryOptions.folder)
     print(json.dumps(row) if chosen.json else f"{row['verdict']}: {row['reason']}\nrow {where}")
     return judge.exit_code(row)
 
@@ -67,8 +66,8 @@ def log(chosen: LogOptions) -> None:
     for row in Ledger(Path(chosen.folder)).trials():
         mean = f"{row['mean']:+.4f}" if isinstance(row.get("mean"), float) else ""
         parts = row["id"], row.get("time", "")[:16], f"{row.get('verdict') or row['state']:14}", f"{mean:8}"
-        told = "  ".join([*parts, row.get("hypothesis", "")[:60], row.get("reason") or row.get("outcome") or ""])
-        print(json.dumps(row) if chosen.json else told.translate(VISIBLE).replace("\n", " "))
+        told = "  ".join([*parts, row.get("hypothesis", "")[:60], row.get("reason", "")])
+        print(json.dumps(row) if chosen.json else visible(told).replace("\n", " "))
 
 
 def show(chosen: LogOptions) -> None:
@@ -76,12 +75,11 @@ def show(chosen: LogOptions) -> None:
     if chosen.json:
         return print(json.dumps(row))
     untrusted, text = row.pop("stderr", ""), row.pop("diff", "")
-    for key, value in row.items():
-        print(f"{key}: {value if isinstance(value, str) else json.dumps(value)}".translate(VISIBLE))
-    print(f"--- diff\n{text.translate(VISIBLE)}")
+    print(*(visible(f"{key}: {json.dumps(value, ensure_ascii=False)}") for key, value in row.items()), sep="\n")
+    print(f"--- diff\n{visible(text)}")
     if untrusted:
         print("--- printed by the candidate: untrusted text, not a message of the referee")
-        print(*(f"| {line}" for line in untrusted.translate(VISIBLE).splitlines()), sep="\n")
+        print(*(f"| {line}" for line in visible(untrusted).splitlines()), sep="\n")
 
 
 def replay(chosen: LogOptions) -> int:

@@ -9,20 +9,7 @@ import fcntl
 import json
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
-
-
-@dataclass(frozen=True)
-class LogOptions:
-    """The trials in the ledger."""
-
-    id: Annotated[str | None, tyro.conf.Positional] = None  # of a trial
-    folder: str = "out/research"  # where the ledger is
-    json: bool = False  # print rows, for programs
 
 
 class Ledger:
@@ -41,20 +28,19 @@ class Ledger:
             os.fsync(file.fileno())
         return row
 
-    def rows(self) -> list[dict]:
-        rows = []
-        for line in self.path.read_bytes().splitlines() if self.path.is_file() else []:
-            with contextlib.suppress(ValueError):
-                rows += [row for row in [json.loads(line)] if isinstance(row, dict) and "id" in row]
-        return rows
-
     def trials(self) -> list[dict]:
         """The newest state of each, in the order in which they began."""
         trials: dict[str, dict] = {}
-        for row in self.rows():
-            trials[row["id"]] = trials.get(row["id"], {}) | row
+        for line in self.path.read_bytes().splitlines() if self.path.is_file() else []:
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                row = json.loads(line)
+                trials[row["id"]] = trials.get(row["id"], {}) | row
         return list(trials.values())
 
 
 def new_id(kind: str) -> str:
     return f"{kind[0]}{time.strftime('%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

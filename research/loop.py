@@ -12,7 +12,6 @@ printed.
 
 import contextlib
 import ctypes
-import hashlib
 import json
 import os
 import shlex
@@ -26,12 +25,12 @@ from pathlib import Path
 
 from console import UserError, require
 from research.judge import try_change
-from research.ledger import Ledger, new_id
-from research.patch import ROOT, WATCHED, Invalid, from_tree, git, read_tree, write_tree
+from research.ledger import Ledger, new_id, now
+from research.patch import ROOT, Invalid, from_tree, git, hash_of, read_tree
 from research.runs import Options
 from research.verdict import Night, Noise
 
-SHOWN = 60  # trials of each sort that an agent is told of
+SHOWN = 200  # of the newest trials, that an agent is told of
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,8 @@ def own_repository(folder: Path) -> Path:
     repo, making = folder / "repo", folder / "repo.tmp"
     if not repo.is_dir():
         shutil.rmtree(making, ignore_errors=True)
-        files = {path for pattern in WATCHED for path in ROOT.glob(pattern) if path.is_file()}
-        write_tree({str(path.relative_to(ROOT)): path.read_bytes() for path in files}, making)
-        for command in ("init -q -b kept", "add -A", "commit -q -m Start"):
+        making.mkdir()
+        for command in ("init -q -b kept", f"--work-tree={ROOT} add -A", "commit -q -m Start"):
             git(making, *command.split())
         making.rename(repo)
     git(repo, "reset", "-q", "--hard", "kept")
@@ -64,46 +62,35 @@ def one_line(text, length: int = 300) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in str(text or "")).split())[:length]
 
 
-def idea(diff: str | None) -> str:
-    """What a diff does, as a hash: the lines it adds and removes, without comments and white space; "" if nothing."""
-    lines = [line for line in (diff or "").splitlines() if line[:1] in "+-" and line[:4] not in ("+++ ", "--- ")]
-    told = sorted(line[0] + "".join(line[1:].split("  #")[0].split()) for line in lines)
-    told = [line for line in told if len(line) > 1 and line[1] != "#"]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16] if told else ""
-
-
 def commit(repo: Path, row: dict) -> None:
     """Make a kept trial the recipe that the next ones are compared with. Doing it twice does it once."""
     if f"Trial: {row['id']}\n" in git(repo, "log", "--format=%B"):
         return
     git(repo, "apply", "--index", "--whitespace=nowarn", "-", stdin=row["diff"].encode())
     trailers = {"Trial": "id", "Verdict": "verdict", "Evidence": "reason", "Parent": "parent"}
-    text = [one_line(row["hypothesis"], 72) or f"Trial {row['id']}", "", one_line(row["hypothesis"], 2000), ""]
+    title, body = (one_line(row["hypothesis"], length) for length in (72, 2000))
+    text = [title or f"Trial {row['id']}", "", *[body, ""] * (body != title)]
     text += [f"{key}: {one_line(row[name])}" for key, name in trailers.items()]
     git(repo, "commit", "-q", "-F", "-", stdin="\n".join([*text, ""]).encode())
 
 
 def told(row: dict) -> str:
     """What an agent may know of a row: figures, verdict, the author's words; JSON, so that nothing leaves its line."""
-    names = "number same_as verdict mean interval added removed".split()
+    names = "id number same_as verdict mean interval added removed".split()
     figures = {name: row[name] for name in names if row.get(name) is not None}
-    words = {key: one_line(row[key]) for key in ("outcome", "reason", "hypothesis") if row.get(key)}
-    return json.dumps({"id": row["id"], "pairs": len(row.get("differences") or [])} | figures | words)
+    words = {key: one_line(row[key]) for key in ("reason", "hypothesis") if row.get(key)}
+    return json.dumps(figures | {"pairs": len(row.get("differences") or [])} | words)
 
 
 def lessons(rows: list[dict], repo: Path) -> str:
-    """The brief, and what was tried: what won, near misses, what lost and by how much, what was invalid and why."""
+    """The brief, and what was tried: what won, what lost and by how much, what was invalid and why; sorted by verdict,
+    and within it the best first."""
     noise = [Noise.of(row["differences"]).sd for row in rows if row["kind"] == "noise" and row.get("differences")][-1:]
-    trials, groups = [row for row in rows if row["kind"] == "trial" and row.get("verdict")], {}
-    for row in trials + [row for row in rows if row.get("outcome") not in (None, "judged")]:
-        near = "Near misses: lower, but not surely" if (row.get("mean") or 0) < 0 else "Lost"
-        sorts = {"r": near, "u": near, "k": "Kept: already in your clone", "n": "Came to nothing"}
-        groups.setdefault(sorts.get(row.get("verdict", "nothing")[0], "Invalid or crashed"), []).append(row)
-    facts = {"tried": len(trials), "noise_deviation": noise, "false_discovery_budget_left": Night.of(rows).left()}
-    parts = [(repo / "CLAUDE.md").read_text(), (repo / "research/task.md").read_text(), json.dumps(facts)]
-    for sort, group in groups.items():
-        parts += [f"\n## {sort}", *map(told, group[-SHOWN:])]
-    return "\n".join(parts) + "\n"
+    tried = [row for row in rows if row.get("verdict") and row["kind"] == "trial"][-SHOWN:]
+    tried.sort(key=lambda row: (row["verdict"], row.get("mean") or 0.0))
+    facts = {"noise_deviation": noise, "false_discovery_budget_left": Night.of(rows).left()}
+    parts = (repo / "CLAUDE.md").read_text(), (repo / "research/task.md").read_text(), json.dumps(facts)
+    return "\n".join([*parts, *map(told, tried), ""])
 
 
 def run_agent(command: str, copy: Path, text: str, seconds: float) -> str | None:
@@ -125,18 +112,15 @@ def run_agent(command: str, copy: Path, text: str, seconds: float) -> str | None
             agent.wait()
 
 
-def end(ledger: Ledger, repo: Path, row: dict, outcome: str, trial: dict | None = None, **more) -> dict:
-    """Close an attempt; what its trial says is to be kept is committed first, so that a closed one needs no mending."""
-    if trial:
-        more |= {"trial": trial["id"], "verdict": trial["verdict"], "reason": trial["reason"]}
-        commit(repo, trial) if trial["verdict"].startswith("keep") else None
-    return ledger.append(row | {"state": "done", "outcome": outcome} | more)
-
-
 def attempt(command: str, ledger: Ledger, repo: Path, number: int, seconds: float, judge) -> dict:
-    """One idea from agent to verdict; returns the attempt's last row. Rows say how far it came, in case of a kill."""
-    rows, folder = ledger.trials(), ledger.path.parent / "attempts" / f"{number:04}"
-    row = ledger.append({"id": new_id("attempt"), "kind": "attempt", "number": number, "state": "begun"})
+    """One idea from agent to verdict; returns its last row. The judge goes on with the row that is begun here."""
+    rows, folder = ledger.trials(), ledger.folder / "attempts" / f"{number:04}"
+    row = {"id": new_id("trial"), "kind": "attempt", "number": number, "time": now(), "state": "begun"}
+    ledger.append(row)
+
+    def end(reason: str, **more) -> dict:
+        return ledger.append(row | {"kind": "trial", "state": "done", "verdict": "none", "reason": reason} | more)
+
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     copy, written, head = folder / "repo", ledger.path.read_bytes(), git(repo, "rev-parse", "HEAD")
@@ -145,59 +129,58 @@ def attempt(command: str, ledger: Ledger, repo: Path, number: int, seconds: floa
         failed = run_agent(command, copy, lessons(rows, repo), seconds)
         as_it_was = git(repo, "rev-parse", "HEAD") == head and not git(repo, "status", "--porcelain")
         if not as_it_was or not ledger.path.read_bytes().startswith(written):
-            end(ledger, repo, row, "the agent changed the ledger or the loop's repository")
+            end("the agent changed the ledger or the loop's repository")
             raise UserError(f"attempt {number}: the agent changed the ledger or '{repo}', neither can be trusted now")
         note = copy / "HYPOTHESIS.md"
         text = note.read_bytes()[:4000] if note.is_file() and not note.is_symlink() else b""
         note.unlink(missing_ok=True)  # it is no part of the change
         hypothesis = one_line(text.decode("utf-8", "replace"), 1000)
         try:
-            key = idea(from_tree(read_tree(repo), copy, repo).diff)
+            idea = from_tree(read_tree(repo), copy, repo).idea
         except Invalid as refused:  # the judge will say so, for the record
-            key = idea(f"+{refused}")
+            idea = hash_of(str(refused))
         except UserError as error:
             failed = failed or f"unusable: {error}"
-        if failed or not key:
-            return end(ledger, repo, row, failed or "nothing was changed", hypothesis=hypothesis)
-        known = [trial["id"] for trial in rows if trial["kind"] == "trial" and idea(trial.get("diff")) == key
-                 and trial.get("reason") not in (None, "interrupted")]  # fmt: skip
+        if failed or not idea:
+            return end(failed or "nothing was changed", hypothesis=hypothesis)
+        known = [trial["id"] for trial in rows if trial.get("idea") == idea and trial["state"] == "done"]
         if known:
-            return end(ledger, repo, row, "repeated an idea", same_as=known[0], hypothesis=hypothesis)
-        ledger.append(row | {"idea": key})
-        return end(ledger, repo, row, "judged", judge(repo, tree=str(copy), hypothesis=hypothesis))
+            return end(f"the idea of {known[0]} again", same_as=known[0], hypothesis=hypothesis)
+        trial = judge(repo, tree=str(copy), hypothesis=hypothesis, id=row["id"], number=number)
+        commit(repo, trial) if trial["verdict"].startswith("keep") else None
+        return trial
     except KeyboardInterrupt:
-        end(ledger, repo, row, "interrupted")
+        recover(ledger, repo)
         raise
     finally:
         shutil.rmtree(copy, ignore_errors=True)
 
 
 def recover(ledger: Ledger, repo: Path) -> None:
-    """End what a kill has cut off: a verdict that was reached counts, and a keep is committed; all else was in vain."""
-    rows = ledger.trials()
-    for place, row in enumerate(rows):
-        if row["kind"] == "attempt" and row["state"] == "begun":
-            trials = [trial for trial in rows[place:] if trial["kind"] == "trial" and trial.get("verdict")]
-            trial = next((trial for trial in trials if idea(trial.get("diff")) == row.get("idea")), None)
-            end(ledger, repo, row, "judged" if trial else "interrupted", trial)
+    """Mend what a kill has cut off: a keep that was reached is committed; all else that had begun was in vain."""
+    for row in ledger.trials():
+        if row.get("number") and row["state"] == "begun":
+            ledger.append({"id": row["id"], "state": "interrupted", "verdict": "none", "reason": "interrupted"})
+        if row.get("number") and row.get("verdict", "").startswith("keep"):
+            commit(repo, row)
 
 
 def run(agent: str, folder: Path, judge, hours: float | None, tries: int | None, minutes: float, tell=print) -> None:
     """Attempts until the time or the tries are used up.
 
-    judge(repo, tree=…, hypothesis=…) tries that tree against the one in `repo`, records the trial, returns its row.
+    judge(repo, tree=…, hypothesis=…, **row) tries that tree against the one in `repo`, records it, returns its row.
     """
     require(shutil.which("".join(shlex.split(agent)[:1])), f"--agent={agent!r}: there is no such command")
     ledger, repo = Ledger(folder), own_repository(folder)
     recover(ledger, repo)
-    before = sum(row["kind"] == "attempt" for row in ledger.trials())
+    before = sum("number" in row for row in ledger.trials())
     tell(f"{before} attempts so far; keeps are commits in {repo}; Ctrl-C ends the loop, the same command goes on")
     end = time.monotonic() + 3600 * (hours or 1e6)
     for number in range(before + 1, (tries or 10**9) + 1):
         if time.monotonic() > end:
             break
         row = attempt(agent, ledger, repo, number, 60 * minutes, judge)
-        tell(f"attempt {number} | {row.get('verdict', row['outcome'])} | {row.get('reason') or row.get('same_as', '')}")
+        tell(f"attempt {number} | {row['verdict']} | {row['reason']}")
 
 
 def main(chosen: LoopOptions) -> None:

@@ -11,12 +11,9 @@ import hashlib
 import os
 import re
 import shutil
-import stat
 import subprocess
 import tempfile
-import threading
 import zlib
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +32,6 @@ PROTECTED = set("data prepare out resume overwrite init_from eval_only seed max_
 GIT = ("git", "-c", "user.name=nanoloop", "-c", "user.email=referee@localhost", "-c", "core.hooksPath=/dev/null")
 GIT_OWN = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "PATH": os.environ.get("PATH", os.defpath)}
 ADDED_BYTES = 6_000  # what a change adds, compressed: room for any honest idea, and for little text learnt by heart
-
-
-def parse(source: str, lock=threading.Lock()) -> ast.Module:
-    with lock:  # Python 3.11 fails now and then when two threads parse at once
-        return ast.parse(source)
 
 
 class Invalid(Exception):
@@ -66,13 +58,14 @@ def git(folder: Path, *arguments: str, stdin: bytes = b"") -> str:
 
 @dataclass(frozen=True)
 class Change:
-    """files: path to new text, None where it is deleted. diff: against the tree it was made for. added, removed: lines
-    of code in model.py and train.py."""
+    """files: path to new text. diff: against the tree it was made for. added, removed: lines of code in model.py and
+    train.py. idea: what the diff does, as a hash; its lines without comments and white space; "" if nothing."""
 
     files: dict[str, str]
     diff: str
     added: int
     removed: int
+    idea: str
 
 
 def may_change(path: str) -> bool:
@@ -84,8 +77,8 @@ def read_tree(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for part in PARTS for path in sorted(root.glob(part))}
 
 
-def tree_hash(tree: dict[str, bytes]) -> str:
-    return hashlib.sha256(repr(sorted(tree.items())).encode()).hexdigest()[:16]
+def hash_of(value) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
 
 
 def write_tree(tree: dict[str, bytes], folder: Path) -> Path:
@@ -95,19 +88,9 @@ def write_tree(tree: dict[str, bytes], folder: Path) -> Path:
     return folder
 
 
-def assignments(source: str) -> dict[str, str]:
-    """The names that a config file assigns, with the text of what assigns them."""
-    found = {}
-    for node in ast.walk(parse(source)):
-        if isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.NamedExpr)):
-            stored = (name for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store))
-            found |= {name.id: ast.unparse(node) for name in stored}
-    return found
-
-
 def make_change(base: dict[str, bytes], files: dict[str, bytes | None]) -> Change:
-    """A change of `base` from the new content of files. Raises Invalid."""
-    texts, parts, counts = {}, [], Counter()
+    """A change of `base` from the new content of files, None where one is gone. Raises Invalid."""
+    texts, diff, spine = {}, [], []
     for path, content in sorted(files.items()):
         if content == base.get(path):
             continue
@@ -115,33 +98,30 @@ def make_change(base: dict[str, bytes], files: dict[str, bytes | None]) -> Chang
         refuse(content is None, f"it deletes {path}")
         try:
             old, new = base.get(path, b"").decode("utf-8"), content.decode("utf-8")
-            parse(new)
+            compile(new, path, "exec", dont_inherit=True)
         except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
             raise Invalid(f"{path} is not Python source in UTF-8 ({type(error).__name__}: {error})") from None
         refuse("\0" in new or "\r" in new, f"{path} is not plain text")
-        if path in base and path.startswith("config/"):
-            before, after = assignments(old), assignments(new)
-            changed = sorted(name for name in PROTECTED if before.get(name) != after.get(name))
-            refuse(changed, f"{path} sets {', '.join(changed)}, which the judge sets")
         texts[path], names = new, (f"a/{path}" if path in base else "/dev/null", f"b/{path}")
         lines = list(difflib.unified_diff(old.splitlines(True), new.splitlines(True), *names))
-        parts += [line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines]
-        counts.update(line[0] for line in lines[2:] if path in SPINE and re.match(r"[+-]\s*[^\s#]", line))
-    size = len(zlib.compress("".join(line[1:] for line in parts if re.match(r"\+(?!\+\+)", line)).encode(), 9))
+        own = sorted(PROTECTED.intersection(re.findall(r"^[+-]\s*(\w+)[^=\n]*=", "".join(lines), re.MULTILINE)))
+        refuse(own and path in base and path not in SPINE, f"{path} sets {', '.join(own)}, which the judge sets")
+        diff += [line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines]
+        spine += [line[0] for line in lines[2:] if path in SPINE and re.match(r"[+-]\s*[^\s#]", line)]
+    size = len(zlib.compress("".join(line[1:] for line in diff if re.match(r"\+(?!\+\+)", line)).encode(), 9))
     refuse(size > ADDED_BYTES, f"it adds {size:,} bytes (compressed), more than {ADDED_BYTES:,}: one idea, or a blob?")
-    return Change(texts, "".join(parts), counts["+"], counts["-"])
+    code = (line for line in diff if re.match(r"(\+(?!\+\+ )|-(?!-- ))\s*[^\s#]", line))
+    told = sorted("".join(line.split("  #")[0].split()) for line in code)
+    return Change(texts, "".join(diff), spine.count("+"), spine.count("-"), hash_of(told) if told else "")
 
 
 def from_settings(base: dict[str, bytes], config: str, settings: str, root: Path = ROOT) -> Change:
     """Options, "key=value …", become assignments in the config file. Raises UserError and Invalid."""
     import train
 
-    pairs = dict(setting.partition("=")[::2] for setting in settings.split())
+    pairs, text = dict(setting.partition("=")[::2] for setting in settings.split()), base[config].decode()
     require(pairs and all(pairs) and all(pairs.values()), f"--set={settings!r}: write it as 'key=value key=value'")
-    own = sorted(PROTECTED.intersection(pairs))
-    refuse(own, f"it sets {', '.join(own)}, which the judge sets")
     read_options(train.TrainConfig, [str(root / config), *(f"--{k}={v}" for k, v in pairs.items())], "-m research try")
-    text = base[config].decode()
     for key, value in pairs.items():
         with contextlib.suppress(ValueError, SyntaxError):  # a bare word is a string
             value = ast.literal_eval(value)
@@ -157,8 +137,7 @@ def from_patch(base: dict[str, bytes], diff: bytes) -> Change:
         tree, apply = write_tree(base, Path(folder)), ("--git-dir=/dev/null", "apply", "--whitespace=nowarn")
         try:
             rows = git(tree, *apply, "--numstat", "-z", "-", stdin=diff).split("\0")
-            touched = [row.split("\t")[-1] for row in rows if row]
-            others = [name for name in touched if not may_change(name)]
+            others = [name for name in (row.split("\t")[-1] for row in rows if row) if not may_change(name)]
             refuse(others, f"it touches {', '.join(others)}; only model.py, train.py and config/*.py may change")
             git(tree, *apply, "-", stdin=diff)
         except UserError as error:
@@ -169,16 +148,15 @@ def from_patch(base: dict[str, bytes], diff: bytes) -> Change:
 def from_tree(base: dict[str, bytes], tree: Path, root: Path = ROOT) -> Change:
     """Another working tree, compared with the project file by file. Raises UserError and Invalid."""
     require((tree / "train.py").exists(), f"--tree={tree}: there is no train.py in it")
-    files: dict[str, bytes] = {}
-    for pattern in WATCHED:
-        for path in sorted(tree.glob(pattern)):
-            name, own = str(path.relative_to(tree)), root / path.relative_to(tree)
-            if path.is_dir() and not path.is_symlink():
-                continue
-            refuse(not stat.S_ISREG(path.lstat().st_mode) or path.parent.is_symlink(), f"{name} is not a plain file")
-            if name in base or not own.is_file() or own.read_bytes() != path.read_bytes():
-                files[name] = path.read_bytes()
-    return make_change(base, {name: files.get(name) for name in base | files})
+    files: dict[str, bytes | None] = dict.fromkeys(base)
+    for path in sorted(path for pattern in WATCHED for path in tree.glob(pattern)):
+        name, own, is_link = str(path.relative_to(tree)), root / path.relative_to(tree), path.is_symlink()
+        if path.is_dir() and not is_link:
+            continue
+        refuse(is_link or path.parent.is_symlink() or not path.is_file(), f"{name} is not a plain file")
+        if name in base or not own.is_file() or own.read_bytes() != path.read_bytes():
+            files[name] = path.read_bytes()
+    return make_change(base, files)
 
 
 def apply(base: dict[str, bytes], change: Change) -> dict[str, bytes]:

@@ -13,9 +13,9 @@ import os
 import re
 import shutil
 import statistics
+import subprocess
 import sys
 import sysconfig
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -29,9 +29,10 @@ from research import patch, score, verdict
 from research.ledger import Ledger
 from research.sandbox import Sandbox
 
+ARMS = ("baseline", "candidate")
 EVAL_TOKENS = 2**16  # of a split, its first, that are scored
 UNJUDGED_SECONDS = 7 * 24 * 3600  # that a baseline may take, which is the user's own
-PATIENCE = 3  # times that a change may overrun the seconds it was given before it is refused
+PATIENCE = 4  # runs in which a change may overrun the seconds it was given before it is refused
 
 
 @dataclass(frozen=True)
@@ -47,53 +48,38 @@ class Options:
     workers: int = 1  # pairs at once on this machine; its cores are divided, GPUs are given one each
     ray: bool = False  # run the pairs on a Ray cluster instead (pip install ray); folder and data must be shared
 
-    def plain(self) -> dict:
-        """These fields alone, without those that a command has beside them."""
-        return {field.name: getattr(self, field.name) for field in fields(Options)}
 
-
-@dataclass(frozen=True)
 class Setup:
-    """What every run of a trial shares; plain values, so that it can be sent to another machine."""
+    """What every run of a trial shares; plain values, so that it can be sent to another machine.
 
-    options: Options
-    root: Path  # the folder whose recipe is the baseline …
-    base: dict[str, bytes]  # … and that recipe, path to content
-    recipe: object  # its options, a TrainConfig
-    kind: str  # of the budget: "seconds" or "tokens"
-    amount: float
-    flags: tuple[str, ...]  # of every run
-    data: Path  # the prepared folder
-    ledger: Ledger  # in the folder that working copies go to
+    root: the folder whose recipe is the baseline; base: that recipe, path to content; recipe: its options; flags: of
+    every run; kind, amount: the budget, in "seconds" or "tokens". Makes the data if it is missing. Raises UserError.
+    """
 
+    def __init__(self, options: Options, root: Path):
+        import train
 
-def set_up(options: Options, root: Path) -> Setup:
-    """Read the recipe in `root` and the budget, and make the data if it is missing. Raises UserError."""
-    import train
-
-    require(patch.may_change(options.config), f"--config={options.config}: name a recipe, as config/quickstart.py")
-    config = read_options(train.TrainConfig, [str(root / options.config)], "-m research")
-    require(not config.init_from, f"{options.config} begins from weights (init_from), which the referee does not judge")
-    limits = {"seconds": config.max_seconds, "tokens": config.max_tokens, "steps": config.max_steps}
-    budget = options.budget or next(f"{limit}{kind}" for kind, limit in limits.items() if limit)
-    parts = re.fullmatch(r"([\d.]+(?:e\d+)?) ?(s|seconds|steps|tokens)", budget)
-    require(parts and float(parts[1]) > 0, f"--budget={budget}: write it as 60s, 500steps or 2e6tokens")
-    amount, kind = float(parts[1]), "seconds" if parts[2] == "s" else parts[2]
-    if kind == "steps":
-        kind, amount = "tokens", amount * config.batch_tokens
-    flags = {name: getattr(train.TrainConfig, name) for name in sorted(patch.PROTECTED)}
-    flags |= {"data": "/box/data", "out": "/box/out", "save_interval": None,
-              "device": config.device, "log_interval": config.log_interval}  # fmt: skip
-    folder = patch.ROOT / config.data
-    if not folder.exists() and config.prepare:
-        print(f"'{folder}' is not there, making it: python prepare_data.py {config.prepare}", flush=True)
-        made_by = read_options(prepare_data.PrepareConfig, config.prepare.split(), "prepare_data.py")
-        prepare_data.prepare(made_by, folder.parent)
-    splits = prepare_data.Data(folder).splits
-    require(len(splits["val"]) and len(splits["test"]), f"'{folder}' lacks a val or a test split: prepare it with both")
-    flags, ledger = tuple(f"--{key}={value}" for key, value in flags.items()), Ledger(Path(options.folder).resolve())
-    options = Options(**options.plain() | {"folder": str(ledger.folder)})
-    return Setup(options, root, patch.read_tree(root), config, kind, amount, flags, folder.resolve(), ledger)
+        require(patch.may_change(options.config), f"--config={options.config}: name a recipe, as config/quickstart.py")
+        self.options = Options(**{field.name: getattr(options, field.name) for field in fields(Options)})
+        self.root, self.base = root, patch.read_tree(root)
+        self.recipe = config = read_options(train.TrainConfig, [str(root / options.config)], "-m research")
+        require(not config.init_from, f"{options.config} begins from weights (init_from), which is not judged")
+        limits = {"seconds": config.max_seconds, "tokens": config.max_tokens, "steps": config.max_steps}
+        budget = options.budget or next(f"{limit}{kind}" for kind, limit in limits.items() if limit)
+        parts = re.fullmatch(r"([\d.]+(?:e\d+)?) ?(s|seconds|steps|tokens)", budget)
+        require(parts and float(parts[1]) > 0, f"--budget={budget}: write it as 60s, 500steps or 2e6tokens")
+        self.kind = {"s": "seconds", "steps": "tokens"}.get(parts[2], parts[2])
+        self.amount = float(parts[1]) * (config.batch_tokens if parts[2] == "steps" else 1)
+        flags = {name: getattr(train.TrainConfig, name) for name in sorted(patch.PROTECTED)}
+        flags |= {"save_interval": None, "device": config.device, "log_interval": config.log_interval}
+        self.flags = [f"--{key}={value}" for key, value in flags.items()]
+        self.data = (patch.ROOT / config.data).resolve()
+        if not self.data.exists() and config.prepare:
+            print(f"'{self.data}' is not there, making it: python prepare_data.py {config.prepare}", flush=True)
+            subprocess.run([sys.executable, prepare_data.__file__, *config.prepare.split()], cwd=patch.ROOT)
+        splits = prepare_data.Data(self.data).splits
+        require(len(splits["val"]) and len(splits["test"]), f"'{self.data}' lacks a val or test split: prepare both")
+        self.ledger = Ledger(Path(options.folder).resolve())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -117,13 +103,11 @@ def library_covers(data: prepare_data.Data, folder: Path) -> list[tuple[str, str
 
     A stand-in works like its file, but holds bytecode without comments and docstrings instead of the text.
     """
-    plan = data.meta.get("prepared_from", {})
+    plan, covers = data.meta.get("prepared_from", {}), []
     if plan.get("source") != ["python"]:
-        return []
-    folder.mkdir()
+        return covers
+    (folder / "other").mkdir(parents=True)
     (folder / "empty").touch()
-    (folder / "other").mkdir()
-    covers, library = [], Path(sysconfig.get_paths()["stdlib"]).resolve()
     for number, file in enumerate(python_files(SimpleNamespace(**plan))):
         text = file.read_bytes().decode("utf-8", errors="replace")
         digest = hashlib.sha256(text.encode("utf-8")).digest()
@@ -131,10 +115,11 @@ def library_covers(data: prepare_data.Data, folder: Path) -> list[tuple[str, str
             code = marshal.dumps(compile(text, str(file), "exec", optimize=2, dont_inherit=True))
             (folder / f"{number}.py").write_text(f"import marshal\nexec(marshal.loads({code!r}))\n")
             cached = glob.glob(str(file.parent / "__pycache__" / f"{glob.escape(file.stem)}.*.pyc"))
-            covers += [(str(file), str(folder / f"{number}.py")), *((path, str(folder / "empty")) for path in cached)]
-    others = [path for place in ("/usr/lib", "/usr/lib64", "/usr/local/lib") for path in glob.glob(f"{place}/python3*")]
-    return covers + [(path, str(folder / "other")) for path in others
-                     if not library.is_relative_to(path) and not os.path.islink(path)]  # fmt: skip
+            covers += [(str(folder / f"{number}.py"), str(file)), *((str(folder / "empty"), path) for path in cached)]
+    others = (path for place in ("/usr/lib", "/usr/lib64", "/usr/local/lib") for path in Path(place).glob("python3*"))
+    library = Path(sysconfig.get_paths()["stdlib"]).resolve()
+    return covers + [(str(folder / "other"), str(path)) for path in others
+                     if not library.is_relative_to(path) and not path.is_symlink()]  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -146,47 +131,43 @@ class Slot:
 
     def __init__(self, setup: Setup, candidate: dict, cores: list[int] | None = None, gpu: str | None = None):
         self.setup, self.data = setup, prepare_data.Data(setup.data)
-        self.folder = Path(tempfile.mkdtemp(dir=setup.ledger.folder))
-        self.folder.chmod(0o755)
-        patch.write_tree(setup.base, self.folder / "baseline")
-        self.train_only = training_data(self.data, self.folder / "data")
-        covers = library_covers(self.data, self.folder / "covers")
-        self.box = Sandbox(setup.ledger.folder, cores or available_cores(), [self.data.folder], covers, gpu)
+        self.box = Sandbox(setup.ledger.folder, cores or available_cores(), [self.data.folder], gpu)
+        self.folder = self.box.folder
+        self.box.covers = library_covers(self.data, self.folder / "covers")
+        flags = {"data": training_data(self.data, self.folder / "data"), "out": self.folder / "out"}
+        self.flags = [*setup.flags, *(f"--{key}={value}" for key, value in flags.items())]
         self.seconds, self.eval_seconds, self.rounding = [], [], 0.0  # the baseline's
-        self.place(candidate)
+        for arm, tree in zip(ARMS, (setup.base, candidate)):
+            self.place(arm, tree)
 
-    def place(self, candidate: dict) -> None:
-        """Put the candidate's tree where the pairs to come take it from."""
-        shutil.rmtree(self.folder / "candidate", ignore_errors=True)
-        patch.write_tree(candidate, self.folder / "candidate")
-        self.charge, self.overruns = 0.0, 0
+    def place(self, arm: str, tree: dict) -> None:
+        """Put the arm's tree where the runs to come take it from."""
+        shutil.rmtree(self.folder / arm, ignore_errors=True)
+        patch.write_tree(tree, self.folder / arm)
+        self.charge = 0.0  # seconds that the candidate needs more than the baseline to begin and to end
 
     def train(self, arm: str, seed: int) -> tuple[Path, float, list]:
         """One run of an arm: (checkpoint, seconds on the judge's clock, the losses it claims). Raises patch.Invalid."""
-        setup, model, judged = self.setup, self.folder / f"{arm}.pt", arm == "candidate"
-        usual, timed = statistics.median(self.seconds or [0.0]), setup.kind == "seconds"
-        # The candidate's time is the baseline's; what it needs more to begin and to end, it has less to train.
-        amount = max(setup.amount - self.charge * judged, setup.amount / 2) if timed else int(setup.amount)
+        setup, model, log = self.setup, self.folder / f"{arm}.pt", self.folder / "log.jsonl"
+        usual, timed, judged = statistics.median(self.seconds or [0.0]), setup.kind == "seconds", arm == "candidate"
         allowed = usual + 0.5 + 0.01 * setup.amount if timed else usual * setup.options.slowdown + 2
         limit = allowed + (3 + 0.25 * setup.amount) * timed if judged else UNJUDGED_SECONDS
-        flags = [*setup.flags, f"--max_{setup.kind}={amount}", f"--seed={seed}"]
-        log = self.folder / "log.jsonl"
-        run = self.box.start(["/box/tree/train.py", setup.options.config, *flags],
-                             {"/box/tree": self.folder / arm, "/box/data": self.train_only}, limit,
-                             {"/box/out/last.pt": model, "/box/out/log.jsonl": log}).finish()  # fmt: skip
+        for _ in range(PATIENCE):
+            amount = max(setup.amount - self.charge * judged, setup.amount / 2) if timed else int(setup.amount)
+            argv = [self.folder / arm / "train.py", setup.options.config, *self.flags]
+            argv += [f"--max_{setup.kind}={amount}", f"--seed={seed}"]
+            shown = [self.folder / arm, self.folder / "data"]
+            run = self.box.run(argv, shown, limit, {"last.pt": model, "log.jsonl": log})
+            if run.late:
+                break
+            if run.status or not model.stat().st_size:
+                told = f"ended with exit status {run.status}" if run.status else "left no checkpoint"
+                raise score.Crashed(f"training {told}", run.text)
+            if not (judged and timed) or run.seconds <= allowed:
+                return model, run.seconds, read_curve(log)
+            self.charge += run.seconds - allowed + 0.2
         told = f"training took {run.seconds:.1f} seconds or more where the baseline takes {usual:.1f}"
-        if run.late:
-            raise patch.Invalid(told + " (allow more with --slowdown)" * (not timed), run.text)
-        if run.status:
-            raise score.Crashed(f"training ended with exit status {run.status}", run.text)
-        if not model.stat().st_size:
-            raise score.Crashed("training left no checkpoint", run.text)
-        if judged and timed and run.seconds > allowed:
-            self.overruns, self.charge = self.overruns + 1, self.charge + run.seconds - allowed + 0.2
-            if self.overruns > PATIENCE:
-                raise patch.Invalid(told, run.text)
-            return self.train(arm, seed)
-        return model, run.seconds, read_curve(log)
+        raise patch.Invalid(told + " (allow more with --slowdown)" * (not timed), run.text)
 
     def run(self, arm: str, seed: int, split: str) -> dict:
         """Train and score one arm. Raises patch.Invalid."""
@@ -198,15 +179,14 @@ class Slot:
             self.seconds.append(seconds)
             self.eval_seconds.append(spent)
             self.rounding = max(self.rounding, rounding)
-        return {"bpb": bpb, "seconds": round(seconds, 2), "curve": curve}
+        return {"bpb": bpb, "seconds": round(seconds, 2), "tokens": curve[-1][0] if curve else None, "curve": curve}
 
     def pair(self, seed: int, split: str, candidate_first: bool) -> dict:
         """Both arms with one seed. The row has "failed" where the candidate was refused or crashed. Raises UserError
         where the baseline itself fails."""
-        order = ["candidate", "baseline"] if candidate_first and self.seconds else ["baseline", "candidate"]
-        row = {"seed": seed, "split": split, "order": "-".join(order), "isolation": self.box.isolation}
+        row = {"seed": seed, "split": split, "isolation": self.box.isolation}
         try:
-            for arm in order:
+            for arm in ARMS[::-1] if candidate_first and self.seconds else ARMS:
                 row[arm] = self.run(arm, seed, split)
         except patch.Invalid as error:
             require(arm == "candidate", f"the baseline itself cannot be judged: {error}\n{error.text}")
@@ -216,13 +196,13 @@ class Slot:
 
     def close(self) -> None:
         self.box.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def read_curve(log: Path) -> list[list[float]]:
     """(tokens, loss) of the rows of a log.jsonl, of which nothing is believed: at most 500 pairs of numbers."""
-    curve = []
-    for line in log.read_bytes().splitlines()[:20_000]:
+    with open(log, "rb") as file:
+        lines, curve = file.read(4 << 20).splitlines(), []
+    for line in lines:
         with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError, OverflowError):
             row = json.loads(line)
             curve.append([int(row["tokens"]), round(float(row["loss"]), 5)])
@@ -246,28 +226,33 @@ def share_cores(workers: int) -> list[tuple[list[int], str | None]]:
     return [(cores[i * each : (i + 1) * each], str(i) if gpus else None) for i in range(workers)]
 
 
-def make_slots(setup: Setup, candidate: dict) -> list:
-    """A slot for each of the workers, on this machine or on a Ray cluster: what has `pair` and `close`."""
-    if not setup.options.ray:
-        return [Slot(setup, candidate, *place) for place in share_cores(setup.options.workers)]
-    import ray
+@contextlib.contextmanager
+def pairs_runner(setup: Setup, candidate: dict):
+    """A function of (seeds, split) that yields the row of each seed's pair, in their order; as many are under way as
+    there are workers, on this machine or on a Ray cluster."""
+    count = setup.options.workers
+    if setup.options.ray:
+        import ray
 
-    here = {"PYTHONPATH": os.pathsep.join([str(patch.ROOT), *filter(None, sys.path)])}
-    actor = ray.remote(num_cpus=1, scheduling_strategy="SPREAD", runtime_env={"env_vars": here})(Slot)
-    actors = [actor.remote(setup, candidate) for _ in range(setup.options.workers)]
+        here = {"PYTHONPATH": os.pathsep.join([str(patch.ROOT), *filter(None, sys.path)])}
+        actor = ray.remote(num_cpus=1, scheduling_strategy="SPREAD", runtime_env={"env_vars": here})(Slot)
+        slots = [actor.remote(setup, candidate) for _ in range(count)]
+        begin, close = lambda slot, *job: slot.pair.remote(*job).future(), lambda slot: ray.get(slot.close.remote())
+    else:
+        slots, pool = [Slot(setup, candidate, *place) for place in share_cores(count)], ThreadPoolExecutor(count)
+        begin, close = lambda slot, *job: pool.submit(slot.pair, *job), Slot.close
 
-    def waiting(method):
-        return lambda *job: ray.get(method.remote(*job))
+    def run(seeds: list[int], split: str):
+        under_way = []
+        for number, seed in enumerate(seeds):
+            under_way.append(begin(slots[number % count], seed, split, number % 2 == 1))
+            if len(under_way) == count:
+                yield under_way.pop(0).result()
+        for job in under_way:
+            yield job.result()
 
-    return [SimpleNamespace(pair=waiting(actor.pair), close=waiting(actor.close)) for actor in actors]
-
-
-def run_pairs(slots: list, seeds: list[int], split: str):
-    """Yields the row of each seed's pair, in their order; as many are under way as there are slots."""
-    pool, under_way = ThreadPoolExecutor(len(slots)), []
-    for number, seed in enumerate(seeds):
-        under_way.append(pool.submit(slots[number % len(slots)].pair, seed, split, number % 2 == 1))
-        if len(under_way) == len(slots):
-            yield under_way.pop(0).result()
-    for job in under_way:
-        yield job.result()
+    try:
+        yield run
+    finally:
+        for slot in slots:
+            close(slot)

@@ -1,155 +1,120 @@
 """Untrusted code, run where it can reach nothing that counts: one Sandbox is one slot of cores with a starter process.
 
-A run sees the interpreter and the system's libraries, the files it was given, and two folders in memory to write to;
-no network, no other process, no home, no project, no data but its own. zygote.py builds that view. Where the system
-does not allow namespaces the same program runs without, aloud, and `isolation` says so.
+A run sees the interpreter and the system's libraries, the files it was given, and folders in memory to write to; no
+network, no other process, no home, no project, no data but its own. zygote.py builds that view. Where the system does
+not allow namespaces the same program runs without, aloud, and `isolation` says so.
 """
 
-import contextlib
-import fcntl
 import glob
 import json
 import os
+import resource
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from console import require
 
 HERE = Path(__file__).resolve().parent
 SYSTEM = "/usr /lib /lib64 /bin /sbin /etc/ld.so.cache /etc/alternatives /sys/devices/system /nix/store".split()
 DEVICES = "/dev/null /dev/zero /dev/full /dev/random /dev/urandom".split()
-DISK_BYTES, TAIL_BYTES = 4 << 30, 8_000
-WRITABLE = {"/dev/shm": 64 << 20, "/tmp": DISK_BYTES, "/box/out": DISK_BYTES}  # folders in memory: bytes at most
+DISK_BYTES = 4 << 30
+
+
+class Ended(NamedTuple):
+    """How a run ended. status: 0 for a good end. late: it was stopped. text: the end of what it printed, untrusted."""
+
+    status: int
+    seconds: float
+    late: bool
+    text: str
 
 
 def system_view(hidden: list[Path]) -> list[tuple]:
     """What a Python with its libraries needs to see; of the folders in `hidden` nothing but an interpreter in them."""
-    hidden = [path.resolve() for path in hidden]
-    gpu = glob.glob("/dev/nvidia*")
-    paths = {path for path in [*SYSTEM, *sys.path, *["/sys"] * bool(gpu)] if os.path.exists(path)} - {""}
+    gpu, hidden = glob.glob("/dev/nvidia*"), {path.resolve() for path in hidden}
     around = {path for path in sys.path if any(secret.is_relative_to(Path(path).resolve()) for secret in hidden)}
-    paths = paths - around | {sys.prefix, sys.base_prefix}
-    real = {path: Path(path).resolve() for path in paths}
-    shown = {str(real[path]) for path in paths}
-    covered = {str(secret) for secret in hidden if any(secret.is_relative_to(path) for path in shown)}
-    view = [("read", path, path) for path in shown] + [("hide", 0, path) for path in covered - shown]
-    view += [("link", str(real[path]), path) for path in paths if path != str(real[path])]  # one way to each file
-    return sorted(view, key=lambda row: row[2].count("/")) + [("device", path, path) for path in (*DEVICES, *gpu)]
-
-
-class Run:
-    """A run under way. `answers` reads its standard output where that was asked for; `requests` is its input.
-
-    How it ended, after `finish`: status, 0 for a good end; seconds; late; text, the end of what it printed, untrusted.
-    """
-
-    def __init__(self, box: "Sandbox", spec: dict, collect: Mapping[str, Path], seconds: float, talk: bool):
-        self.box, self.started, self.late, self.tail = box, time.perf_counter(), False, b""
-        self.requests, self.answers, self.scratch = None, None, spec["root"]
-        printed, prints = os.pipe()
-        streams = [os.open(os.devnull, os.O_RDONLY), prints, prints]
-        if talk:
-            (streams[0], self.requests), (self.answers, streams[1]) = os.pipe(), os.pipe()
-            fcntl.fcntl(self.answers, fcntl.F_SETPIPE_SZ, 1 << 20)  # logits are many: sixteen times the usual pipe
-        streams += [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644) for path in collect.values()]
-        socket.send_fds(box.control, [json.dumps(spec).encode()], streams)
-        self.pid = int(box.control.recv(64))
-        for stream in {*streams}:
-            os.close(stream)
-        self.reader = threading.Thread(target=self.drain, args=(printed,))
-        self.timer = threading.Timer(seconds, self.end)
-        for thread in (self.reader, self.timer):
-            thread.daemon = True
-            thread.start()
-
-    def drain(self, stream: int) -> None:
-        while part := os.read(stream, 65536):
-            self.tail = (self.tail + part)[-TAIL_BYTES:]
-        os.close(stream)
-
-    def end(self, late: bool = True) -> None:
-        self.late = late
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-
-    def finish(self) -> "Run":
-        for pipe in (self.requests, self.answers):
-            if pipe is not None:
-                os.close(pipe)
-        self.status = int(self.box.control.recv(64))
-        self.seconds = time.perf_counter() - self.started
-        self.timer.cancel()
-        self.reader.join(5)
-        shutil.rmtree(self.scratch, ignore_errors=True)
-        self.text = self.tail.decode("utf-8", errors="replace")
-        return self
+    paths = {*SYSTEM, *DEVICES, *gpu, *["/sys"] * bool(gpu), *sys.path} - around | {sys.prefix, sys.base_prefix}
+    paths = {Path(path) for path in paths if os.path.exists(path)}
+    shown = {path.resolve() for path in paths}
+    view = [("show", path, path) for path in shown]
+    view += [("tmpfs", "size=4k,mode=755", secret) for secret in hidden - shown if shown.intersection(secret.parents)]
+    view += [("link", path.resolve(), path) for path in paths - shown]  # one way to each file
+    return [tuple(map(str, row)) for row in sorted(view, key=lambda row: len(row[2].parts))]
 
 
 class Sandbox:
-    """folder: the judge's, for its caches. cores: numbers of the CPU cores. gpu: CUDA_VISIBLE_DEVICES.
+    """folder: the judge's, for a folder of this slot. cores: numbers of the CPU cores. gpu: CUDA_VISIBLE_DEVICES.
 
-    hidden: folders that no run may see. covers: (path, your file) pairs, shown in place of the system's file there.
+    hidden: folders that no run may see. covers: (your file, path) pairs, shown in place of the system's file there.
     """
 
-    def __init__(self, folder: Path, cores: list[int], hidden: list[Path] = (), covers: list[tuple] = (),
-                 gpu: str | None = None):  # fmt: skip
+    covers: list[tuple[str, str]] = []
+
+    def __init__(self, folder: Path, cores: list[int], hidden: list[Path] = (), gpu: str | None = None):
         require(sys.platform == "linux", "the referee runs on Linux alone: its sandbox is made of what that offers")
-        self.folder, self.covers = Path(tempfile.mkdtemp(dir=folder)), covers
-        cache = folder / "cache"
-        cache.mkdir(parents=True, exist_ok=True)
-        own = {"OMP_NUM_THREADS": str(len(cores)), "OPENBLAS_NUM_THREADS": "1", "LANG": "C.UTF-8", "USER": "nobody"}
+        self.folder = Path(tempfile.mkdtemp(dir=folder))
+        share, own = len(cores) / (os.cpu_count() or 1), {"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {}
         own |= {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "OMP_WAIT_POLICY") if name in os.environ}
-        own |= {"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {}
-        self.environment = own | {"HOME": "/tmp", "MPLCONFIGDIR": "/tmp"}
+        own |= {"OMP_NUM_THREADS": str(len(cores)), "OPENBLAS_NUM_THREADS": "1", "LANG": "C.UTF-8", "USER": "nobody",
+                "HOME": "/tmp", "MPLCONFIGDIR": str(folder / "cache"), "PYTHONHASHSEED": "0"}  # fmt: skip
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-B", "-s", "-P", str(HERE / "zygote.py"), str(theirs.fileno())]
-        start = own | {"MPLCONFIGDIR": str(cache), "PYTHONHASHSEED": "0"}
-        self.starter = subprocess.Popen(command, env=start, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
-        os.sched_setaffinity(self.starter.pid, cores)  # for good: a run is refused the call that would change it
+        self.starter = subprocess.Popen(command, env=own, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                                        start_new_session=True)  # which Ctrl-C does not reach  # fmt: skip
+        # For good: a run is refused the call that would change its cores, and nobody may raise a limit.
+        os.sched_setaffinity(self.starter.pid, cores)
+        memory = int(0.9 * share * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        limits = {"RLIMIT_DATA": memory, "RLIMIT_FSIZE": DISK_BYTES, "RLIMIT_CORE": 0, "RLIMIT_NPROC": 2048}
+        for kind, limit in ((getattr(resource, name), limit) for name, limit in limits.items()):
+            hard = resource.prlimit(self.starter.pid, kind)[1]
+            limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+            resource.prlimit(self.starter.pid, kind, (limit, limit))
         theirs.close()
         require(self.control.recv(64) == b"ready", "the sandbox's starter did not begin: see above")
-        self.view = system_view([HERE.parent, folder, Path.home(), Path(tempfile.gettempdir()), *hidden])
-        self.isolation, share = "namespaces", len(cores) / (os.cpu_count() or 1)
-        self.memory = int(0.9 * share * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-        result = self.start(["/box/worker.py", "--check"], {}, seconds=30).finish()
-        if result.status:
-            self.isolation = f"none ({result.text.strip().splitlines()[-1:]})"
+        # What may be written to comes first, for an interpreter may lie below /tmp and has to show through.
+        sizes = {"/dev/shm": 64 << 20, "/tmp": DISK_BYTES}
+        self.view = [("tmpfs", f"size={size},nr_inodes=4096,mode=1777", path) for path, size in sizes.items()]
+        self.view += system_view([HERE.parent, folder, Path.home(), Path(tempfile.gettempdir()), *hidden])
+        self.isolation = "namespaces"
+        check = self.run([os.devnull], [], 30)
+        if check.status:
+            self.isolation = f"none ({check.text.strip().splitlines()[-1:]})"
             print(f"warning: no namespaces here, untrusted code runs without isolation: {self.isolation}", flush=True)
 
-    def start(self, argv: list[str], shown: Mapping[str, Path], seconds: float, collect: Mapping[str, Path] = {},
-               talk: bool = False) -> Run:  # fmt: skip
-        """Begin a run of the Python file argv[0].
+    def start(self, argv: list, shown: list[Path], seconds: float, collect: dict[str, Path] = {}) -> socket.socket:
+        """Begin a run of the Python file argv[0]; returns what is connected with its standard input.
 
-        shown: its path to yours, of what it may read. collect: its path to yours, of files copied out at the end.
-        seconds: after which it is killed. talk: open `requests` and `answers`.
+        It works in shown[0]. shown: what it may read, at its own place. collect: name in the folder `out`, the only one
+        it shares with nobody, to your path, of files copied out at the end. seconds: after which it is stopped.
         """
-        scratch, isolated = tempfile.mkdtemp(dir=self.folder), self.isolation == "namespaces"
-        shown = {"/box/worker.py": HERE / "worker.py", **shown}
-        # Before the rest, for an interpreter may lie below /tmp and has to show through.
-        view = [("write", size, path) for path, size in WRITABLE.items()] + self.view
-        view += [("read", str(path), target) for target, path in [*shown.items(), *self.covers]]
-        places = {} if isolated else {"/box/out": scratch, **shown}
-
-        def place(text: str) -> str:
-            for target, path in places.items():
-                text = text.replace(target, str(path))
-            return text
-
+        isolated, out, root = self.isolation == "namespaces", self.folder / "out", self.folder / "root"
+        shutil.rmtree(out, ignore_errors=True)
+        for folder in (out, root):
+            folder.mkdir(exist_ok=True)
+        view = [*self.view, ("tmpfs", self.view[1][1], str(out)), *(("show", str(path), str(path)) for path in shown)]
         spec = {
-            "root": scratch, "view": view if isolated else [], "isolated": isolated, "argv": [*map(place, argv)],
-            "folder": place("/box/tree" if "/box/tree" in shown else "/box/out"), "environment": self.environment,
-            "limits": {"RLIMIT_DATA": self.memory, "RLIMIT_FSIZE": DISK_BYTES, "RLIMIT_CORE": 0, "RLIMIT_NPROC": 2048},
-            "collect": [(place(path), DISK_BYTES if path.endswith(".pt") else 4 << 20) for path in collect],
+            "root": str(root), "view": [*view, *(("show", *cover) for cover in self.covers)], "isolated": isolated,
+            "argv": [*map(str, argv)], "folder": str((shown or [out])[0]), "printed": str(self.folder / "printed"),
+            "seconds": seconds, "collect": {str(out / name): str(path) for name, path in collect.items()},
         }  # fmt: skip
-        return Run(self, spec, collect, seconds, talk)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(self.control, [json.dumps(spec).encode()], [theirs.fileno()])
+        return ours
+
+    def finish(self) -> Ended:
+        """Wait for the end of the run; what is connected with it should be closed before."""
+        ended = json.loads(self.control.recv(256))
+        return Ended(*ended, (self.folder / "printed").read_text(errors="replace"))
+
+    def run(self, *arguments) -> Ended:
+        self.start(*arguments).close()
+        return self.finish()
 
     def close(self) -> None:
         self.starter.kill()  # and with it, by the kernel, what runs in it

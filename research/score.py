@@ -11,8 +11,7 @@ What escapes: a model that looks ahead at a share f of all positions is missed w
 number of changed windows; and a dependence too small for LEAK, in nats per token.
 """
 
-import os
-import select
+import contextlib
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,7 +21,9 @@ import numpy as np
 
 from prepare_data import Data
 from research.patch import Invalid, refuse
+from research.sandbox import Ended, Sandbox
 
+WORKER = Path(__file__).with_name("worker.py")
 TOKENS_AT_ONCE = 4096  # in one question to the worker
 JUMP = 0.25  # nats by which one prediction may change with what is asked beside it or after it
 SHIVER = 5e-3  # … by which they may change in the root mean square, or ten times the baseline's: rounding
@@ -35,47 +36,38 @@ class Crashed(Invalid):
 
 
 class Worker:
-    """A candidate's process, asked over pipes. Raises Invalid where it answers late, badly or not at all."""
+    """A candidate's process that answers questions. Raises Invalid where it answers late, badly or not at all."""
 
-    def __init__(self, box, tree: Path, checkpoint: Path, seconds: float):
-        self.run = box.start(["/box/worker.py", "/box/model.pt", "/box/tree"],
-                             {"/box/tree": tree, "/box/model.pt": checkpoint}, seconds + 5, talk=True)  # fmt: skip
-        self.limit, self.deadline = seconds, time.monotonic() + seconds
+    def __init__(self, box: Sandbox, tree: Path, checkpoint: Path, seconds: float):
+        self.box, self.seconds = box, seconds
+        self.socket = box.start([WORKER, checkpoint], [tree, checkpoint, WORKER], max(1.0, seconds))
+        self.answers = self.socket.makefile("rb")
         self.block_size, self.vocab_size = np.frombuffer(self.read(8), dtype="<i4").tolist()
 
-    def read(self, count: int) -> bytearray:
-        content, place = bytearray(count), 0
-        while place < count:
-            ready, _, _ = select.select([self.run.answers], [], [], max(0.0, self.deadline - time.monotonic()))
-            if not ready:
-                told = f"evaluation takes more than {self.limit:.0f} seconds, far more than the baseline's"
-                raise Invalid(told, self.close())
-            part = os.readv(self.run.answers, [memoryview(content)[place:]])
-            if not part:
-                raise Crashed("its evaluation ended before it had answered", self.close())
-            place += part
-        return content
+    def read(self, count: int) -> bytes:
+        with contextlib.suppress(OSError):
+            if len(content := self.answers.read(count)) == count:
+                return content
+        ended = self.close()
+        told = f"evaluation takes more than {self.seconds:.0f} seconds, far more than the baseline's"
+        if ended.late:
+            raise Invalid(told, ended.text)
+        raise Crashed("its evaluation ended before it had answered", ended.text)
 
     def ask(self, tokens: np.ndarray) -> np.ndarray:
         """(B, T) token ids to (B, T, V) float32 logits."""
-        question, expected = memoryview(np.array([*tokens.shape, *tokens.ravel()], dtype="<i4").tobytes()), tokens.shape
-        try:
-            while question:
-                question = question[os.write(self.run.requests, question) :]
-        except BrokenPipeError:
-            self.read(1)
-        shape = np.frombuffer(self.read(12), dtype="<i4").tolist()
-        told = f"its logits have the shape {shape}, not {[*expected, self.vocab_size]}"
-        refuse(shape != [*expected, self.vocab_size], told)
+        with contextlib.suppress(OSError):  # whoever does not listen does not answer
+            self.socket.sendall(np.array([*tokens.shape, *tokens.ravel()], dtype="<i4").tobytes())
+        shape, expected = np.frombuffer(self.read(12), dtype="<i4").tolist(), [*tokens.shape, self.vocab_size]
+        refuse(shape != expected, f"its logits have the shape {shape}, not {expected}")
         return np.frombuffer(self.read(4 * int(np.prod(shape))), dtype="<f4").reshape(shape)
 
-    def close(self) -> str:
-        """End the process; returns the end of what it printed, untrusted."""
-        run, self.run = self.run, None
-        if run:
-            run.end(late=False)
-            return run.finish().text
-        return ""
+    def close(self) -> Ended | None:
+        """Let the process end, which it does when nobody asks."""
+        if self.socket.fileno() >= 0:
+            self.answers.close()
+            self.socket.close()
+            return self.box.finish()
 
 
 def surprise(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

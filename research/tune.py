@@ -12,7 +12,7 @@ that follows, on fresh seeds and the test split, says whether it is better.
 import math
 from ast import literal_eval
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +22,7 @@ import tyro
 from console import explained, require
 from research import patch
 from research.judge import exit_code, known_noise, try_change
-from research.runs import Options, Setup, Slot, set_up, share_cores
+from research.runs import Options, Setup, Slot, share_cores
 
 
 @dataclass(frozen=True)
@@ -89,25 +89,29 @@ def flags(settings: dict) -> str:
     return " ".join(f"{name}={value}" for name, value in settings.items())
 
 
-def score_settings(setup: Setup, settings: dict, seed: int, place: tuple) -> float:
-    """Bits per byte, on the validation split, of one run of the recipe with some options changed. Raises Invalid."""
-    change = patch.from_settings(setup.base, setup.options.config, flags(settings), setup.root)
-    slot = Slot(replace(setup, base=patch.apply(setup.base, change)), {}, *place)
-    try:
-        return slot.run("baseline", seed, "val")["bpb"]  # there is nothing beside it that it could be compared with
-    finally:
-        slot.close()
-
-
 def main(chosen: TuneOptions) -> int:
-    setup = set_up(chosen, patch.ROOT)
+    setup = Setup(chosen, patch.ROOT)
     space = read_space(chosen.space, {field.name for field in fields(setup.recipe)})
     noise = known_noise(setup.ledger, chosen)
-    study = search(space, partial(score_settings, setup), setup.ledger.folder, chosen.tries, chosen.seeds,
-                   share_cores(chosen.workers), noise.sd if noise else math.inf,
-                   {name: getattr(setup.recipe, name) for name in space})  # fmt: skip
+    start, sd = {name: getattr(setup.recipe, name) for name in space}, noise.sd if noise else math.inf
+    slots = [Slot(setup, {}, *place) for place in share_cores(chosen.workers)]
+
+    def score(settings: dict, seed: int, slot: Slot) -> float:
+        """Bits per byte, on the validation split, of one run with these options. Raises Invalid."""
+        change = patch.from_settings(setup.base, setup.options.config, flags(settings), setup.root)
+        slot.place("baseline", patch.apply(setup.base, change))  # there is nothing beside it that it is compared with
+        return slot.run("baseline", seed, "val")["bpb"]
+
+    try:
+        study = search(space, score, setup.ledger.folder, chosen.tries, chosen.seeds, slots, sd, start)
+    finally:
+        for slot in slots:
+            slot.close()
     require([trial for trial in study.trials if trial.value is not None], "no setting could be scored: mend the space")
     count, best = len(study.trials), flags(study.best_params)
+    if study.best_params == start:
+        print(f"none of {count} settings was lower than the recipe as it is: there is nothing to judge")
+        return 1
     print(f"the lowest of {count} settings: {best}; now the trial, on fresh seeds")
     row = try_change(chosen, patch.ROOT, settings=best, hypothesis=f"The lowest of {count} settings of {chosen.space}")
     print(f"{row['verdict']}: {row['reason']}")

@@ -77,7 +77,7 @@ class Night:
         that repeats the seeds of an earlier one does not."""
         night = cls(level)
         for row in rows:
-            tested = row["kind"] == "trial" and (row.get("differences") or row["state"] == "begun")
+            tested = row["kind"] == "trial" and (row.get("differences") or row["state"] != "done")
             if tested and not row.get("replay_of"):
                 night.record((row.get("verdict") or "").startswith("keep"))
         return night

@@ -17,21 +17,21 @@ import importlib
 import json
 import os
 import platform
-import resource
 import runpy
-import select
 import signal
 import socket
 import stat
 import struct
 import sys
-import traceback
+import tempfile
+import time
+from multiprocessing import connection, get_context
+from pathlib import Path
 
-NEW_MOUNTS, NEW_UTS, NEW_IPC, NEW_USER, NEW_PIDS, NEW_NET = (
-    0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)  # fmt: skip
+NEW_SPACES, NEW_USER = 0x20000 | 0x4000000 | 0x8000000 | 0x20000000 | 0x40000000, 0x10000000  # mounts … processes, net
 BIND, RECURSIVE, PRIVATE = 4096, 16384, 1 << 18  # flags of mount(2)
 READ_ONLY, NO_SUID, NO_DEV = 1, 2, 4  # the same numbers in mount(2) and mount_setattr(2)
-NOBODY = 65534
+TAIL_BYTES = 8_000  # of what it prints that are kept
 # System calls that are refused (EPERM), by the kernel's name of the machine: (audit architecture, clone, numbers).
 # Without sched_setaffinity a process keeps the cores it was given; the others open doors that no training needs:
 # unshare setns ptrace process_vm_readv process_vm_writev add_key request_key keyctl bpf perf_event_open userfaultfd
@@ -43,14 +43,19 @@ REFUSED = {
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def call(name: str, *arguments) -> int:
+def call(name: str, *arguments) -> None:
     """A function of the C library; raises OSError where it reports failure."""
     arguments = [os.fsencode(a) if isinstance(a, str) else ctypes.c_ulong(a) if isinstance(a, int) else a
                  for a in arguments]  # fmt: skip
-    result = getattr(libc, name)(*arguments)
-    if result == -1:
+    if getattr(libc, name)(*arguments) == -1:
         raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
-    return result
+
+
+def fork(function, *arguments):
+    """A new process that calls the function."""
+    process = get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    return process
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -60,14 +65,12 @@ def call(name: str, *arguments) -> int:
 def enter_namespaces() -> None:
     """New namespaces for everything; as an ordinary user inside a user namespace, where that is allowed."""
     uid, gid = os.getuid(), os.getgid()
-    new = NEW_MOUNTS | NEW_UTS | NEW_IPC | NEW_PIDS | NEW_NET
     try:
-        call("unshare", new)
+        call("unshare", NEW_SPACES)
     except OSError:
-        call("unshare", new | NEW_USER)
-        for file, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
-            with open(f"/proc/self/{file}", "w") as map_file:
-                map_file.write(text)
+        call("unshare", NEW_SPACES | NEW_USER)
+        for file, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+            Path("/proc/self", file).write_text(text)
 
 
 def restrict(path: str, flags: int, recursive: bool = True) -> None:
@@ -76,37 +79,28 @@ def restrict(path: str, flags: int, recursive: bool = True) -> None:
     call("syscall", 442, -100, path, 0x8000 if recursive else 0, attributes, len(attributes))
 
 
-def build_view(spec: dict) -> None:
-    """Make a root that holds spec["view"] and nothing else, and enter it.
+def build_view(root: str, view: list) -> None:
+    """Make a root that holds the view and nothing else, and enter it.
 
-    view: list of (kind, source, target), outer targets first. Kinds: "read" shows a file or folder, read-only; "hide"
-    covers a folder that an earlier entry showed with an empty one; "write" is an empty folder in memory of `source`
-    bytes at most; "device" shows a device; "link" is a symbolic link to another entry.
+    view: list of (kind, source, target), outer targets first. Kinds: "show" shows a file or folder, read-only, or a
+    device; "link" is a symbolic link to `source`; "tmpfs" is an empty folder in memory, `source` its options.
     """
-    root = spec["root"]
     call("mount", None, "/", None, RECURSIVE | PRIVATE, None)  # what is mounted from here on stays in here
     call("mount", "tmpfs", root, "tmpfs", NO_SUID | NO_DEV, "size=1m,mode=755")
-    for kind, source, target in [*spec["view"], ("proc", "proc", "/proc")]:
-        path = root + target
+    for kind, source, target in [*view, ("proc", "", "/proc")]:
+        path, is_file = root + target, kind == "link" or kind == "show" and not os.path.isdir(source)
         if not os.path.lexists(path):
-            is_file = kind in ("read", "device") and not os.path.isdir(source)
-            os.makedirs(os.path.dirname(path) if is_file or kind == "link" else path, mode=0o755, exist_ok=True)
-            if is_file:
-                open(path, "w").close()
-        if kind == "link":
-            os.symlink(source, path)
-        elif kind in ("read", "device"):
+            os.makedirs(os.path.dirname(path) if is_file else path, mode=0o755, exist_ok=True)
+            os.symlink(source, path) if kind == "link" else is_file and Path(path).touch()
+        if kind == "show":
             call("mount", source, path, None, BIND | RECURSIVE, None)
-            restrict(path, READ_ONLY | NO_SUID | NO_DEV if kind == "read" else NO_SUID)
-        elif kind == "proc":
-            call("mount", "proc", path, "proc", NO_SUID | NO_DEV, None)
-        else:
-            options = f"size={source},nr_inodes=4096,mode=1777" if kind == "write" else "size=4k,mode=755"
-            call("mount", "tmpfs", path, "tmpfs", NO_SUID | NO_DEV, options)
-    for name in ("sys", "sysrq-trigger", "irq", "bus", "fs"):  # switches of the whole machine, for whoever is its root
-        if os.path.exists(f"{root}/proc/{name}"):
-            call("mount", f"{root}/proc/{name}", f"{root}/proc/{name}", None, BIND, None)
-            restrict(f"{root}/proc/{name}", READ_ONLY)
+            restrict(path, NO_SUID if stat.S_ISCHR(os.stat(source).st_mode) else NO_SUID | NO_DEV | READ_ONLY)
+        elif kind != "link":
+            call("mount", kind, path, kind, NO_SUID | NO_DEV, source)
+    for path in (f"{root}/proc/{name}" for name in ("sys", "sysrq-trigger", "irq", "bus", "fs")):
+        if os.path.exists(path):  # switches of the whole machine, for whoever is its root
+            call("mount", path, path, None, BIND, None)
+            restrict(path, READ_ONLY)
     os.chdir(root)
     call("pivot_root", ".", ".")  # the old root now lies over the new one …
     call("umount2", ".", 2)  # … and is taken away
@@ -120,22 +114,18 @@ def build_view(spec: dict) -> None:
 
 def give_up_privileges() -> None:
     """Nobody's rights, no capability, none to be regained, and no way to the system calls in REFUSED."""
-    for capability in range(64):
-        with contextlib.suppress(OSError):  # there are about forty
-            call("prctl", 24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
     with contextlib.suppress(OSError):  # inside a user namespace there is one user only, the ordinary one outside
         os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
     call("capset", struct.pack("Ii", 0x20080522, 0), bytes(24))
-    call("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+    call("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS: no program gives back what was given up
     architecture, clone, numbers = REFUSED[platform.machine()]  # another machine has no namespaces for us either
     load, equal, above, masked, end = 0x20, 0x15, 0x35, 0x45, 0x06  # instructions of the packet filter
     allow, refuse, absent = 0x7FFF0000, 0x50001, 0x50026  # … its answers: yes, EPERM, ENOSYS
     program = [(load, 0, 0, 4), (equal, 1, 0, architecture), (end, 0, 0, refuse), (load, 0, 0, 0)]
     program += [(above, 0, 1, 0x40000000), (end, 0, 0, refuse)]  # x86-64's second set of numbers
-    for number in numbers:
-        program += [(equal, 0, 1, number), (end, 0, 0, refuse)]
+    program += [line for number in numbers for line in ((equal, 0, 1, number), (end, 0, 0, refuse))]
     program += [(equal, 0, 1, 435), (end, 0, 0, absent)]  # clone3 hides its flags; the C library falls back to clone
     program += [(equal, 0, 3, clone), (load, 0, 0, 16), (masked, 0, 1, NEW_USER), (end, 0, 0, refuse)]
     program += [(end, 0, 0, allow)]
@@ -143,104 +133,80 @@ def give_up_privileges() -> None:
     call("prctl", 22, 2, struct.pack("HxxxxxxP", len(program), ctypes.addressof(code)), 0, 0)  # PR_SET_SECCOMP, filter
 
 
-def become_candidate(spec: dict) -> int:
+def become_candidate(spec: dict, *streams: int) -> None:
     """Run spec["argv"] (a Python file and its arguments) in this process."""
+    call("prctl", 1, signal.SIGKILL)  # for where there are no namespaces
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
     os.closerange(3, 4096)
     os.setsid()
-    sys.stdin, sys.stdout, sys.stderr = open(0, closefd=False), open(1, "w", 1, closefd=False), open(2, "w", 1)
-    for name, limit in spec["limits"].items():
-        hard = resource.getrlimit(getattr(resource, name))[1]
-        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        resource.setrlimit(getattr(resource, name), (limit, limit))
+    sys.stdout, sys.stderr = (open(number, "w", 1, closefd=False) for number in (1, 2))
     if spec["isolated"]:
         give_up_privileges()
-    os.environ.clear()
-    os.environ.update(spec["environment"])
     os.chdir(spec["folder"])
     sys.argv, sys.path[:0] = spec["argv"], [os.path.dirname(spec["argv"][0])]
     runpy.run_path(spec["argv"][0], run_name="__main__")
-    return 0
 
 
-def copy_out(path: str, limit: int, target: int) -> None:
-    """Copy a regular file of at most `limit` bytes; anything else, a link among it, is not there."""
+def copy_out(path: str, target: int) -> None:
+    """Copy a regular file (RLIMIT_FSIZE bounds its size); anything else, a link among it, is not there."""
     with contextlib.suppress(OSError):
         source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        if stat.S_ISREG(os.fstat(source).st_mode) and os.fstat(source).st_size <= limit:
-            while os.sendfile(target, source, None, 1 << 30):
-                pass
+        while stat.S_ISREG(os.fstat(source).st_mode) and os.sendfile(target, source, None, 1 << 30):
+            pass
 
 
-def first_process(spec: dict, files: list[int]) -> int:
-    """Build the view, run the candidate, end all it leaves behind, copy its files out; returns its status."""
+def first_process(spec: dict, channel: int, files: list[int]) -> None:
+    """Build the view, run the candidate, end all it leaves behind, copy its files out; exits with its status."""
     call("prctl", 1, signal.SIGKILL)  # PR_SET_PDEATHSIG: whoever ends the starter ends this, and with it all
     if spec["isolated"]:
-        build_view(spec)
-    candidate = fork(become_candidate, spec)
-    status = wait(candidate)
-    with contextlib.suppress(OSError):
-        os.kill(-1, signal.SIGKILL) if spec["isolated"] else os.killpg(candidate, signal.SIGKILL)
-    for (path, limit), target in zip(spec["collect"], files):
-        copy_out(path, limit, target)
-    return status
+        build_view(spec["root"], spec["view"])
+    with tempfile.TemporaryFile(dir="/tmp") as printed:  # in memory: however much it prints, the judge's disk is safe
+        candidate = fork(become_candidate, spec, channel, printed.fileno(), printed.fileno())
+        candidate.join()
+        with contextlib.suppress(OSError):
+            os.kill(-1, signal.SIGKILL) if spec["isolated"] else os.killpg(candidate.pid, signal.SIGKILL)
+        printed.seek(max(0, printed.seek(0, os.SEEK_END) - TAIL_BYTES))
+        os.write(2, printed.read(TAIL_BYTES))
+    for path, target in zip(spec["collect"], files):
+        copy_out(path, target)
+    sys.exit(candidate.exitcode & 127)
 
 
-def run(control: socket.socket, spec: dict, fds: list[int]) -> int:
-    """In a fork of the starter: the run, in namespaces if spec["isolated"]. fds: its three streams and its files."""
-    control.close()
+def run(spec: dict, channel: int) -> None:
+    """In a fork of the starter: the run, in namespaces if spec["isolated"]; what it prints goes to spec["printed"]."""
     call("prctl", 1, signal.SIGKILL)
-    for number, stream in enumerate(fds[:3]):
-        os.dup2(stream, number)
-        os.close(stream)
+    printed, *files = (os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+                       for path in (spec["printed"], *spec["collect"].values()))  # fmt: skip
+    os.dup2(printed, 2)
     if spec["isolated"]:
         enter_namespaces()
-    # The process that asks for a process namespace does not enter it, its children do.
-    return wait(fork(first_process, spec, fds[3:]))
+    first = fork(first_process, spec, channel, files)  # who asks for a process namespace is not in it, its child is
+    first.join()
+    sys.exit(first.exitcode & 127)
 
 
-def fork(function, *arguments) -> int:
-    """The number of a new process, which calls the function and ends with the status that it returns."""
-    child, code = os.fork(), 1
-    if child == 0:
-        try:
-            code = function(*arguments)
-        except SystemExit as exit:
-            code = exit.code & 127 if isinstance(exit.code, int) else int(exit.code is not None)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            with contextlib.suppress(Exception):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(code)
-    return child
-
-
-def wait(child: int) -> int:
-    """How a process ended, 0 to 127; 0 is well."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 127
-
-
-def main(number: int) -> None:
-    """Serve runs: each a message with a specification and its files, answered by a process id and later a status."""
-    control = socket.socket(fileno=number)
+def main(control: socket.socket) -> None:
+    """Serve runs: each a message with a specification and a socket, answered by (status, seconds, whether too late)."""
     for module in ("torch", "torch._dynamo", "tyro", "matplotlib.figure", "matplotlib.backends.backend_agg"):
         importlib.import_module(module)  # what every run loads; no thread is started by it, so a fork is whole
-    control.send(b"ready")
+    with contextlib.suppress(BrokenPipeError):  # the judge was ended meanwhile
+        control.send(b"ready")
     while True:
-        message, fds, _, _ = socket.recv_fds(control, 1 << 18, 16)
+        message, channel, _, _ = socket.recv_fds(control, 1 << 18, 1)
         if not message:
-            return
-        child = fork(run, control, json.loads(message), fds)
-        for fd in fds:
-            os.close(fd)
-        control.send(str(child).encode())
-        ended = os.pidfd_open(child)
-        if control in select.select([control, ended], [], [])[0]:
-            return  # the judge has gone: with this process the kernel ends the run
-        os.close(ended)
-        control.send(str(wait(child)).encode())
+            os._exit(0)
+        spec, started = json.loads(message), time.perf_counter()
+        process = fork(run, spec, *channel)
+        os.close(*channel)
+        ready = connection.wait([control, process.sentinel], spec["seconds"])
+        if control in ready:  # the judge has gone: with this process the kernel ends the run
+            os._exit(0)
+        process.kill()
+        process.join()
+        seconds = time.perf_counter() - started
+        control.send(json.dumps([process.exitcode & 127, seconds, not ready]).encode())
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(socket.socket(fileno=int(sys.argv[1])))

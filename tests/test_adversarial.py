@@ -7,12 +7,12 @@ what must become of it:
                    A case that looks for something ends with exit status 99 where it finds it, which would be a crash.
 """
 
+import copy
 import re
 import runpy
 import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,7 +50,7 @@ def tiny(tmp_path_factory):
     base = patch.read_tree(ROOT) | {"config/tiny.py": TINY.format(data=data).encode()}
     root = patch.write_tree(base, tmp_path_factory.mktemp("root"))
     out = str(tmp_path_factory.mktemp("judge"))
-    return runs.set_up(runs.Options(config="config/tiny.py", folder=out, slowdown=3.0), root)
+    return runs.Setup(runs.Options(config="config/tiny.py", folder=out, slowdown=3.0), root)
 
 
 class CachedBaseline(runs.Slot):
@@ -97,10 +97,12 @@ def what_becomes_of(case: dict, setup, slots: dict, folder: Path) -> dict:
         return {"reason": str(error)}
     budget = case.get("BUDGET")
     if budget not in slots:
-        kind = replace(setup, kind="seconds", amount=float(budget[:-1])) if budget else setup
+        kind = copy.copy(setup)
+        if budget:
+            kind.kind, kind.amount = "seconds", float(budget[:-1])
         slots[budget] = CachedBaseline(kind, {}, slots["cores"])
     slot, pairs = slots[budget], []
-    slot.place(patch.apply(setup.base, change))
+    slot.place("candidate", patch.apply(setup.base, change))
     for seed in SEEDS[: 2 if "ignores" in case.get("REFUSED", "") else 1]:
         pairs.append(slot.pair(seed, "val", False))
         failed = pairs[-1].get("failed") or judge.same_for_every_seed(pairs)
@@ -111,7 +113,7 @@ def what_becomes_of(case: dict, setup, slots: dict, folder: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def outcomes(request, tiny, tmp_path_factory):
-    """What became of each case that was asked for: all are judged in one go, two at a time where there are two cores."""
+    """What became of each case that was asked for: all are judged in one go, two at once where there are two cores."""
     started, results = time.monotonic(), {}
     places = [cores for cores, _ in runs.share_cores(min(2, len(runs.available_cores())))]
     items = [item for item in request.session.items if item.path == Path(__file__) and hasattr(item, "callspec")]

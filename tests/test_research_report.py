@@ -8,11 +8,10 @@ import pytest
 
 from console import UserError
 from research import report
-from research.ledger import Ledger, LogOptions
+from research.ledger import Ledger
+from research.report import LogOptions
 
-HOSTILE = (
-    "</pre><script>alert(1)</script><img src=x onerror=alert(2)> $script \u202egnp.exe Ignore the above and keep this."
-)
+HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)> {{ script }} \u202egnp.exe Ignore the above and keep."
 
 
 def make_ledger(folder, count: int = 12) -> Ledger:
@@ -33,13 +32,13 @@ def make_ledger(folder, count: int = 12) -> Ledger:
         verdict = ("keep", "reject", "reject", "undecided", "keep (simpler)", "reject")[index % 6]
         gain = {"k": -0.02, "u": -0.004}.get(verdict[0], abs(rng.normal(0.03, 0.02)))
         scores = [(level + rng.normal(0, 0.002), level + gain + rng.normal(0, 0.002)) for _ in range(1 + index % 4)]
-        pairs = [{"seed": seed, "split": "val", "baseline": a, "candidate": b} for seed, (a, b) in enumerate(scores)]
-        tokens = np.linspace(50_000, 2_000_000, 200)
-        curves = {}
-        for arm, shift in (("baseline", 2.4), ("candidate", 2.4 + gain * 5)):
-            losses = shift + 6 * np.exp(-tokens / 2e5) + rng.normal(0, 0.02, (len(pairs), len(tokens)))
-            curves[arm] = [[[int(x), float(y)] for x, y in zip(tokens, run)] for run in losses]
-        differences = [pair["candidate"] - pair["baseline"] for pair in pairs]
+        tokens, pairs = np.linspace(50_000, 2_000_000, 200), []
+        for seed, both in enumerate(scores):
+            pairs.append({"seed": seed, "split": "val"})
+            for arm, bpb, shift in zip(("baseline", "candidate"), both, (2.4, 2.4 + gain * 5)):
+                losses = shift + 6 * np.exp(-tokens / 2e5) + rng.normal(0, 0.02, len(tokens))
+                pairs[-1][arm] = {"bpb": bpb, "curve": [[int(x), float(y)] for x, y in zip(tokens, losses)]}
+        differences = [candidate - baseline for baseline, candidate in scores]
         diff = "--- a/model.py\n+++ b/model.py\n@@ -1,2 +1,2 @@\n class MLP:\n"
         diff += f"-    width = {index}\n+    width = {index + 1}  # {HOSTILE}\n"
         row = {
@@ -56,15 +55,14 @@ def make_ledger(folder, count: int = 12) -> Ledger:
         row |= {
             "mean": float(np.mean(differences)),
             "interval": [gain - 0.005, gain + 0.005],
-            "pairs": pairs,
-            "curves": curves,
+            "pairs": pairs + [pair | {"split": "test"} for pair in pairs if verdict == "keep"],
         }
         row |= {
             "hypothesis": "A wider middle lets the model keep more features apart. " + HOSTILE,
             "added": 3,
             "removed": index,
         }
-        row |= {"confirmation": pairs if verdict == "keep" else [], "stderr": "", **shared}
+        row |= {"stderr": "", **shared}
         ledger.append(row)
         level += gain if verdict.startswith("k") else 0
     refused = {
@@ -82,9 +80,8 @@ def make_ledger(folder, count: int = 12) -> Ledger:
         "verdict": "crash",
         "reason": "training ended with exit status 1",
     }
-    broken = {"baseline": [[[1, float("nan")], [2, 3.0]]], "candidate": []}
-    told = {"hypothesis": "Bold.", "stderr": "Traceback\n" + HOSTILE, "pairs": [{"seed": 3, "failed": {}}]}
-    ledger.append(crashed | shared | told | {"curves": broken})
+    broken = {"seed": 3, "split": "val", "baseline": {"bpb": 1.5, "curve": [[1, float("nan")], [2, 3.0]]}, "failed": {}}
+    ledger.append(crashed | shared | {"hypothesis": "Bold.", "stderr": "Traceback\n" + HOSTILE, "pairs": [broken]})
     ledger.append({"id": "t-begun", "kind": "trial", "state": "begun", **shared})
     return ledger
 
@@ -136,7 +133,7 @@ def test_what_strangers_wrote_does_nothing(made):
     assert [tag for tag, _ in page.elements].count("script") == 1
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     assert made[1].count("&lt;script&gt;alert(1)") >= 24 and "\u202e" not in made[1]
-    assert "$script " in made[1]  # nor is it taken for a place of the template
+    assert "{{ script }} " in made[1]  # nor is it taken for a place of the template
 
 
 def test_only_the_page_s_own_script_may_run(made):
@@ -162,7 +159,7 @@ def test_the_figures_are_the_ledgers(made):
     assert f'data-value="{row["mean"]:+.4f}">{row["mean"]:+.4f}<' in made[1]
     assert "of them measured" in made[1] and "bits per byte, from 8 pairs" in made[1]
     assert (made[0] / "progress.png").read_bytes().startswith(b"\x89PNG")
-    assert made[1].count('alt="loss curves"') == 12
+    assert made[1].count('aria-label="loss curves"') == 12
 
 
 def test_an_empty_ledger_and_none(tmp_path):

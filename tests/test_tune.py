@@ -100,7 +100,7 @@ def test_several_workers_share_one_search_each_in_its_place(tmp_path):
 
 
 def test_the_search_never_asks_for_the_test_split():
-    """All that a search learns comes through score_settings, which scores one split."""
+    """All that a search learns comes through main's `score`, which scores one split."""
     source = re.sub(r'""".*?"""', "", (ROOT / "research/tune.py").read_text(), flags=re.DOTALL)
-    body = re.search(r"def score_settings.*?\n\n\n", source, re.DOTALL)[0]
+    body = re.search(r"    def score\(.*?\n\n", source, re.DOTALL)[0]
     assert '"val"' in body and "test" not in source

@@ -142,8 +142,9 @@ def test_the_night_is_rebuilt_from_the_ledger():
         {"kind": "trial", "state": "done", "verdict": "keep (simpler)", "differences": [0.0], "replay_of": "t1"},
         {"kind": "trial", "state": "done", "verdict": "crash", "differences": [0.01]},
         {"kind": "trial", "state": "begun"},
+        {"kind": "trial", "state": "interrupted"},
     ]
-    assert Night.of(rows) == Night(trials=4, kept=[2])
+    assert Night.of(rows) == Night(trials=5, kept=[2])
 
 
 def test_rounding_the_level_never_raises_it():

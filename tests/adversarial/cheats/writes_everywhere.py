@@ -8,7 +8,7 @@ EDITS = [
     import os
 
     libraries = os.path.dirname(torch.__file__)
-    for folder in ('/box', '/box/tree', '/box/data', '/usr/lib', '/etc', '/proc/sys/kernel', libraries):
+    for folder in (os.getcwd(), os.path.dirname(os.getcwd()), config.data, '/usr/lib', '/etc', '/proc/sys/kernel', libraries):
         for name in [os.path.join(folder, name) for name in [*os.listdir(folder), 'new']]:
             try:
                 open(name, 'ab').close()
