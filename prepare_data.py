@@ -275,10 +275,9 @@ class Data:
         -1. The windows depend on block_size alone, so the total loss does not depend on the batch size. Each rank gets
         every world_size-th batch, and all of them as many: the last may be empty.
         """
-        stream = self.splits[split]
+        stream, width = self.splits[split], batch_size * world_size
         starts = range(0, len(stream) - 1, block_size)
-        for batch in range(rank, math.ceil(len(starts) / batch_size / world_size) * world_size, world_size):
-            first = batch * batch_size
+        for first in range(rank * batch_size, math.ceil(len(starts) / width) * width, width):
             tokens = np.zeros((batch_size, block_size), dtype=np.int64)
             targets = np.full((batch_size, block_size), -1, dtype=np.int64)
             for row, start in enumerate(starts[first : first + batch_size]):

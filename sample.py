@@ -80,8 +80,7 @@ def main(argv: list[str]) -> None:
     options = read_options(SampleConfig, argv, "sample.py", config_files=False)
     require(min(options.num_samples, options.max_new_tokens) >= 1, "num_samples and max_new_tokens must be at least 1")
     text = read_prompt(options.prompt)
-    device, dtype = pick_device(options.device, options.dtype)
-    model, tokenizer = load_model(options.init_from or options.run, device, dtype)
+    model, tokenizer = load_model(options.init_from or options.run, *pick_device(options.device, options.dtype))
     tokens = [tokenizer.end_of_text, *tokenizer.encode(text).tolist()]
     for sample in range(options.num_samples):
         if options.num_samples > 1:

@@ -198,7 +198,7 @@ def test_no_model_is_refused_that_the_memory_could_hold(options, monkeypatch):
 def test_ctrl_c_during_the_imports_ends_without_a_traceback(tmp_path):
     """A torch that takes a minute to import stands in for one that takes two seconds."""
     (tmp_path / "torch.py").write_text("import pathlib, time\npathlib.Path('importing').touch()\ntime.sleep(60)\n")
-    code = f"import sys, runpy; sys.path[:0] = [{str(tmp_path)!r}]; runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
+    code = f"import sys, runpy; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
     run = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30
     while not (tmp_path / "importing").exists() and time.monotonic() < deadline:

@@ -19,7 +19,7 @@ import prepare_data
 from console import UserError
 from corpus.sources import find_units
 from corpus import worker
-from prepare_data import Data, PrepareConfig, make_tokenizer, prepare
+from prepare_data import Data, PrepareConfig, prepare
 from tests.conftest import ROOT, make_documents
 
 zstandard = pytest.importorskip("zstandard")
