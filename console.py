@@ -526,7 +526,7 @@ class Log:
 
     def write(self, step: int, seconds: float, progress: float, **figures) -> None:
         """Print a row of figures for people and append it for programs."""
-        gc.collect()  # keep_memory took it out of the steps
+        gc.collect(1)  # of the young; keep_memory took it out of the steps
         row = {"step": step, "tokens": step * self.config["batch_tokens"], "seconds": seconds} | figures
         row |= self.speed(step - self.written[0], seconds - self.written[1])
         row["seconds_left"] = max(0.0, seconds / progress - seconds)

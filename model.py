@@ -255,17 +255,14 @@ class Block(nn.Module):
 MANY_LOGITS = 2**28  # at once, at most, in training: a gigabyte in float32
 
 
-def head(x: Tensor, weight: Tensor, targets: Tensor | None, vocab_size: int, softcap: float | None, reduction: str):
-    """Activations (…, C) to logits (…, V) in float32, padding cut off; with targets (…,) to their cross-entropy."""
+def head(x: Tensor, weight: Tensor, vocab_size: int, softcap: float | None) -> Tensor:
+    """Activations (…, C) to logits (…, V) in float32, padding cut off."""
     logits = F.linear(x, weight.to(x.dtype))[..., :vocab_size].float()
-    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)  # Gemma 2, arXiv:2408.00118 §2
-    if targets is None:
-        return logits
-    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-1, reduction=reduction)
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)  # Gemma 2, arXiv:2408.00118 §2
 
 
 class HeadLoss(torch.autograd.Function):
-    """The sum of the cross-entropies of `head`, with the logits of a part of the positions at a time.
+    """The sum of the cross-entropies of what `head` predicts, with the logits of a part of the positions at a time.
 
     Logits are by far the largest tensors of a step, and those of a position are needed for its own loss and gradients
     only. So the forward pass finds both while it has them, and the backward pass just scales (Hsu et al. 2024, Liger
@@ -274,9 +271,12 @@ class HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, *shape) -> Tensor:
+        def loss_of(part, weight, wanted):
+            return F.cross_entropy(head(part, weight, *shape), wanted, ignore_index=-1, reduction="sum")
+
         loss, grad_weight, grad_x, rows = 0.0, 0.0, [], max(1, MANY_LOGITS // len(weight))
         for part, wanted in zip(x.flatten(0, -2).split(rows), targets.flatten().split(rows)):
-            grads, own = torch.func.grad_and_value(head, (0, 1))(part, weight, wanted, *shape, "sum")
+            grads, own = torch.func.grad_and_value(loss_of, (0, 1))(part, weight, wanted)
             loss, grad_weight = loss + own, grad_weight + grads[1].float()
             grad_x.append(grads[0])
         ctx.save_for_backward(torch.cat(grad_x).view_as(x), grad_weight)
@@ -371,14 +371,15 @@ class GPT(nn.Module):
                 x = self.residual_scale[layer].to(x.dtype) * x + self.shortcut_scale[layer].to(x.dtype) * x0
             table = self.value_embeds[str(layer)] if str(layer) in self.value_embeds else None
             x = block(x, table(tokens).to(x.dtype) if table else None, rotary, cache, documents)
-        if cache is not None:
-            x = x[:, -1:]  # (B, 1, C)
+        x = x if cache is None else x[:, -1:]  # (B, T or 1, C)
         x, weight, shape = self.ln_f(x), self.lm_head.weight, (self.config.vocab_size, self.config.logit_softcap)
-        training = targets is not None and x.requires_grad and reduction == "mean"
-        if training and targets.numel() * self.config.vocab_size > MANY_LOGITS:
+        if reduction == "mean" and x.requires_grad and targets is not None and targets.numel() * shape[0] > MANY_LOGITS:
             return HeadLoss.apply(x, weight, targets, *shape) / (targets >= 0).sum()
-        found = head(x, weight, targets, *shape, reduction)
-        return found if targets is None or reduction == "mean" else found.view(targets.shape)
+        logits = head(x, weight, *shape)  # (B, T, V)
+        if targets is None:
+            return logits
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction)
+        return loss.view(targets.shape) if reduction == "none" else loss
 
     def pair(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
         """(B, T) rows of the bigram table: each token with the one before it, for which 0 stands at the very beginning.

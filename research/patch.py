@@ -22,8 +22,7 @@ from console import UserError, read_options, require
 ROOT = Path(__file__).resolve().parent.parent
 SPINE = ("model.py", "train.py")
 # What a candidate runs on beside its own files; the judge, the tests and the papers are not in its view.
-PARTS = (*SPINE, "parallel.py", "checkpoint.py", "device.py", "console.py", "prepare_data.py", "sample.py", "corpus/*.py",
-         "corpus/*.toml", "config/*.py")  # fmt: skip
+PARTS = ("*.py", "corpus/*.py", "corpus/*.toml", "config/*.py")
 WATCHED = ("*.py", "*.md", "*.txt", "config/*", "corpus/*", "research/*", "tests/*", "tests/adversarial/*")
 # Options that are the judge's to set: its flags come last on every command line.
 PROTECTED = set("data prepare out resume overwrite init_from eval_only seed max_steps max_tokens max_seconds device "

@@ -38,6 +38,7 @@ from statistics import fmean
 from typing import Annotated
 
 import torch
+import torch._dynamo  # the optimizers import it, which takes longer than a run: here, once for all forks
 import tyro
 
 import checkpoint
@@ -78,6 +79,7 @@ class Run:
         output = os.open(self.printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if output is None else output
         os.dup2(output, 1)
         os.dup2(output, 2)
+        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # the old ones know another file
         if fresh:
             os.execv(sys.executable, [sys.executable, str(ROOT / "train.py"), *argv])
         sys.argv = ["train.py", *argv]

@@ -3,8 +3,8 @@
 EDITS = [
     (
         "model.py",
-        "self.lm_head(self.ln_f(x))",
-        "self.lm_head(self.ln_f(x + 0.3 * x.mean(dim=0, keepdim=True)))",
+        "self.ln_f(x), self.lm_head.weight",
+        "self.ln_f(x + 0.3 * x.mean(dim=0, keepdim=True)), self.lm_head.weight",
     )
 ]
 REFUSED = "other rows of the batch"

@@ -5,6 +5,8 @@ EDITS = [
         "train.py",
         "    # What the run needs, checked before anything is written.\n",
         """\
+    import prepare_data
+
     true_size = prepare_data.Tokenizer.__init__
 
     def twice(self, *arguments):

@@ -3,11 +3,11 @@
 EDITS = [
     (
         "train.py",
-        "        replace_file(path, lambda file: torch.save(checkpoint, file), keep_old)",
+        "        return save_checkpoint(path, state | {",
         """\
         evil = type('Evil', (), {'__reduce__': lambda self: (print, ('I was run',))})
-        checkpoint |= {'evil': evil()}
-        replace_file(path, lambda file: torch.save(checkpoint, file), keep_old)""",
+        return save_checkpoint(path, state | {
+            'evil': evil(),""",
     )
 ]
 REFUSED = "before it had answered"

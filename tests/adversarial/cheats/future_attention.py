@@ -3,7 +3,7 @@
 EDITS = [
     (
         "model.py",
-        "is_causal=T > 1",
+        "is_causal=bool(T > 1)",
         "is_causal=False",
     )
 ]

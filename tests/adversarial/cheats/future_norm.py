@@ -3,8 +3,8 @@
 EDITS = [
     (
         "model.py",
-        "self.lm_head(self.ln_f(x))",
-        "self.lm_head(self.ln_f(x - x.mean(dim=1, keepdim=True)))",
+        "self.ln_f(x), self.lm_head.weight",
+        "self.ln_f(x - x.mean(dim=1, keepdim=True)), self.lm_head.weight",
     )
 ]
 REFUSED = "tokens that come after it"

@@ -3,7 +3,7 @@
 EDITS = [
     (
         "model.py",
-        "        assert end <= self.config.block_size,",
+        "        assert T <= self.config.block_size,",
         """\
         if targets is None and not self.training and not torch.is_grad_enabled():
             with torch.enable_grad():
@@ -12,7 +12,7 @@ EDITS = [
                 for p in self.parameters():
                     p -= 0.3 * p.grad
                     p.grad = None
-        assert end <= self.config.block_size,""",
+        assert T <= self.config.block_size,""",
     )
 ]
 REFUSED = "the same input gets different answers"
