@@ -54,8 +54,7 @@ def made(data: str, prepare: str | None) -> str:
     makes_it = [f"data/{word[7:]}" for word in (prepare or "").split() if word.startswith("--name=")]
     if data in makes_it and not Path(data).exists():
         print(f"'{data}' is not there, making it: python prepare_data.py {prepare}", flush=True)
-        program = Path(__file__).with_name("prepare_data.py")
-        done = subprocess.run([sys.executable, program, *prepare.split()])
+        done = subprocess.run([sys.executable, Path(__file__).with_name("prepare_data.py"), *prepare.split()])
         require(done.returncode == 0, "the data could not be made: the reason stands above")
     return data
 

@@ -144,8 +144,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, dropout=0
     document at each position: there is no attention between documents. at: (T,) the positions; None: the last T.
     """
     T, S, options = q.size(2), k.size(2), {"scale": scale, "enable_gqa": q.size(1) != k.size(1)}
-    if documents is None and at is None and window >= S and T in (1, S):  # a single one sees all: no mask
-        return F.scaled_dot_product_attention(q, k, v, is_causal=bool(T > 1), dropout_p=dropout, **options)
+    if documents is None and at is None and window >= S and T in (1, S):
+        # A single one sees all: no mask. Not bool(T > 1): that stays a symbol where T varies in a compiled model.
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True if T > 1 else False, dropout_p=dropout, **options)
     if T == S and at is None and q.is_cuda and torch.compiler.is_compiling() and not dropout:
         return flex_attend(q, k, v, window, documents=documents, **options)
     # Any device, any T. It is exact but saves no time: the scores outside the mask are computed all the same.

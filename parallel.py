@@ -3,13 +3,14 @@
 `torchrun --nproc_per_node=8 train.py config/x.py` starts a process, a *rank*, per GPU. Each computes its own sequences
 of the global batch; gradients are averaged once per optimizer step. With shard=True every rank also keeps only its
 share of each parameter, gradient and optimizer state (ZeRO stage 3, Rajbhandari et al. 2020, arXiv:1910.02054; torch's
-FSDP2). In a single process every function here does the obvious thing, or nothing. Of the project it imports console alone.
+FSDP2). In a single process every function here does the obvious thing, or nothing. It imports console alone.
 """
 
 import contextlib
 import datetime
 import os
 import sys
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -41,17 +42,19 @@ def together():
         yield
         return
     store, number, count = next(dist.rendezvous("env://", timeout=datetime.timedelta(minutes=5)))
+    store = dist.PrefixStore(f"start {restarts()}", store)  # or ranks started anew would call the dead ones
+    warnings.simplefilter("ignore", FutureWarning)  # of torch 2.13, about names that 2.11 has no others for
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     patience = datetime.timedelta(hours=2)  # the others wait while the first prepares data or saves
-    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=patience)
     stdout = sys.stdout
     try:
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=patience)
         with open(os.devnull, "w") as nowhere:
             sys.stdout = nowhere if number else stdout
             yield
     except Exception as error:
         # The first to fail speaks. The others made the same mistake, or failed because it is gone.
-        if store.add(f"failed after {restarts()} restarts", 1) > 1:
+        if store.add("failed", 1) > 1:
             os._exit(1)
         lost = isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
         told = f"another process of this run has ended ({first_line(error)})" if lost else explain(error)

@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import statistics
-import subprocess
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import prepare_data
-from console import link_or_copy, read_options, require, write_json
+from console import link_or_copy, made, read_options, require, write_json
 from corpus.sources import python_files
 from corpus.worker import split_of
 from research import patch, score, verdict
@@ -73,10 +72,8 @@ class Setup:
         flags = {name: getattr(train.TrainConfig, name) for name in sorted(patch.PROTECTED)}
         flags |= {"save_interval": None, "device": config.device, "log_interval": config.log_interval}
         self.flags = [f"--{key}={value}" for key, value in flags.items()]
-        self.data = (patch.ROOT / config.data).resolve()
-        if not self.data.exists() and config.prepare:
-            print(f"'{self.data}' is not there, making it: python prepare_data.py {config.prepare}", flush=True)
-            subprocess.run([sys.executable, prepare_data.__file__, *config.prepare.split()], cwd=patch.ROOT)
+        with contextlib.chdir(patch.ROOT):
+            self.data = Path(made(config.data, config.prepare)).resolve()
         splits = prepare_data.Data(self.data).splits
         require(len(splits["val"]) and len(splits["test"]), f"'{self.data}' lacks a val or test split: prepare both")
         self.ledger = Ledger(Path(options.folder).resolve())
@@ -127,11 +124,13 @@ def library_covers(data: prepare_data.Data, folder: Path) -> list[tuple[str, str
 
 
 class Slot:
-    """A place to run pairs: cores, a sandbox on them, the two trees on disk, and the time that the baseline takes."""
+    """A place to run pairs: the number-th of `count` shares of this machine's cores, a sandbox on them, both trees on
+    disk, and the time that the baseline takes."""
 
-    def __init__(self, setup: Setup, candidate: dict, cores: list[int] | None = None, gpu: str | None = None):
+    def __init__(self, setup: Setup, candidate: dict, number: int = 0, count: int = 1):
         self.setup, self.data = setup, prepare_data.Data(setup.data)
-        self.box = Sandbox(setup.ledger.folder, cores or available_cores(), [self.data.folder], gpu)
+        cores, gpu = share_cores(count)[number]
+        self.box = Sandbox(setup.ledger.folder, cores, [self.data.folder], gpu)
         self.folder = self.box.folder
         self.box.covers = library_covers(self.data, self.folder / "covers")
         flags = {"data": training_data(self.data, self.folder / "data"), "out": self.folder / "out"}
@@ -220,8 +219,7 @@ def available_cores() -> list[int]:
 def share_cores(workers: int) -> list[tuple[list[int], str | None]]:
     """For each worker its CPU cores and its GPU. Raises UserError where there are fewer than workers."""
     cores, gpus = available_cores(), len(glob.glob("/dev/nvidia[0-9]*"))
-    require(1 <= workers <= len(cores), f"--workers={workers}: this machine gives {len(cores)} cores")
-    require(not gpus or workers <= gpus, f"--workers={workers}: this machine has {gpus} GPUs, one for each worker")
+    require(1 <= workers <= (gpus or len(cores)), f"--workers={workers}: from 1 to {gpus or len(cores)} find room here")
     each = len(cores) // workers
     return [(cores[i * each : (i + 1) * each], str(i) if gpus else None) for i in range(workers)]
 
@@ -235,11 +233,16 @@ def pairs_runner(setup: Setup, candidate: dict):
         import ray
 
         here = {"PYTHONPATH": os.pathsep.join([str(patch.ROOT), *filter(None, sys.path)])}
-        actor = ray.remote(num_cpus=1, scheduling_strategy="SPREAD", runtime_env={"env_vars": here})(Slot)
-        slots = [actor.remote(setup, candidate) for _ in range(count)]
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+        ray.is_initialized() or ray.init(include_dashboard=False)
+        machines = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        each = -(-count // len(machines))  # workers on a machine
+        on = lambda i: {"scheduling_strategy": On(machines[i // each], soft=False), "runtime_env": {"env_vars": here}}
+        slots = [ray.remote(Slot).options(**on(i)).remote(setup, candidate, i % each, each) for i in range(count)]
         begin, close = lambda slot, *job: slot.pair.remote(*job).future(), lambda slot: ray.get(slot.close.remote())
     else:
-        slots, pool = [Slot(setup, candidate, *place) for place in share_cores(count)], ThreadPoolExecutor(count)
+        slots, pool = [Slot(setup, candidate, i, count) for i in range(count)], ThreadPoolExecutor(count)
         begin, close = lambda slot, *job: pool.submit(slot.pair, *job), Slot.close
 
     def run(seeds: list[int], split: str):

@@ -12,6 +12,7 @@ that follows, on fresh seeds and the test split, says whether it is better.
 import math
 from ast import literal_eval
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ import tyro
 from console import explained, require
 from research import patch
 from research.judge import exit_code, known_noise, try_change
-from research.runs import Options, Setup, Slot, share_cores
+from research.runs import Options, Setup, Slot
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,6 @@ def main(chosen: TuneOptions) -> int:
     space = read_space(chosen.space, {field.name for field in fields(setup.recipe)})
     noise = known_noise(setup.ledger, chosen)
     start, sd = {name: getattr(setup.recipe, name) for name in space}, noise.sd if noise else math.inf
-    slots = [Slot(setup, {}, *place) for place in share_cores(chosen.workers)]
 
     def score(settings: dict, seed: int, slot: Slot) -> float:
         """Bits per byte, on the validation split, of one run with these options. Raises Invalid."""
@@ -102,11 +102,9 @@ def main(chosen: TuneOptions) -> int:
         slot.place("baseline", patch.apply(setup.base, change))  # there is nothing beside it that it is compared with
         return slot.run("baseline", seed, "val")["bpb"]
 
-    try:
+    with ExitStack() as stack:
+        slots = [stack.enter_context(closing(Slot(setup, {}, i, chosen.workers))) for i in range(chosen.workers)]
         study = search(space, score, setup.ledger.folder, chosen.tries, chosen.seeds, slots, sd, start)
-    finally:
-        for slot in slots:
-            slot.close()
     require([trial for trial in study.trials if trial.value is not None], "no setting could be scored: mend the space")
     count, best = len(study.trials), flags(study.best_params)
     if study.best_params == start:

@@ -100,7 +100,7 @@ def what_becomes_of(case: dict, setup, slots: dict, folder: Path) -> dict:
         kind = copy.copy(setup)
         if budget:
             kind.kind, kind.amount = "seconds", float(budget[:-1])
-        slots[budget] = CachedBaseline(kind, {}, slots["cores"])
+        slots[budget] = CachedBaseline(kind, {}, *slots["share"])
     slot, pairs = slots[budget], []
     slot.place("candidate", patch.apply(setup.base, change))
     for seed in SEEDS[: 2 if "ignores" in case.get("REFUSED", "") else 1]:
@@ -115,13 +115,13 @@ def what_becomes_of(case: dict, setup, slots: dict, folder: Path) -> dict:
 def outcomes(request, tiny, tmp_path_factory):
     """What became of each case that was asked for: all are judged in one go, two at once where there are two cores."""
     started, results = time.monotonic(), {}
-    places = [cores for cores, _ in runs.share_cores(min(2, len(runs.available_cores())))]
+    places = [(number, len(runs.available_cores())) for number in range(min(2, len(runs.available_cores())))]
     items = [item for item in request.session.items if item.path == Path(__file__) and hasattr(item, "callspec")]
     chosen = [item.callspec.params["path"] for item in items]
     waiting = sorted(chosen, key=lambda path: "BUDGET" not in path.read_text())
 
-    def work(cores):
-        slots = {"cores": cores[:1]}
+    def work(share):
+        slots = {"share": share}
         while waiting:
             path = waiting.pop(0)
             begun = time.monotonic()

@@ -80,8 +80,8 @@ def test_a_global_batch_teaches_the_same_however_it_is_split(ranks, sharded, alo
 
 @enough
 def test_the_number_of_ranks_may_change_on_the_way(alone, data_dir, tmp_path):
-    """2 sharded, then 1, then 4 sharded, then 2 with copies: each goes on where the one before stopped."""
-    plan = [(2, True, 3), (1, False, 5), (4, True, 7), (2, False, 9)]
+    """2 sharded, then 1, then 4 with copies: each goes on where the one before stopped."""
+    plan = [(2, True, 3), (1, False, 6), (4, False, 9)]
     for ranks, sharded, steps in plan:
         if 0 < GPUS < ranks:
             pytest.skip(f"needs {ranks} GPUs")
@@ -126,7 +126,7 @@ def test_a_mistake_is_told_once_and_ends_all(data_dir, tmp_path):
 @enough
 def test_a_killed_rank_ends_the_run_and_torchrun_starts_it_again(alone, data_dir, tmp_path):
     """kill -9 of one rank: the other cannot go on alone, and the same command of torchrun's ends as if nothing was."""
-    folder, long = tmp_path / "run", dict(max_steps=400, log_interval=20, eval_interval=None, save_interval=20)
+    folder, long = tmp_path / "run", dict(max_steps=80, log_interval=10, eval_interval=None, save_interval=10)
     process = start(2, folder, data_dir, launcher=["--max_restarts=1", "--monitor_interval=0.2"], **long)
     while not (folder / "last.pt").exists():
         assert process.poll() is None

@@ -243,7 +243,7 @@ def test_a_better_recipe_is_kept_and_the_trial_can_be_done_again(project, capsys
     bad = project.root / "config" / "tiny.py"
     bad.write_text(bad.read_text() + "muon_lr = 0.0001\nembed_lr = 0.0001\nhead_lr = 0.00001\n")
     settings = "muon_lr=0.02 embed_lr=0.3 head_lr=0.006"
-    assert project("try", f"--set={settings}", "--max_pairs=5", "--hypothesis=The rates were far too low") == 0
+    assert project("try", f"--set={settings}", "--max_pairs=5", "--workers=2", "--hypothesis=Far too low") == 0
     row = project.book.trials()[-1]
     assert row["verdict"] == "keep" and row["mean"] < -0.5 and row["state"] == "done"
     assert {pair["split"] for pair in row["pairs"]} == {"val", "test"}
