@@ -3,7 +3,7 @@
 EDITS = [
     (
         "model.py",
-        "is_causal=bool(T > 1)",
+        "is_causal=True if T > 1 else False",
         "is_causal=False",
     )
 ]
