@@ -86,8 +86,7 @@ def run_command(main, many: bool = False) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        alone = many or os.environ.get("WORLD_SIZE", "1") == "1"
-        require(alone, "this runs in one process: type python instead of torchrun")
+        require(many or os.environ.get("WORLD_SIZE", "1") == "1", "this runs in one process: type python, not torchrun")
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
         message, code = "interrupted", 130
@@ -440,9 +439,11 @@ def ordered_map(make, arguments: tuple, items, workers: int) -> Iterator:
     try:
         for item in items:
             # Workers leave Ctrl-C to their parent: they are born with it blocked, at the first submit, and keep that.
-            unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            waiting.append(pool.submit(do_work, item))
-            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                waiting.append(pool.submit(do_work, item))
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:

@@ -180,8 +180,8 @@ def peak_memory_mb(device=None) -> float:
     """The most memory this process has held, in MiB: of its GPU, or the main memory."""
     if device and device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux kibibytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    # macOS counts bytes, Linux kibibytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def keep_memory() -> None:

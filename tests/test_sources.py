@@ -457,6 +457,7 @@ def test_a_worker_that_dies_is_told_and_the_work_goes_on_afterwards(tmp_path, la
         patched.setattr(prepare_data.Writer, "flush", kill_a_worker)
         with pytest.raises(UserError, match="worker process ended.*same command again"):
             prepare(PrepareConfig(**options, workers=2), tmp_path)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()), "Ctrl-C is heard again"
     same_folder(prepare(PrepareConfig(**options, workers=2), tmp_path), whole)
 
 

@@ -499,7 +499,10 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_the_way_to_go_on(config, tm
     while not (log.is_file() and log.read_text()) and time.time() < deadline:
         time.sleep(0.1)
     run.send_signal(number)
-    out, err = run.communicate(timeout=60)
+    try:
+        out, err = run.communicate(timeout=60)
+    finally:
+        run.kill()
     assert run.returncode == console.RESUMABLE == 75 and "Traceback" not in err
     assert "--resume=True" in out
     assert load_checkpoint(tmp_path / "out" / "recipe" / "last.pt")["step"] > 0
