@@ -198,8 +198,7 @@ def read_options(options: type, argv: list[str], program: str, config_files: boo
         flags[:] = [flag for flag in flags if flag not in mine]
         dials.append(name)
         value = mine[-1].partition("=")[2] if mine else str(default)
-        told = f"--{name}={value}: expected a whole number above 0, as {default}"
-        require(value.isdecimal() and int(value) > 0, told)
+        require(value.isdecimal() and int(value) > 0, f"--{name}={value}: write a whole number above 0, as {default}")
         return int(value)
 
     path = Path(flags.pop(0)) if config_files and flags and not flags[0].startswith("-") else None
@@ -434,16 +433,20 @@ def ordered_map(make, arguments: tuple, items, workers: int) -> Iterator:
     from multiprocessing import get_context
 
     # Each worker is a new interpreter. A fork begins sooner, but inherits locks that threads of Rust libraries hold.
-    waiting, how = deque(), (os.getpid(), make, arguments)
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), begin_work, how)
+    waiting, heard = deque(), []
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), begin_work, (os.getpid(), make, arguments))
     try:
         for item in items:
             # Workers leave Ctrl-C to their parent: they are born with it blocked, at the first submit, and keep that.
+            # The parent hears it, by whichever of its threads, when they have been born.
+            usual = signal.signal(signal.SIGINT, lambda *signal_: heard.append(signal_))
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 waiting.append(pool.submit(do_work, item))
             finally:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+                signal.signal(signal.SIGINT, usual)
+            signal.raise_signal(signal.SIGINT) if heard else None
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -644,8 +647,7 @@ class SpikeWatch:
         return {name: getattr(self, name) for name in self.KEPT} | {"recent": list(self.recent)}
 
     def restore(self, state: dict) -> None:
-        for name in self.KEPT:
-            setattr(self, name, int(state[name]))
+        vars(self).update({name: int(state[name]) for name in self.KEPT})
         self.recent = deque(map(float, state["recent"]), self.LATEST)
 
     def rewound(self, step: int, checkpoint: dict) -> dict:

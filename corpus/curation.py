@@ -131,8 +131,7 @@ def repeated(view: View, n: int, top: bool) -> float:
     _, first, place, counts = np.unique(grams, return_index=True, return_inverse=True, return_counts=True)
     most = np.append(counts, 1).argmax()  # where none occurs twice, one that is not there
     inside = (place == most) & (counts[place] > 1) if top else np.arange(len(place)) != first[place]
-    covered = np.convolve(np.append(inside, False), np.ones(n))[: len(lengths)] > 0
-    return share(lengths[covered].sum(), lengths.sum())
+    return share(lengths[np.convolve(np.append(inside, False), np.ones(n))[: len(lengths)] > 0].sum(), lengths.sum())
 
 
 STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}

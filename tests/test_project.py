@@ -198,7 +198,7 @@ def test_the_dial_leaves_other_options_free():
 
 @pytest.mark.parametrize("flag", ["--depth=0", "--depth=x", "--depth=-3", "--depth=1.5", "--depth="])
 def test_a_dial_turned_to_nonsense_is_told_in_words(flag):
-    with pytest.raises(UserError, match="expected a whole number above 0"):
+    with pytest.raises(UserError, match="write a whole number above 0"):
         depth(flag)
 
 
