@@ -1,6 +1,7 @@
 """Shared fixtures: a small prepared data set, a small config, and a way to run a command as the shell would."""
 
 import gc
+import os
 import random
 import runpy
 import sys
@@ -18,7 +19,9 @@ import model  # noqa: E402
 import prepare_data  # noqa: E402
 import train  # noqa: E402
 
-torch.set_num_threads(2)
+# Models of this size are no faster on two cores, and what the tests start shares the cores with them.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 GPT2_RECIPE = runpy.run_path(str(ROOT / "config" / "gpt2_classic.py"))
 # What makes a model GPT-2, apart from its size.
