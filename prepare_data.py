@@ -673,8 +673,7 @@ def finish(partial: Path, final: Path, tokenizer: Tokenizer, progress: dict) -> 
     shards, opened = [], {split: [] for split in SPLITS}
     for split, path in ((split, path) for split in SPLITS for path in sorted(partial.glob(f"{split}_*.bin"))):
         opened[split].append(open_shard(path, "Run the same command again"))
-        tokens = len(opened[split][-1])
-        shards.append({"file": path.name, "split": split, "tokens": tokens, "sha256": sha256_of_file(path)})
+        shards.append(dict(file=path.name, split=split, tokens=len(opened[split][-1]), sha256=sha256_of_file(path)))
     contents = [tokenizer.fingerprint] + [f"{row['file']} {row['sha256']}" for row in shards]
     write_json(partial / "meta.json", {
         "fingerprint": hashlib.sha256("\n".join(contents).encode()).hexdigest()[:16],

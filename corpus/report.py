@@ -125,7 +125,9 @@ def count_tokens(shards: dict[str, list[np.ndarray]], vocab_size: int, end_of_te
     length = {split: sum(map(len, parts)) for split, parts in shards.items()}
     every = max(4, 1 + length["train"] // max(1, length["val"]))
     for row, split in enumerate(SPLITS):
-        for block in (part[i : i + 2**22] for part in shards[split] for i in range(0, len(part), 2**22)):
+        for part, i in ((part, i) for part in shards[split] for i in range(0, len(part), 2**22)):
+            # Read, for what is looked at through the map would count as this process's memory.
+            block = np.fromfile(part.filename, part.dtype, 2**22, offset=part.offset + i * part.itemsize)
             counts[row] += np.bincount(block, minlength=vocab_size)
             if split == "train":
                 starts = np.flatnonzero(block == end_of_text)

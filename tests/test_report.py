@@ -227,11 +227,13 @@ def test_the_tokens_are_counted_exactly(tokenizer, tmp_path):
     assert [n for _, n in f["least_frequent"]] == sorted(counts.values())[:20]
 
 
-def test_the_control_group_is_whole_documents_of_train_about_as_many_as_val():
+def test_the_control_group_is_whole_documents_of_train_about_as_many_as_val(tmp_path):
     """Documents of train are 0 7, 0 7 7, 0 7 7 7, …; every fourth is counted apart, whatever the shards."""
     train = np.concatenate([[0] + [7] * i for i in range(1, 13)])
-    shards = {"train": [train[:30], train[30:]], "val": [np.full(30, 5)], "test": []}
-    counts = count_tokens(shards, 9, 0)
+    for number, tokens in enumerate((train[:30], train[30:], np.full(30, 5))):
+        tokens.astype("<u2").tofile(tmp_path / f"{number}.bin")
+    first, second, val = (np.memmap(tmp_path / f"{number}.bin", "<u2", "r") for number in range(3))
+    counts = count_tokens({"train": [first, second], "val": [val], "test": []}, 9, 0)
     assert counts[3].tolist() == [3, 0, 0, 0, 0, 0, 0, 4 + 8 + 12, 0]
     assert (counts[0] + counts[3]).tolist() == [12, 0, 0, 0, 0, 0, 0, 78, 0] and counts[1, 5] == 30
 
