@@ -121,8 +121,8 @@ class KVCache:
     def __init__(self, config: GPTConfig, batch_size: int, dtype: torch.dtype, device: torch.device, whole=False):
         heads, size = config.n_kv_head or config.n_head, config.n_embd // config.n_head
         shape = (2, config.n_layer, batch_size, heads, config.block_size, size)
-        make = torch.zeros if whole else torch.empty  # masked NaNs would still be NaNs
-        self.both, self.whole = make(shape, dtype=dtype, device=device), whole
+        make, on_cpu = torch.zeros if whole else torch.empty, device.type == "cpu"  # masked NaNs would still be NaNs
+        self.both, self.whole = make(shape, dtype=torch.float32 if on_cpu else dtype, device=device), whole
         # How many positions are there, and the latest token of each row. `at`: the (T,) positions under way.
         self.length, self.last = (torch.zeros(n, dtype=torch.long, device=device) for n in (1, batch_size))
 
@@ -202,10 +202,11 @@ class Attention(nn.Module):
             q, k = F.rms_norm(q, (self.head_size,)), F.rms_norm(k, (self.head_size,))
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
+        # On CPUs torch's backward pass in bfloat16 takes up to four times as long as in float32, casts included, and the
+        # forward pass of a single query up to eight times as long.
+        q, k, v = (t.float() if x.device.type == "cpu" and (x.requires_grad or cache) else t for t in (q, k, v))
         k, v, at = cache.extend(self.layer, k, v) if cache else (k, v, None)  # (B, G, S, D)
         dropout = self.config.dropout if self.training else 0.0
-        # On CPUs torch's backward pass in bfloat16 takes up to four times as long as in float32, casts included.
-        q, k, v = (t.float() if x.device.type == "cpu" and x.requires_grad else t for t in (q, k, v))
         y = attend(q, k, v, self.config.window(self.layer), self.scale, dropout, documents, at)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(x.shape).to(x.dtype)  # (B, T, C)
         return F.dropout(self.c_proj(y), dropout)

@@ -148,6 +148,17 @@ def test_decoding_with_a_cache_gives_the_full_passs_logits(name):
         torch.testing.assert_close(model(tokens[:, t : t + 1], cache=cache)[:, 0], full[:, t], atol=1e-4, rtol=1e-4)
 
 
+def test_decoding_in_bfloat16_errs_no_more_than_the_full_pass():
+    """On a CPU the cache is in float32, because attention is faster there: nothing is lost by it."""
+    model, tokens = random_model(SMALL), random_tokens(8, 16)
+    exact, model.compute_dtype = model(tokens), torch.bfloat16
+    full, cache = model(tokens), KVCache(model.config, 8, torch.bfloat16, torch.device("cpu"))
+    with torch.no_grad():
+        decoded = torch.cat([model(tokens[:, t : t + 1], cache=cache) for t in range(16)], dim=1)
+    assert cache.both.dtype == torch.float32
+    assert 0 < (decoded - exact).square().mean() < 1.5 * (full - exact).square().mean()
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_whole_cache_hides_what_is_not_there_yet(name):
     """The cache of a CUDA graph: every step is given all places, those to come filled with what must not count."""
