@@ -32,7 +32,7 @@ n_embd = 32
 block_size = 32
 value_embeds = 1
 batch_tokens = 512
-max_steps = 40
+max_steps = 25
 dtype = "float32"
 """
 

@@ -1,11 +1,14 @@
 """Many processes: however a global batch is split, the same losses; whoever fails, all end with its message.
 
-torchrun starts real processes that talk over gloo on the CPU; with GPUs the same tests run over NCCL.
+The processes talk over gloo on the CPU; with GPUs the same tests run over NCCL. torchrun starts them where it is torchrun
+that matters; elsewhere they are forks of a server that has imported torch once, and told their places as it would.
 """
 
 import json
+import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,12 +16,15 @@ import time
 import pytest
 import torch
 
+import console
 import sample
+import train
 from checkpoint import load_checkpoint, read_tensors
 from parallel import share
 from tests.conftest import ROOT
-from train import orthogonalize
 
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp", "train"])
 GPUS = torch.cuda.device_count()
 RECIPE = dict(
     block_size=32, n_layer=3, n_head=2, n_embd=32, value_embeds=1, batch_tokens=256, micro_batch_size=2, max_steps=9,
@@ -26,20 +32,49 @@ RECIPE = dict(
 )  # fmt: skip
 
 
-def start(ranks: int, folder, data_dir, launcher=(), **options) -> subprocess.Popen:
-    """`train.py` in `ranks` processes, writing to `folder`; one rank is a plain python."""
-    flags = [f"--{key}={value}" for key, value in (RECIPE | options).items()]
-    torchrun = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", *launcher] if ranks > 1 else []
-    port = [f"--master_port={29500 + os.getpid() % 2000}"] * bool(torchrun)
-    command = [sys.executable, *torchrun, *port, str(ROOT / "train.py"), f"--data={data_dir}", f"--out={folder}", *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def arguments(folder, data_dir, **options) -> list[str]:
+    return [f"--data={data_dir}", f"--out={folder}", *(f"--{key}={value}" for key, value in (RECIPE | options).items())]
 
 
-def run(*args, **options) -> tuple[int, str, str]:
-    process = start(*args, **options)
-    out, err = process.communicate(timeout=240)
-    return process.returncode, out, err
+def torchrun(ranks: int, folder, data_dir, *launcher, **options) -> subprocess.Popen:
+    """`torchrun train.py` in `ranks` processes, writing to `folder`."""
+    port = f"--master_port={29500 + os.getpid() % 2000}"
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", port, *launcher]
+    command += [str(ROOT / "train.py"), *arguments(folder, data_dir, **options)]
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def run(ranks: int, folder, data_dir, **options) -> tuple[int, str, str]:
+    """The same without torchrun: (exit code, what was printed, what was printed as an error) of all ranks together."""
+    files = [folder.with_name(f"{folder.name}.{name}") for name in ("out", "err")]
+    for file in files:
+        file.write_text("")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    places = (
+        [place | {"RANK": str(number), "LOCAL_RANK": str(number)} for number in range(ranks)] if ranks > 1 else [{}]
+    )
+    argv = arguments(folder, data_dir, **options)
+    processes = [SERVER.Process(target=one_rank, args=(place, argv, files)) for place in places]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(240)
+        process.kill()
+        process.join()
+    return max(abs(process.exitcode) for process in processes), *(file.read_text() for file in files)
+
+
+def one_rank(place: dict[str, str], argv: list[str], files: list) -> None:
+    for number, file in enumerate(files, 1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
+    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # the old ones know another file
+    os.environ |= place
+    torch.set_num_threads(1)
+    sys.argv = ["train.py", *argv]
+    console.run_command(train.main, many=True)
 
 
 def rows(folder) -> list[dict]:
@@ -75,7 +110,9 @@ def test_a_global_batch_teaches_the_same_however_it_is_split(ranks, sharded, alo
     # The weights come together again, in one process, from whatever they were saved as.
     ours, theirs = (read_tensors(load_checkpoint(folder / "last.pt"))["model"] for folder in (alone, tmp_path / "run"))
     for name, weight in ours.items():
-        torch.testing.assert_close(theirs[name], weight, rtol=0, atol=2e-3)  # AdamW divides tiny gradients by their size
+        torch.testing.assert_close(
+            theirs[name], weight, rtol=0, atol=2e-3
+        )  # AdamW divides tiny gradients by their size
 
 
 @enough
@@ -113,16 +150,17 @@ def test_a_sharded_run_can_be_sampled_and_a_changed_shard_is_passed_over(data_di
 
 @enough
 def test_a_mistake_is_told_once_and_ends_all(data_dir, tmp_path):
-    code, _, err = run(2, tmp_path / "run", data_dir, batch_tokens=192)  # 6 sequences: 2 ranks of 2 do not divide them
-    assert code != 0 and err.count("error: ") == 1 and "2 ranks" in err, err
-    assert "train.py\", line" not in err and not (tmp_path / "run").exists()
+    process = torchrun(2, tmp_path / "run", data_dir, batch_tokens=192)  # 6 sequences: 2 ranks of 2 do not divide them
+    _, err = process.communicate(timeout=240)
+    assert process.returncode != 0 and err.count("error: ") == 1 and "2 ranks" in err, err
+    assert 'train.py", line' not in err and not (tmp_path / "run").exists()
 
 
 @enough
 def test_a_killed_rank_ends_the_run_and_torchrun_starts_it_again(alone, data_dir, tmp_path):
     """kill -9 of one rank: the other cannot go on alone, and the same command of torchrun's ends as if nothing was."""
     folder, long = tmp_path / "run", dict(max_steps=40, log_interval=5, eval_interval=None, save_interval=5)
-    process = start(2, folder, data_dir, launcher=["--max_restarts=1", "--monitor_interval=0.2"], **long)
+    process = torchrun(2, folder, data_dir, "--max_restarts=1", "--monitor_interval=0.2", **long)
     while not (folder / "last.pt").exists():
         assert process.poll() is None
         time.sleep(0.05)
@@ -138,7 +176,7 @@ def test_a_killed_rank_ends_the_run_and_torchrun_starts_it_again(alone, data_dir
 @enough
 def test_preemption_saves_and_all_ranks_stop_at_one_step(data_dir, tmp_path):
     """SIGTERM to torchrun, as a cloud machine gives before it goes away: a checkpoint, and the run can go on."""
-    process = start(2, tmp_path / "run", data_dir, max_steps=100_000, eval_interval=None, save_interval=None)
+    process = torchrun(2, tmp_path / "run", data_dir, max_steps=100_000, eval_interval=None, save_interval=None)
     while not (tmp_path / "run" / "log.jsonl").exists() or len(rows(tmp_path / "run")) < 3:
         assert process.poll() is None
         time.sleep(0.05)
@@ -150,4 +188,4 @@ def test_preemption_saves_and_all_ranks_stop_at_one_step(data_dir, tmp_path):
 
 def test_one_process_shares_with_nobody():
     stack = torch.randn(3, 8, 4)
-    assert torch.equal(share(orthogonalize, stack, 8, sharded=False), orthogonalize(stack))
+    assert torch.equal(share(train.orthogonalize, stack, 8, sharded=False), train.orthogonalize(stack))

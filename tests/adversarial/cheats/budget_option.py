@@ -3,7 +3,7 @@
 EDITS = [
     (
         "config/tiny.py",
-        "max_steps = 40\n",
+        "max_steps = 25\n",
         """\
 max_steps = 5000
 seed = 7

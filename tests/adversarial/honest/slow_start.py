@@ -1,13 +1,13 @@
-"""Takes a second longer to begin than the baseline: it pays with training time, no more."""
+"""Takes half a second longer to begin than the baseline: it pays with training time, no more."""
 
 EDITS = [
     (
         "train.py",
         "    # What the run needs, checked before anything is written.\n",
         """\
-    time.sleep(1.0)
+    time.sleep(0.5)
     # What the run needs, checked before anything is written.
 """,
     )
 ]
-BUDGET = "2s"
+BUDGET = "1s"
