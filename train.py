@@ -109,7 +109,7 @@ class TrainConfig(GPTConfig):
     def progress(self, step: int, seconds: float) -> float:
         """Share of the budget that is used, by the limit that is nearest; the run ends at 1."""
         limits = (self.max_steps, step), (self.max_tokens, step * self.batch_tokens), (self.max_seconds, seconds)
-        return max((used / limit for limit, used in limits if limit is not None), default=0.0)
+        return min(1.0, max((used / limit for limit, used in limits if limit is not None), default=0.0))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

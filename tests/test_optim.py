@@ -153,6 +153,7 @@ def test_the_budget_is_used_up_by_whichever_limit_comes_first():
     assert config.progress(25, 1.0) == 0.5  # half of the tokens
     assert config.progress(10, 9.0) == 0.9
     assert replace(config, max_steps=20).progress(20, 0.0) == 1.0
+    assert config.progress(60, 0.0) == 1.0  # the last batch may go beyond it; the learning rate does not
 
 
 def test_model_config_is_part_of_train_config():
