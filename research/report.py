@@ -54,10 +54,10 @@ def progress(trials: list[dict]) -> bytes:
     from matplotlib.figure import Figure
 
     axes = Figure(figsize=(8, 3.6), layout="constrained").subplots()
-    axes.set(xlabel="trial", ylabel="val_bpb (bits per byte)")
+    axes.set(xlabel="trial", ylabel="val_bpb (bits per byte)", xlim=(0.5, max(1, len(trials)) + 0.5))
     means = [[np.mean([pair[arm]["bpb"] for pair in row["pairs"] if arm in pair]) for arm in ARMS] for row in trials]
-    axes.plot(range(1, len(means) + 1), [baseline for baseline, _ in means], "k-", lw=1, label="the recipe of the time")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.plot(range(1, len(means) + 1), [baseline for baseline, _ in means], "k.-", lw=1, label="the recipe then")
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     for verdict, colour in COLOURS.items():
         places = [place for place, row in enumerate(trials) if row["verdict"].startswith(verdict)]
         points = np.array([(place + 1, means[place][1]) for place in places]).reshape(-1, 2)
