@@ -251,7 +251,8 @@ def race(job: SimpleNamespace) -> dict:
     rows = map(json.loads, Path(job.folder, "log.jsonl").read_text("utf-8").splitlines())
     evaluations = [[row["seconds"], row["val_loss"]] for row in rows if "val_loss" in row]
     require(evaluations, "the data has no validation split: prepare it with a --val_fraction above 0")
-    return {"val_loss": evaluations[-1][1], "train_seconds": evaluations[-1][0], "evaluations": evaluations}
+    summary = json.loads(Path(job.folder, "summary.json").read_text("utf-8"))
+    return {"evaluations": evaluations} | {name: summary[name] for name in ("val_loss", "train_seconds", "params")}
 
 
 # What nanoGPT's README gives for tiny Shakespeare on a CPU.
@@ -481,18 +482,18 @@ def scaling(options: BenchConfig, runs: dict, measure: Callable, argv: list[str]
         sized = read_options(BenchConfig, [*argv, f"--depth={depth}"], "bench.py")
         runs[f"d{depth}"] = measure([*argv, f"--depth={depth}", f"--max_tokens={model_size(sized, 1)['tokens']}"])
         data = prepare_data.Data(options.data)  # if it was not there, the first run has made it
-        size = model_size(sized, data.tokenizer.vocab_size)
+        size, there = model_size(sized, data.tokenizer.vocab_size), len(data.splits["train"])
         for name, own in runs[f"d{depth}"].items():
-            epochs, loss = size["tokens"] / len(data.splits["train"]), median(run["val_loss"] for run in own)
-            points.setdefault(name, {})[f"{name} d{depth}"] = size | {"epochs": epochs, "val_loss": loss}
+            told = own[0]["params"], size["tokens"] / there, median(run["val_loss"] for run in own)
+            points.setdefault(name, {})[f"{name} d{depth}"] = size | dict(zip(("params", "epochs", "val_loss"), told))
     axes = Figure(figsize=(8, 5), layout="constrained").subplots()
     for name, rows in points.items():
         flops, losses = zip(*((row["flops"], row["val_loss"]) for row in rows.values()))
         laws[name] = law = fit_power_law(flops, losses)
-        axes.plot(flops, losses, "o", label=name)
+        (dots,) = axes.plot(flops, losses, "o", label=f"{name}: {law['a']:.3g} · C^-{law['b']:.3f} + {law['c']:.2f}")
         along = np.geomspace(flops[0], 10 * flops[-1], 200)  # and where it leads
-        axes.plot(along, law["a"] * along ** -law["b"] + law["c"], label=f"{name}: {cell(law['c'])} in the end")
-    axes.set(xscale="log", xlabel="training FLOPs", ylabel="val_loss (nats per token)", title="loss against compute")
+        axes.plot(along, law["a"] * along ** -law["b"] + law["c"], color=dots.get_color())
+    axes.set(xscale="log", xlabel="training FLOPs, C", ylabel="val_loss (nats per token)", title="loss against compute")
     axes.legend()
     Path("out").mkdir(exist_ok=True)
     axes.figure.savefig("out/scaling.png", dpi=120)
@@ -574,8 +575,7 @@ def main(argv: list[str]) -> None:
     result |= {"tables": tables, "runs": runs}
     if options.json:
         write_json(Path(options.json), result)
-    last = "ratio: this / other, of times other / this", benchmarks_row(result)
-    print(*map(table, tables, tables.values()), *last, sep="\n\n")
+    print(*map(table, tables, tables.values()), "ratio: this/other, times inverted", benchmarks_row(result), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -402,7 +402,7 @@ def test_scaling_finds_the_law_and_draws_it(here, data_dir, monkeypatch, tmp_pat
     def race(job):
         trained.append(job.options.max_tokens)
         size = bench.model_size(replace(job.options, share=1.0), prepare_data.Data(data_dir).tokenizer.vocab_size)
-        return {"val_loss": 40 * size["flops"] ** -0.1 + 1.5, "train_seconds": 1.0}
+        return {"val_loss": 40 * size["flops"] ** -0.1 + 1.5, "train_seconds": 1.0, "params": 1000 + len(trained)}
 
     monkeypatch.setattr(bench, "race", race)
     done = command(bench.main, str(ROOT / "config/depth.py"), f"--data={data_dir}", "--prepare=None", "--scaling",
@@ -414,6 +414,7 @@ def test_scaling_finds_the_law_and_draws_it(here, data_dir, monkeypatch, tmp_pat
     assert Path("out/scaling.png").read_bytes().startswith(b"\x89PNG") and law["largest_error"] < 1e-3
     assert law["b"] == pytest.approx(0.1, rel=0.02) and law["c"] == pytest.approx(1.5, rel=0.02)
     assert [point["tokens"] for point in points.values()] == trained
+    assert [point["params"] for point in points.values()] == [1001, 1002, 1003, 1004]  # as each run has told
     recipe = read_options(train.TrainConfig, [str(ROOT / "config/depth.py"), "--depth=4"], "train.py")
     assert trained[-1] == pytest.approx(0.05 * recipe.max_tokens, abs=recipe.batch_tokens)
 
