@@ -363,7 +363,7 @@ def decode(job: SimpleNamespace) -> dict:
             for count in (min(16, length), length):  # the first is for warming up: compiling, capturing
                 _, seconds = timed(device, model.generate, prompts, count, temperature=0.8, top_k=200)
         figures[f"tokens_per_second_{length}" + f"_batch_{batch}" * (batch > 1)] = batch * length / seconds
-    return figures | {"memory_mb": peak_memory_mb(device)}
+    return figures | {"memory_mb" + "_batch_32" * (not theirs): peak_memory_mb(device)}  # nanoGPT has one
 
 
 def tree_memory_mb() -> float:
