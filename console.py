@@ -196,7 +196,7 @@ def read_options(options: type, argv: list[str], program: str, config_files: boo
     def dial(name: str, default: int) -> int:
         mine = [flag for flag in flags if flag.startswith(f"--{name}=")]
         flags[:] = [flag for flag in flags if flag not in mine]
-        dials.append(name)
+        dials.append(str(name))
         value = mine[-1].partition("=")[2] if mine else str(default)
         require(value.isdecimal() and int(value) > 0, f"--{name}={value}: write a whole number above 0, as {default}")
         return int(value)

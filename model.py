@@ -202,8 +202,8 @@ class Attention(nn.Module):
             q, k = F.rms_norm(q, (self.head_size,)), F.rms_norm(k, (self.head_size,))
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
-        # On CPUs torch's backward pass in bfloat16 takes up to four times as long as in float32, casts included, and the
-        # forward pass of a single query up to eight times as long.
+        # On CPUs torch's backward pass in bfloat16 takes up to four times as long as in float32, casts included, and
+        # the forward pass of a single query up to eight times as long.
         q, k, v = (t.float() if x.device.type == "cpu" and (x.requires_grad or cache) else t for t in (q, k, v))
         k, v, at = cache.extend(self.layer, k, v) if cache else (k, v, None)  # (B, G, S, D)
         dropout = self.config.dropout if self.training else 0.0
@@ -467,6 +467,6 @@ def sample_token(logits: Tensor, temperature: float, top_k: int | None, top_p: f
         return logits.argmax(dim=-1)
     ordered, tokens = (logits / temperature).topk(min(top_k or logits.size(-1), logits.size(-1)))  # (B, k), descending
     probability = ordered.softmax(dim=-1)
-    if top_p is not None:  # a token goes where what the more probable ones hold suffices already
-        probability = probability.masked_fill(probability.cumsum(dim=-1) - probability >= top_p, 0.0)
+    if top_p is not None:  # a token goes where what the more probable ones hold suffices already; the first never
+        probability = probability.masked_fill(probability.cumsum(dim=-1) - probability >= max(top_p, 1e-30), 0.0)
     return tokens.gather(-1, torch.multinomial(probability, 1, generator=generator))[:, 0]

@@ -72,7 +72,7 @@ class Tokenizer:
         self.name, self.tokens, self.special, self.pattern = name, tokens, special, pattern
         self.vocab_size, self.encoded = len(tokens), 0
         self.dtype = np.dtype("<u2" if self.vocab_size <= 65536 else "<u4")  # of its tokens in shards
-        self.end_of_text = special[END_OF_TEXT]
+        self.end_of_text = range(self.vocab_size)[special[END_OF_TEXT]]  # an IndexError where it is none of the tokens
         self.fingerprint = hashlib.sha256(json.dumps(self.to_json()).encode()).hexdigest()[:16]
         # (vocab_size,) int64: the bytes of text that each token stands for; special tokens stand for none.
         self.token_bytes = np.array([0 if t is None or i in special.values() else len(t) for i, t in enumerate(tokens)])

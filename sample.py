@@ -63,6 +63,7 @@ def load_model(source: str, device: torch.device, dtype: torch.dtype) -> tuple[G
         model.load_state_dict(weights["model"])
         cast_weights(model, dtype)
         tokenizer = Tokenizer.from_json(weights["tokenizer"]) if weights["tokenizer"] else make_tokenizer("gpt2", [])
+        require(tokenizer.vocab_size <= config.vocab_size, f"'{source}': its tokenizer is not its model's")
     return model.to(device).eval(), tokenizer
 
 
@@ -83,9 +84,7 @@ def main(argv: list[str]) -> None:
     model, tokenizer = load_model(options.init_from or options.run, *pick_device(options.device, options.dtype))
     tokens = [tokenizer.end_of_text, *tokenizer.encode(text).tolist()]
     for sample in range(options.num_samples):
-        if options.num_samples > 1:
-            print(f"--- sample {sample + 1}")
-        print(text, end="", flush=True)
+        print(f"--- sample {sample + 1}\n" * (options.num_samples > 1) + text, end="", flush=True)
         # A token can end in the middle of a character: the decoder keeps such bytes until the rest has come.
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
