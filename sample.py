@@ -63,7 +63,8 @@ def load_model(source: str, device: torch.device, dtype: torch.dtype) -> tuple[G
         model.load_state_dict(weights["model"])
         cast_weights(model, dtype)
         tokenizer = Tokenizer.from_json(weights["tokenizer"]) if weights["tokenizer"] else make_tokenizer("gpt2", [])
-        require(tokenizer.vocab_size <= config.vocab_size, f"'{source}': its tokenizer is not its model's")
+        encoded = tokenizer.encode(" ").max()  # now, for this builds the encoder
+        require(encoded < config.vocab_size >= tokenizer.vocab_size, f"'{source}': its tokenizer is not its model's")
     return model.to(device).eval(), tokenizer
 
 

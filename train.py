@@ -328,6 +328,7 @@ def train(config: TrainConfig, watch=list) -> dict:
         config = adopt(config, begin, data, resuming=checkpoint is not None)
         split = *config.split_batch(), parallel.world_size()
         batches = TrainBatches(data, config.block_size, config.seed, *split, config.align_documents)
+        prompt = [data.tokenizer.end_of_text, *data.tokenizer.encode(config.sample_prompt or "").tolist()]
         require_memory(config, batches.batch_size, device.type == "cpu" and not config.eval_only)
         run = Run(config, data, device, dtype)
         if begin:
@@ -375,7 +376,6 @@ def train(config: TrainConfig, watch=list) -> dict:
     val = val or run.validate(network)  # resumed with nothing left to do
     summary = log.finish(run.step, run.seconds, time.perf_counter() - started, peak_memory_mb(device), **val)
     if config.sample_prompt is not None:
-        prompt = [data.tokenizer.end_of_text, *data.tokenizer.encode(config.sample_prompt).tolist()]
         new = run.model.generate([prompt], 200, 0.7, top_k=50, seed=config.seed, stop_token=prompt[0])[0]
         print("---", config.sample_prompt + data.tokenizer.decode(new), sep="\n")
     return summary

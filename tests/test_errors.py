@@ -54,6 +54,7 @@ TRAIN_FLAGS = {
     "weights that are not there": (["--init_from=out/nothing"], ["out/nothing", "no run"]),
     "a checkpoint that is not there": (["--init_from=nothing.pt"], ["nothing.pt", "does not exist"]),
     "nothing to evaluate": (["--eval_only=True"], ["eval_only", "--init_from"]),
+    "a prompt that is no text": (["--sample_prompt=\udc80"], ["cannot begin", "surrogates"]),
     "a device that is no device": (["--device=toaster"], ["device=toaster", "--device=cpu"]),
 }
 

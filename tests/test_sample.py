@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+import checkpoint
 import sample
 import train
 from tests.conftest import ROOT
@@ -51,6 +52,14 @@ def test_characters_of_several_tokens_are_printed_whole(run, command, monkeypatc
     monkeypatch.setattr("model.sample_token", lambda logits, *rest: torch.tensor([next(stream)]))
     stream = iter("é🙂".encode())
     assert command(sample.main, run, "--prompt=x", "--max_new_tokens=6").out == "xé🙂\n"
+
+
+@pytest.mark.parametrize("wrong", [{"special": {"<|endoftext|>": 999}}, {"tokens": [""] * 999}, {"pattern": 5}])
+def test_a_checkpoint_with_another_tokenizer_than_its_models_is_refused(run, command, wrong, tmp_path):
+    whole = checkpoint.load_checkpoint(run / "last.pt")
+    torch.save(whole | {"tokenizer": whole["tokenizer"] | wrong}, tmp_path / "bad.pt")
+    done = command(sample.main, tmp_path / "bad.pt", "--max_new_tokens=1")
+    assert done.code == 2 and "error: " in done.err and "bad.pt" in done.err, done.err
 
 
 def test_the_text_ends_where_the_document_does(run, command, monkeypatch):
