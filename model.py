@@ -112,7 +112,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class KVCache:
-    """The keys and values of the positions decoded so far, of all layers: (L, B, G, block_size, D) each.
+    """The keys and values of the positions decoded so far, of all layers: (L, B, G, block_size, D) each, in `dtype`; on
+    a CPU in float32, see Attention.
 
     whole: a layer gets all block_size of them, and masks those that are not there yet. So a step of one token has the
     same shapes each time and asks no number of the device, as a CUDA graph needs. On a CPU it would be wasted work.

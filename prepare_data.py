@@ -104,7 +104,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids of `text`, uint32. Text that spells a special token's name is ordinary text here."""
-        if self.pattern is None:
+        if self.pattern is None or not text:  # no text needs no encoder
             return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.uint32)
         self.encoded += len(text)
         if self.encoded > ENCODER_CHARS:
