@@ -1,6 +1,7 @@
 """What the search of options promises, with a score that is a formula instead of a run."""
 
 import re
+import threading
 
 import pytest
 
@@ -94,9 +95,16 @@ def test_a_setting_that_cannot_be_scored_does_not_end_the_search(tmp_path):
 
 
 def test_several_workers_share_one_search_each_in_its_place(tmp_path):
-    places = []
-    study = search(SPACE, lambda *job: places.append(job[2]) or bowl(*job), tmp_path, 12, 1, [(1,), (2,), (3,)])
-    assert sorted(trial.number for trial in study.trials) == list(range(12)) and set(places) == {(1,), (2,), (3,)}
+    places, three = [], threading.Barrier(3, timeout=60)
+
+    def score(settings, seed, place):
+        three.wait()  # for the other two: as many run at once as there are places
+        places.append(place)
+        return bowl(settings, seed)
+
+    study = search(SPACE, score, tmp_path, 12, 1, [(1,), (2,), (3,)])
+    assert sorted(trial.number for trial in study.trials) == list(range(12))
+    assert sorted(places) == sorted(4 * [(1,), (2,), (3,)])
 
 
 def test_the_search_never_asks_for_the_test_split():
