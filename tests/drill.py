@@ -228,7 +228,7 @@ MOMENTS = {
 
 def kill(place: Place, long: bool) -> tuple[int, str]:
     """kill -9 at a random moment | the same command goes on; final weights equal bit for bit, nothing half-written"""
-    rng, tries, out, finished, hit, number = random.Random(0), 100 if long else 8, place.new(), 0, {}, -1
+    rng, tries, out, finished, hit, number = random.Random(0), 100 if long else 12, place.new(), 0, {}, -1
     names = [name for moment in MOMENTS for name in (moment, "at random")]
     while sum(hit.values()) < tries:
         number += 1

@@ -53,9 +53,8 @@ def run(ranks: int, folder, data_dir, **options) -> tuple[int, str, str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     place = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    places = (
-        [place | {"RANK": str(number), "LOCAL_RANK": str(number)} for number in range(ranks)] if ranks > 1 else [{}]
-    )
+    places = [place | {"RANK": str(number), "LOCAL_RANK": str(number)} for number in range(ranks)]
+    places = places if ranks > 1 else [{}]  # a plain python
     argv = arguments(folder, data_dir, **options)
     processes = [SERVER.Process(target=one_rank, args=(place, argv, files)) for place in places]
     for process in processes:
@@ -98,7 +97,7 @@ enough = pytest.mark.skipif(0 < GPUS < 2, reason="needs two GPUs, or none")
 
 
 @enough
-@pytest.mark.parametrize("ranks, sharded", [(2, False), (4, True)])
+@pytest.mark.parametrize("ranks, sharded", [(2, False), (4, False), (2, True), (4, True)])
 def test_a_global_batch_teaches_the_same_however_it_is_split(ranks, sharded, alone, data_dir, tmp_path):
     if 0 < GPUS < ranks:
         pytest.skip(f"needs {ranks} GPUs")
@@ -110,9 +109,8 @@ def test_a_global_batch_teaches_the_same_however_it_is_split(ranks, sharded, alo
     # The weights come together again, in one process, from whatever they were saved as.
     ours, theirs = (read_tensors(load_checkpoint(folder / "last.pt"))["model"] for folder in (alone, tmp_path / "run"))
     for name, weight in ours.items():
-        torch.testing.assert_close(
-            theirs[name], weight, rtol=0, atol=2e-3
-        )  # AdamW divides tiny gradients by their size
+        # AdamW divides tiny gradients by their size.
+        torch.testing.assert_close(theirs[name], weight, rtol=0, atol=2e-3)
 
 
 @enough
@@ -132,19 +130,24 @@ def test_the_number_of_ranks_may_change_on_the_way(alone, data_dir, tmp_path):
 
 
 @enough
-def test_a_sharded_run_can_be_sampled_and_a_changed_shard_is_passed_over(data_dir, tmp_path):
+def test_a_sharded_run_can_be_sampled(data_dir, tmp_path):
     """… with one table under two names, GPT-2's norm and biases, and activations in bfloat16, as any other."""
-    odd = dict(tie_embeddings=True, norm="layer", bias=True, dtype="bfloat16", dropout=0.1, eval_interval=None)
-    code, _, err = run(2, tmp_path / "run", data_dir, shard=True, sample_prompt="the", **odd)
+    odd = dict(tie_embeddings=True, norm="layer", bias=True, dtype="bfloat16", dropout=0.1)
+    code, _, err = run(2, tmp_path / "run", data_dir, shard=True, max_steps=2, sample_prompt="the", **odd)
     assert code == 0, err
     model, tokenizer = sample.load_model(str(tmp_path / "run"), torch.device("cpu"), torch.float32)
     assert len(model.generate([[tokenizer.end_of_text]], 5, seed=0)[0]) == 5
 
+
+@enough
+def test_a_shard_that_was_changed_is_passed_over_for_the_checkpoint_before(data_dir, tmp_path):
+    code, _, err = run(2, tmp_path / "run", data_dir, shard=True)
+    assert code == 0, err
     file = next((tmp_path / "run" / "last.pt").glob("*.safetensors"))
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    code, out, err = run(2, tmp_path / "run", data_dir, shard=True, resume=True, **odd)
+    code, out, err = run(2, tmp_path / "run", data_dir, shard=True, resume=True)
     assert code == 0 and out.count("passed over") == 1 and (tmp_path / "run" / "last.damaged").exists(), err
 
 
@@ -159,7 +162,7 @@ def test_a_mistake_is_told_once_and_ends_all(data_dir, tmp_path):
 @enough
 def test_a_killed_rank_ends_the_run_and_torchrun_starts_it_again(alone, data_dir, tmp_path):
     """kill -9 of one rank: the other cannot go on alone, and the same command of torchrun's ends as if nothing was."""
-    folder, long = tmp_path / "run", dict(max_steps=40, log_interval=5, eval_interval=None, save_interval=5)
+    folder, long = tmp_path / "run", dict(max_steps=80, log_interval=10, eval_interval=None, save_interval=10)
     process = torchrun(2, folder, data_dir, "--max_restarts=1", "--monitor_interval=0.2", **long)
     while not (folder / "last.pt").exists():
         assert process.poll() is None
@@ -168,9 +171,9 @@ def test_a_killed_rank_ends_the_run_and_torchrun_starts_it_again(alone, data_dir
     os.kill(int(children[-1]), signal.SIGKILL)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
-    assert run(1, tmp_path / "whole", data_dir, **long)[0] == 0
+    assert run(2, tmp_path / "whole", data_dir, **long)[0] == 0
     assert out.count("parameters on") == 2, "it did start twice"
-    assert losses(folder)[-1] == pytest.approx(losses(tmp_path / "whole")[-1], rel=1e-4)
+    assert losses(folder)[-1] == pytest.approx(losses(tmp_path / "whole")[-1], rel=1e-6)
 
 
 @enough
