@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import threading
-import time
+import traceback
 import typing
 import urllib.request
 import zlib
@@ -428,51 +428,62 @@ def ordered_map(make, arguments: tuple, items, workers: int) -> Iterator:
     if not workers:
         yield from map(make(*arguments), items)
         return
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
+    from concurrent.futures import ThreadPoolExecutor
+    from multiprocessing import get_context, resource_tracker
 
-    # Each worker is a new interpreter. A fork begins sooner, but inherits locks that threads of Rust libraries hold.
-    waiting, heard = deque(), []
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), begin_work, (os.getpid(), make, arguments))
+    context, waiting, crew, own = get_context("spawn"), deque(), [], threading.local()
+
+    # Each thread of a pool has a worker, a new interpreter: a fork begins sooner, but inherits locks that threads of Rust
+    # libraries hold. And a pipe to it: in a shared one a worker that is killed while it writes leaves half a message
+    # behind, and who reads it waits for ever. Workers are born with Ctrl-C blocked and keep that: it is their parent's.
+    def hire() -> None:
+        resource_tracker.ensure_running()  # which spawn wants, and which unblocks Ctrl-C when it has begun
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        own.pipe, theirs = context.Pipe()
+        process = context.Process(target=work, args=(theirs, make, arguments), daemon=True)
+        process.start()
+        crew.append((own.pipe, process))
+        theirs.close()  # so that the pipe is cut when the process has gone
+
+    def ask(item):
+        try:
+            own.pipe.send(item)
+            result = own.pipe.recv()
+        except (EOFError, OSError):
+            told = "a worker process ended, as when memory runs out and the system ends the largest"
+            raise UserError(f"{told}. Run the same command again, perhaps with --workers=1: it goes on") from None
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    pool = ThreadPoolExecutor(workers, initializer=hire)
     try:
         for item in items:
-            # Workers leave Ctrl-C to their parent: they are born with it blocked, at the first submit, and keep that.
-            # The parent hears it, by whichever of its threads, when they have been born.
-            usual = signal.signal(signal.SIGINT, lambda *signal_: heard.append(signal_))
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
-                waiting.append(pool.submit(do_work, item))
-            finally:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-                signal.signal(signal.SIGINT, usual)
-            signal.raise_signal(signal.SIGINT) if heard else None
+            waiting.append(pool.submit(ask, item))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    except BrokenProcessPool:
-        told = "a worker process ended, as when memory runs out and the system ends the largest"
-        raise UserError(f"{told}. Run the same command again, perhaps with --workers=1: it goes on") from None
     finally:
         pool.shutdown(cancel_futures=True)
+        for pipe, process in crew:
+            pipe.close()  # at which the worker ends
+            process.join()
 
 
-def begin_work(parent: int, make, arguments: tuple) -> None:
-    """A worker's beginning. It ends with its parent even if that is killed."""
-    global work
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    work = make(*arguments)
-
-
-def do_work(item):
-    return work(item)
+def work(pipe, make, arguments: tuple) -> None:
+    """A worker's life. It ends with its parent, even if that is killed, for then nobody holds the pipe's other end."""
+    function = None
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            item = pipe.recv()
+            try:
+                function = function or make(*arguments)
+                result = function(item)
+            except Exception as error:
+                error.add_note(traceback.format_exc())
+                result = error
+            pipe.send(result)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from bisect import bisect_right, insort
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -162,9 +162,10 @@ def train_bpe(name: str, texts) -> Tokenizer:
 
     valid = name[4:].isascii() and name[4:].isdigit() and 257 <= int(name[4:]) < 2**24
     require(valid, f"--tokenizer={name}: N must be a whole number from 257 (256 bytes and end-of-text) to 16 million")
+    texts = iter(texts)
+    first, size, trainer = list(islice(texts, 1)), int(name[4:]), rustbpe.Tokenizer()  # a source's mistakes are told first
     print(f"training the tokenizer {name} on the training documents")
-    size, trainer = int(name[4:]), rustbpe.Tokenizer()
-    trainer.train_from_iterator(iter(texts), size - 1, pattern=BPE_PATTERN)
+    trainer.train_from_iterator(chain(first, texts), size - 1, pattern=BPE_PATTERN)
     tokens = [bytes(token) for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])]
     if len(tokens) < size - 1:
         print(f"the text has no more pairs to merge: the vocabulary is {len(tokens) + 1}, not {size}")
@@ -484,8 +485,8 @@ class Writer:
             (folder / name).touch()
             os.truncate(folder / name, size)  # what came after the note comes again
         with open(folder / "signatures.bin", "rb") as file:
-            while len(kept := np.fromfile(file, np.uint64, 10_000 * len(self.seen.filters))):
-                self.seen.replay(kept.reshape(-1, len(self.seen.filters)))
+            while len(kept := np.fromfile(file, np.uint64, 1_000_000)):
+                self.seen.remember(kept)
 
     def full(self) -> bool:
         """Whether the limits of the options are reached."""

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
+from zlib import crc32
 
 import numpy as np
+from rbloom import Bloom
 
 from console import require
 
@@ -31,7 +33,7 @@ class CurationConfig:
     """What is left out. Raises UserError for a rule that does not exist, an OSError for a file that does not."""
 
     duplicates: Literal["exact", "near"] | None = None  # drop copies; near: also texts with about 0.7 of it in common
-    duplicates_mb: int = 256  # memory for recognising them: enough for 5 million documents with near
+    duplicates_mb: int = 256  # memory for recognising them: enough for 8 million documents with near
     quality: str | None = None  # sets of rules (gopher, c4, fineweb) or single ones, as gopher,max_digits=0.15
     languages: str | None = None  # keep documents in these alone, as en,de; all: count the languages, drop none
     decontaminate: str | None = None  # evaluation set, text or JSON: drop documents with 13 words in a row from it
@@ -43,78 +45,53 @@ class CurationConfig:
 # ---------------------------------------------------------------------------------------------------------------------
 # A document as the rules see it
 
-# Letters in lower case, digits, and all bytes of non-ASCII characters; anything else parts words and becomes 0.
-FOLD = bytes(i if i >= 128 else ord(chr(i).lower()) if chr(i).isalnum() else 0 for i in range(256))
+# A word is a run of letters and digits. Characters of three bytes or more are words of their own, for Chinese or Thai has
+# no spaces; those of two bytes (Greek, é) stand in runs.
+WORD = re.compile(rb"[0-9A-Za-z\xc2-\xdf][0-9A-Za-z\x80-\xdf]*|[\xe0-\xff][\x80-\xbf]*")
+ODD = np.uint64(0x9E3779B97F4A7C15)  # a factor to mix with
 BANDS, ROWS = 14, 8  # see Seen
 COLUMNS = {None: 0, "exact": 1, "near": 1 + BANDS}  # of a signature
-
-
-ODD = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], dtype=np.uint64)  # factors to mix with
 
 
 def ngrams(hashes: np.ndarray, n: int) -> np.ndarray:
     """Hashes of all n words in a row, (words - n + 1,) uint64; of all words at once where there are fewer."""
     n, total = max(1, min(n, len(hashes))), np.uint64(0)
     for i in range(n):
-        total = total * ODD[0] + hashes[i : len(hashes) - n + 1 + i]
+        total = total * ODD + hashes[i : len(hashes) - n + 1 + i]
     return total
 
 
 class View:
-    """One document; `look` makes it with its words. What only some rules need is computed when it is first asked for.
+    """One document. What only some rules need is computed when it is first asked for.
 
-    raw: its text in UTF-8. hashes, places, lengths: of every run of letters and digits, in either
-    case, its hash (uint64), its position and its length in bytes. shingles: hashes of five runs in a row.
+    raw: its text in UTF-8. hashes, lengths, places: of every word that WORD finds, in either case, its hash (uint64),
+    its length in bytes and where it begins. shingles: hashes of five of them in a row.
     """
 
     def __init__(self, text: str):
         self.text, self.raw = text, text.encode("utf-8", "replace")
 
     words = cached_property(lambda self: self.text.split())  # what stands between white space
+    paragraphs = cached_property(lambda self: re.split(r"\s*\n\s*\n\s*", self.text.strip()))
     lines = cached_property(lambda self: [line.strip() for line in self.text.splitlines() if line.strip()])
+    hashes = cached_property(lambda self: ODD * np.array([crc32(w) for w in WORD.findall(self.raw.lower())], np.uint64))
+    lengths = cached_property(lambda self: np.array([len(word) for word in WORD.findall(self.raw)], dtype=int))
+    places = cached_property(lambda self: np.array([word.start() for word in WORD.finditer(self.raw)], dtype=int))
+    shingles = cached_property(lambda self: ngrams(self.hashes, 5) if len(self.hashes) else self.digest)
     digest = cached_property(lambda self: np.frombuffer(hashlib.sha256(self.raw).digest()[:8], dtype="<u8"))
     # The most likely language of the beginning, as "en" (langid.py: Lui and Baldwin 2012).
     language = cached_property(lambda self: importlib.import_module("py3langid").classify(self.text[:2000])[0])
 
 
-def look(texts: list[str]) -> list[View]:
-    """Views of many documents at once: numpy takes as long for one short text as for a hundred.
-
-    Characters of three bytes or more in UTF-8 begin a run: Chinese or Thai has no spaces, there a character counts as a
-    word. A hash is made of a run's first eight bytes, its last eight and its length, which numpy reads from every
-    position at once: no loop over characters.
-    """
-    views = [View(text) for text in texts]
-    parts = [view.raw.translate(FOLD) + bytes(8) for view in views]
-    folded = np.frombuffer(bytes(8) + b"".join(parts), dtype=np.uint8)
-    inside, alone = folded > 0, folded >= 0xE0
-    starts = np.flatnonzero(inside[1:] & (alone[1:] | ~inside[:-1])) + 1
-    ends = np.flatnonzero(inside[:-1] & (alone[1:] | ~inside[1:])) + 1
-    eight = np.ndarray(len(folded) - 7, "<u8", folded, strides=(1,))  # the eight bytes from every position on
-    lengths = ends - starts
-    spare = (64 - 8 * np.minimum(lengths, 8)).astype(np.uint64)  # bits of them that are not the run's
-    hashes = (eight[starts] << spare) + (eight[ends - 8] >> spare) * ODD[0] + lengths.astype(np.uint64)
-    hashes = (hashes ^ (hashes >> np.uint64(30))) * ODD[1]  # the mixing of splitmix64 (Steele et al. 2014)
-    hashes = (hashes ^ (hashes >> np.uint64(27))) * ODD[2]
-    hashes ^= hashes >> np.uint64(31)
-    shingles, offsets = ngrams(hashes, 5), np.cumsum([8] + [len(part) for part in parts])
-    bounds = np.searchsorted(starts, offsets).tolist()
-    for view, offset, first, last in zip(views, offsets, bounds, bounds[1:]):
-        view.hashes, view.lengths, view.places = hashes[first:last], lengths[first:last], starts[first:last] - offset
-        few = ngrams(view.hashes, 5) if last > first else view.digest
-        view.shingles = shingles[first : last - 4] if last - first > 4 else few
-    return views
-
-
 def sketch(views: list[View]) -> np.ndarray:
-    """The bands of each document, (documents, BANDS) uint64: see Seen."""
+    """The bands of each document, (documents, BANDS) uint64: see Seen. Many at once, for one call costs as much."""
     from rensa import RMinHash
 
     flat = np.concatenate([np.zeros(0, dtype=np.uint64), *(view.shingles for view in views)])
     ends = np.cumsum([0] + [len(view.shingles) for view in views]).tolist()
     minima = RMinHash.digest_matrix_from_flat_token_hashes(flat, ends, BANDS * ROWS, 1).to_rows()
     minima = np.array(minima, dtype=np.uint64).reshape(-1, BANDS, ROWS)
-    return (minima * np.cumprod(np.full(ROWS, ODD[0]))).sum(axis=2, dtype=np.uint64)
+    return (minima * np.cumprod(np.full(ROWS, ODD))).sum(axis=2, dtype=np.uint64) + np.arange(BANDS, dtype=np.uint64)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -123,6 +100,11 @@ def sketch(views: list[View]) -> np.ndarray:
 
 def share(part, whole) -> float:
     return float(part / max(1, whole))
+
+
+def again(parts: list[str], size) -> float:
+    """Share of the parts that came before, each counted by its size(): bool for their number, len for characters."""
+    return share(sum(map(size, parts)) - sum(map(size, set(parts))), sum(map(size, parts)))
 
 
 def repeated(view: View, n: int, top: bool) -> float:
@@ -143,8 +125,10 @@ MEASURES = {name: lambda v, find=re.compile(pattern, re.IGNORECASE).search: shar
     "symbols": lambda v: share(max(v.text.count("#"), v.text.count("...") + v.text.count("…")), len(v.words)),
     "alphabetic": lambda v: share(sum(any(map(str.isalpha, word)) for word in v.words), len(v.words)),
     "stop_words": lambda v: len(STOP_WORDS & set(v.text.lower().split())),
-    "repeated_lines": lambda v: share(len(v.lines) - len(set(v.lines)), len(v.lines)),
-    "repeated_line_chars": lambda v: 1 - share(len("".join(set(v.lines))) or 1, len("".join(v.lines))),
+    "repeated_lines": lambda v: again(v.lines, bool),
+    "repeated_line_chars": lambda v: again(v.lines, len),
+    "repeated_paragraphs": lambda v: again(v.paragraphs, bool),
+    "repeated_paragraph_chars": lambda v: again(v.paragraphs, len),
     # Its limits for n-grams fall as n grows: 0.20, 0.18, 0.16 for the most frequent 2-, 3-, 4-gram, 0.15 to 0.10 for
     # repeated 5- to 10-grams. What they fall by is added here, so that the first limit is the limit for all.
     "top_ngrams": lambda v: max(repeated(v, n, top=True) + 0.02 * (n - 2) for n in (2, 3, 4)),
@@ -180,7 +164,7 @@ def evaluation_ngrams(path: Path) -> np.ndarray:
         text = file.read_text(encoding="utf-8", errors="replace")
         strings = re.findall(r'"(?:[^"\\]|\\.)*"', text) if ".json" in file.suffix else []
         items = [json.loads(string, strict=False) for string in strings] or text.split("\n\n")
-        grams += [ngrams(view.hashes, 13) for view in look(items)]
+        grams += [ngrams(View(item).hashes, 13) for item in items]
     return np.unique(np.concatenate(grams))
 
 
@@ -190,7 +174,6 @@ class Curator:
     def __init__(self, config: CurationConfig):
         self.config, self.rules = config, read_rules(config.quality)
         self.questions = evaluation_ngrams(Path(config.decontaminate)) if config.decontaminate else None
-        self.wants_words = config.duplicates == "near" or config.quality or config.decontaminate
         if config.languages:
             View("").language  # loads the library, or says that it is missing
 
@@ -218,8 +201,8 @@ class Curator:
 
 
 class Seen:
-    """Which documents came before: one Bloom filter for the hash and one for each band, in memory that does not grow
-    (LSHBloom: Khan et al. 2024, arXiv:2411.04257). Asked in the order of the documents it is deterministic.
+    """Which documents came before, in a Bloom filter, whose memory does not grow (LSHBloom: Khan et al. 2024,
+    arXiv:2411.04257). Asked in the order of the documents it is deterministic.
 
     Near copies are found by MinHash and locality-sensitive hashing. A document is its set of shingles, five words in a
     row. Of BANDS × ROWS random orders of all shingles, each keeps the document's first: where the shingles of two
@@ -227,33 +210,24 @@ class Seen:
     band agree: with chance 1 - (1 - J^ROWS)^BANDS, which is 5 % at J = 0.5, 56 % at 0.7, 77 % at 0.75, 92 % at 0.8 and
     99.96 % at 0.9; a threshold of about (1/14)^(1/8) = 0.72. FineWeb's numbers (arXiv:2406.17557, section 3.4).
 
-    A filter is M bits, of which every document sets PROBES = k. After n documents it takes a new one for known with
-    chance (1 - e^(-kn/M))^k, and the 15 filters of duplicates=near up to 15 times as often. With 256 MB (M = 143
-    million) 0.03 % of new documents are lost after 5 million and 2 % after 10 million: memory has to grow in
-    proportion, some 50 bytes a document. With duplicates=exact one filter has it all: 0.04 % after 100 million.
+    One filter holds the hash and the bands of every document, with an error of RATE up to the number of them that fits
+    into duplicates_mb. So 256 MB are full after 8.5 million documents with duplicates=near (some 30 bytes a document),
+    of which 0.45 % were then lost at the end, and after 127 million with duplicates=exact, 0.03 %. Beyond that the
+    error grows, not the memory.
     """
 
-    PROBES = 7
+    RATE, BITS = 3e-4, 16.9  # chance to take something new for known; bits for each thing known, -log(RATE) / log(2)²
 
     def __init__(self, config: CurationConfig):
-        columns = COLUMNS[config.duplicates]
-        self.bits = config.duplicates_mb * 2**23 // max(1, columns)
-        self.filters = np.zeros((columns, self.bits // 8 + 1), dtype=np.uint8)
+        self.filter = Bloom(int(config.duplicates_mb * 2**23 / self.BITS), self.RATE, hash_func=int)
 
-    def places(self, signatures: np.ndarray) -> tuple:
-        """((filter, byte), bit) of signatures (…, columns): each (…, columns, PROBES)."""
-        step = signatures * ODD[1] | np.uint64(1)  # double hashing: Kirsch and Mitzenmacher 2006
-        place = (signatures[..., None] + np.arange(self.PROBES, dtype=np.uint64) * step[..., None]) % self.bits
-        return (np.arange(len(self.filters))[:, None], place >> 3), np.uint8(1) << (place & 7).astype(np.uint8)
-
-    def replay(self, signatures: np.ndarray) -> None:
-        """Remember the documents that have these signatures, (n, columns) uint64, in any order."""
-        np.bitwise_or.at(self.filters, *self.places(signatures))
+    def remember(self, signatures: np.ndarray) -> None:
+        """Documents that were kept have these signatures, of any shape, uint64."""
+        self.filter.update(signatures.ravel().tolist())
 
     def verdict(self, signature: np.ndarray) -> str | None:
         """Whether a document is a copy of one that came before; one that is not is remembered."""
-        where, bit = self.places(signature)
-        known = (self.filters[where] & bit > 0).all(axis=1)
-        if known.any():
+        known = [part in self.filter for part in signature.tolist()]
+        if any(known):
             return "exact duplicate" if known[0] else "near duplicate"
-        np.bitwise_or.at(self.filters, where, bit)
+        self.remember(signature)

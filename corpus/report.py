@@ -10,14 +10,16 @@ fewer and fewer, so that about as much is left of a corpus of any size. A hash o
 """
 
 import json
+import re
 import runpy
+import zlib
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from console import replace_file, write_json
-from corpus.curation import KINDS, View, look, share, sketch
+from corpus.curation import KINDS, View, share, sketch
 
 NAMES = list(dict.fromkeys(KINDS.values()))  # of kinds of characters
 KIND_OF_BYTE = bytes(NAMES.index(KINDS[max(key for key in KINDS if int(key, 16) <= byte)]) for byte in range(256))
@@ -31,16 +33,18 @@ SPAN_BYTES = 10_000  # repeated text that is shorter is not counted
 # The sample
 
 
-def sample_numbers(texts: list[str]) -> list[float]:
-    """A number from 0 to 1 for each document, made from the smallest shingle in the middle of its text. Most near
-    copies share it: both are in the sample or neither. A license in front, which many share, has no say."""
-    middles = [text[max(0, len(text) // 2 - 1000) :][:2000] for text in texts]
-    return [int(view.shingles.min()) % 2**20 / 2**20 for view in look(middles)]
+def sample_number(view: View) -> float:
+    """A number from 0 to 1, from the smallest hash of a line or sentence in the middle of the text. Most near copies
+    share it: both are in the sample or neither. A license in front, which many share, has no say."""
+    middle = view.raw[max(0, len(view.raw) // 2 - 1000) :][:2000]
+    parts = [part for part in re.split(rb"[.!?\n]", middle)[1:-1] if len(part) > 40]  # shorter ones stand everywhere
+    return min(map(zlib.crc32, parts or [view.raw])) % 2**16 / 2**16  # the end of the smallest: any with equal chance
 
 
-def sample_row(number: float, behind: int, split: str, where: str, text: str) -> str:
+def sample_row(view: View, behind: int, split: str, where: str) -> str:
     """The document's line in sample.jsonl; nothing if its number is too large for one with `behind` bytes before it."""
-    return json.dumps([number, split, where, text]) + "\n" if number * behind < SAMPLE_BYTES else ""
+    number = sample_number(view)
+    return json.dumps([number, split, where, view.text]) + "\n" if number * behind < SAMPLE_BYTES else ""
 
 
 def repeated_spans(views: list[View]) -> list[tuple[int, int, int]]:
@@ -77,7 +81,7 @@ def edges(text: str) -> set[str]:
 def study(documents: list[list], languages: bool) -> dict:
     """What is to be seen in documents (split, where, text)."""
     splits, wheres, texts = zip(*documents) if documents else ((), (), ())
-    views = [view for i in range(0, len(texts), 100) for view in look(texts[i : i + 100])]
+    views = list(map(View, texts))
     sizes = np.array([len(view.raw) for view in views], dtype=int)
     kinds = [np.bincount(np.frombuffer(v.raw.translate(KIND_OF_BYTE), np.uint8), None, len(NAMES)) for v in views]
     kinds = np.array(kinds, dtype=int).reshape(-1, len(NAMES))

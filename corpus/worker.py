@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from corpus.curation import Curator, View, look
-from corpus.report import sample_numbers, sample_row
+from corpus.curation import Curator, View
+from corpus.report import sample_number, sample_row
 from corpus.sources import Document, Unit, documents, read
 
 BATCH_BYTES = 1_000_000  # of the source, for a worker at a time
@@ -58,17 +58,16 @@ class Understanding:
     def __call__(self, batch: tuple) -> tuple[list[int], int, list[Row]]:
         place, used, before, blocks = batch
         found = [(unit, row) for unit, block in blocks for row in documents(unit, block, self.config)]
-        texts = [document.text for _, document in found]
-        views = look(texts) if self.curator.wants_words else list(map(View, texts))
-        known = zip(found, views, self.curator.signatures(views), sample_numbers(texts))
-        return place, used, [self.row(*what, view, signature, number, before) for what, view, signature, number in known]
+        views = [View(document.text) for _, document in found]
+        signed = zip(found, views, self.curator.signatures(views))
+        return place, used, [self.row(*what, view, signature, before) for what, view, signature in signed]
 
-    def row(self, unit: Unit, document: Document, view: View, signature: np.ndarray, number: float, before: int) -> Row:
+    def row(self, unit: Unit, document: Document, view: View, signature: np.ndarray, before: int) -> Row:
         judged = document.text and unit.kind != "synthetic"  # rules and copies are for text that was found
         split = document.split or split_of(view.digest.tobytes(), self.config.val_fraction, self.config.test_fraction)
         verdict, content, sample = self.curator.judge(view) if judged else None, document.text, ""
         if content and self.tokenizer and not verdict:
-            content, sample = self.tokens(view), sample_row(number, before, split, document.where, document.text)
+            content, sample = self.tokens(view), sample_row(view, before, split, document.where)
         return Row(unit.source, document.where, document.text[:160], document.note, len(view.raw), split, verdict,
                    signature.tobytes() if judged else b"", content, sample)  # fmt: skip
 

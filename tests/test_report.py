@@ -12,13 +12,13 @@ import pytest
 
 import prepare_data
 from corpus import report
-from corpus.curation import View, look
+from corpus.curation import View
 from corpus.report import (
     SAMPLE_BYTES,
     SPLITS,
     count_tokens,
     divergence,
-    sample_numbers,
+    sample_number,
     sample_row,
     study,
     summarize,
@@ -65,10 +65,10 @@ class Corpus:
         self.folder, self.tokenizer, self.counted = folder, tokenizer, prepare_data.beginning({})
         writer = prepare_data.Writer(prepare_data.PrepareConfig(source=("s",)), folder, tokenizer, self.counted)
         for source, where, split, text, *verdict in documents:
-            [view], content, sample = look([text]), b"", ""
+            view, content, sample = View(text), b"", ""
             if not verdict or not verdict[0]:
                 content = np.append(tokenizer.end_of_text, tokenizer.encode(text)).astype(tokenizer.dtype).tobytes()
-                sample = sample_row(*sample_numbers([text]), behind, split, where, text)
+                sample = sample_row(view, behind, split, where)
             row = Row(source, where, text[:160], None, len(view.raw), split, *verdict or [None], b"", content, sample)
             writer.add(row)
         writer.flush([1, 0, behind])
@@ -280,8 +280,8 @@ def test_near_copies_are_estimated_from_a_sample_of_any_size(tokenizer, tmp_path
 
 def test_the_sample_is_the_same_however_late_its_documents_came():
     """Of what was taken early, as much is left as would have been taken at the end."""
-    numbers = sample_numbers([prose(i, 60) for i in range(2000)])
-    first, late = ([sample_row(number, behind, "train", "w", "") for number in numbers]
+    views = [View(prose(i, 60)) for i in range(2000)]
+    first, late = ([sample_row(view, behind, "train", "w") for view in views]
                    for behind in (SAMPLE_BYTES, 6 * SAMPLE_BYTES))  # fmt: skip
     assert all(first)
     assert [row for row in first if json.loads(row)[0] * 6 < 1] == [row for row in late if row]
@@ -289,8 +289,9 @@ def test_the_sample_is_the_same_however_late_its_documents_came():
 
 
 def test_a_license_in_front_of_many_documents_does_not_draw_them_into_the_sample_together():
-    same, license = sample_numbers([prose(1, 2000), "changed " + prose(1, 2000)]), prose(0, 800)
-    assert same[0] == same[1] and len(set(sample_numbers([license + prose(i, 2000) for i in range(50)]))) > 45
+    text, license = prose(1, 2000), prose(0, 800)
+    assert sample_number(View(text)) == sample_number(View("changed " + text))
+    assert len({sample_number(View(license + prose(i, 2000))) for i in range(50)}) > 45
 
 
 def repeats(*texts: str) -> list[list]:
