@@ -72,7 +72,7 @@ class View:
         self.text, self.raw = text, text.encode("utf-8", "replace")
 
     words = cached_property(lambda self: self.text.split())  # what stands between white space
-    paragraphs = cached_property(lambda self: re.split(r"\s*\n\s*\n\s*", self.text.strip()))
+    paragraphs = cached_property(lambda self: [part.strip() for part in re.split(r"\n\s*\n", self.text)])
     lines = cached_property(lambda self: [line.strip() for line in self.text.splitlines() if line.strip()])
     hashes = cached_property(lambda self: ODD * np.array([crc32(w) for w in WORD.findall(self.raw.lower())], np.uint64))
     lengths = cached_property(lambda self: np.array([len(word) for word in WORD.findall(self.raw)], dtype=int))

@@ -48,7 +48,7 @@ def test_scripts_without_spaces_have_a_word_for_every_character():
     assert len(View("今天天气很好").hashes) == 6 and len(View("добрый день").hashes) == 2
 
 
-@pytest.mark.parametrize("text", ["", " ", "?!", "a", "two words", "\ud800 lone surrogate", "x" * 10_000])
+@pytest.mark.parametrize("text", ["", " ", "?!", "a", "two words", "\ud800 lone surrogate", "x" * 10_000, "x\n" + " " * 10**6 + "x"])
 def test_any_text_can_be_looked_at(text):
     view = View(text)
     assert sketch([view]).shape == (1, BANDS) and len(view.shingles) >= 1
