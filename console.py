@@ -84,7 +84,7 @@ def run_command(main, many: bool = False) -> None:
     os.umask(os.umask(0o077) | 0o002)  # whatever the umask, nothing that is made here can be written by everybody
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character shows a question mark
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="replace", line_buffering=True)  # … and a file shows each line when it is printed
     try:
         require(many or os.environ.get("WORLD_SIZE", "1") == "1", "this runs in one process: type python, not torchrun")
         sys.exit(main(sys.argv[1:]))

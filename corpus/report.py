@@ -14,6 +14,7 @@ import re
 import runpy
 import zlib
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -50,18 +51,16 @@ def sample_row(view: View, behind: int, split: str, where: str) -> str:
 def repeated_spans(views: list[View]) -> list[tuple[int, int, int]]:
     """(length, document, position) of long spans that came before, in bytes. One in 64 shingles is an anchor; where all
     anchors of a stretch stood somewhere before, the stretch is a copy."""
-    anchors = [np.flatnonzero(view.shingles & np.uint64(63) == 0)[: len(view.hashes)] for view in views]
-    owner = np.repeat(np.arange(len(views)), [len(places) for places in anchors])
-    nothing = np.zeros(0, dtype=np.uint64)
-    hashes = np.concatenate([nothing, *(view.shingles[found] for view, found in zip(views, anchors))])
-    places = np.concatenate([nothing, *(view.places[found] for view, found in zip(views, anchors))]).astype(int)
-    new = np.isin(np.arange(len(hashes)), np.unique(hashes, return_index=True)[1])
-    ends = np.flatnonzero(np.append(new[1:] | (np.diff(owner) > 0), True)[: len(new)])  # last anchor of each stretch
-    starts = np.append(0, ends + 1)[: len(ends)]
-    starts = np.minimum(starts + new[starts], ends)
-    lengths = places[ends] - places[starts]
-    long = np.flatnonzero(lengths >= SPAN_BYTES)
-    return list(zip(lengths[long].tolist(), owner[starts[long]].tolist(), places[starts[long]].tolist()))
+    seen: set[int] = set()
+    spans = []
+    for number, view in enumerate(views):
+        anchors = np.flatnonzero(view.shingles & np.uint64(63) == 0)[: len(view.hashes)]
+        known = [shingle in seen or seen.add(shingle) for shingle in view.shingles[anchors].tolist()]
+        for came_before, stretch in groupby(zip(known, view.places[anchors].tolist()), key=lambda pair: pair[0]):
+            places = [place for _, place in stretch]
+            if came_before and places[-1] - places[0] >= SPAN_BYTES:
+                spans.append((places[-1] - places[0], number, places[0]))
+    return spans
 
 
 def near_copies(bands: np.ndarray, held_out: np.ndarray) -> tuple[float, float]:

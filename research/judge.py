@@ -95,6 +95,8 @@ def judge(change: patch.Change, setup: Setup, seeds: list[list[int]], alpha: flo
                 added=change.added, removed=change.removed, seeds=seeds, alpha=alpha, **more)  # fmt: skip
     rules = {"alpha": alpha, "minimum_effect": options.minimum_effect, "max_pairs": options.max_pairs,
              "noise": known_noise(setup.ledger, options), "lines": change.added - change.removed}  # fmt: skip
+    if not rules["noise"]:
+        tell("no noise floor is known: python -m research noise, with this --config and --budget, measures it")
     ending = {"state": "interrupted", "verdict": "undecided", "reason": "the judge was interrupted"}
     try:
         with pairs_runner(setup, patch.apply(setup.base, change)) as run:
@@ -182,7 +184,8 @@ def measure_noise(options: NoiseOptions) -> None:
             print(f"pair {len(pairs)}: difference {differences([pair], 'val')[0]:+.5f} bits per byte")
     found, spread = differences(pairs, "val"), statistics.stdev(pair["baseline"]["bpb"] for pair in pairs)
     floor = Noise.of(found).sd
-    setup.ledger.append(row | {"state": "done", "differences": found, "noise": floor, "seed_spread": spread})
+    setup.ledger.append(row | {"state": "done", "differences": found, "noise": floor, "seed_spread": spread,
+                               "reason": f"noise floor of a pair: {floor:.5f}"})  # fmt: skip
     print(f"noise floor of a pair: {floor:.5f} bits per byte; spread of the baseline over seeds: {spread:.5f}")
     print("a change that alters training little has the floor's noise, one that alters it all up to √2 × the spread:")
     for count in sorted({3, 4, options.max_pairs, 2 * options.max_pairs}):

@@ -29,7 +29,7 @@ from research.ledger import Ledger
 from research.sandbox import Sandbox
 
 ARMS = ("baseline", "candidate")
-EVAL_TOKENS = 2**16  # of a split, its first, that are scored
+EVAL_TOKENS = 2**16  # of a split, that are scored
 UNJUDGED_SECONDS = 7 * 24 * 3600  # that a baseline may take, which is the user's own
 PATIENCE = 4  # runs in which a change may overrun the seconds it was given before it is refused
 
@@ -212,13 +212,9 @@ def read_curve(log: Path) -> list[list[float]]:
 # Several slots
 
 
-def available_cores() -> list[int]:
-    return sorted(os.sched_getaffinity(0))
-
-
 def share_cores(workers: int) -> list[tuple[list[int], str | None]]:
     """For each worker its CPU cores and its GPU. Raises UserError where there are fewer than workers."""
-    cores, gpus = available_cores(), len(glob.glob("/dev/nvidia[0-9]*"))
+    cores, gpus = sorted(os.sched_getaffinity(0)), len(glob.glob("/dev/nvidia[0-9]*"))
     require(1 <= workers <= (gpus or len(cores)), f"--workers={workers}: from 1 to {gpus or len(cores)} find room here")
     each = len(cores) // workers
     return [(cores[i * each : (i + 1) * each], str(i) if gpus else None) for i in range(workers)]

@@ -13,8 +13,8 @@ number of changed windows; and a dependence too small for LEAK, in nats per toke
 
 import contextlib
 import time
+from collections import namedtuple
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from research.sandbox import Ended, Sandbox
 
 WORKER = Path(__file__).with_name("worker.py")
 TOKENS_AT_ONCE = 4096  # in one question to the worker
+STRETCH = 1024  # tokens in a row that are scored of a split that is too long to be scored whole
 JUMP = 0.25  # nats by which one prediction may change with what is asked beside it or after it
 SHIVER = 5e-3  # … by which they may change in the root mean square, or ten times the baseline's: rounding
 LEAK = 3e-4  # … and on average, beside six standard errors: rounding has no direction
@@ -81,24 +82,23 @@ def surprise(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.log(total, dtype=np.float64) - chosen
 
 
-@dataclass
-class Plan:
-    """Windows to ask about. tokens, targets: (N, T); targets of a changed window are those of its original, known up to
-    `cut` (inclusive). original: (N,) index of the window it was made from, itself where it counts."""
-
-    tokens: np.ndarray
-    targets: np.ndarray
-    counted: np.ndarray
-    original: np.ndarray
-    cut: np.ndarray
+# Windows to ask about. tokens, targets: (N, T); targets of a changed window are those of its original, known up to `cut`
+# (inclusive). counted: (N,) whether it counts; original: (N,) index of the window it was made from, itself where it counts.
+Plan = namedtuple("Plan", "tokens targets counted original cut")
 
 
 def make_plan(data: Data, split: str, block_size: int, max_tokens: int, rng: np.random.Generator) -> Plan:
-    """The windows of the split's first max_tokens, and changed copies of each.
+    """Windows of the split, or of about max_tokens of it, and changed copies of each.
 
-    Each token but the first is a target once, so that the same tokens are scored whatever the block_size.
+    Of a longer split stretches from all over it are taken, each behind an end-of-text token, as a document is: its first
+    max_tokens may be one large file. Each token but the first is a target once, so that the same tokens are scored
+    whatever the block_size.
     """
-    text = data.splits[split].read(0, min(len(data.splits[split]), max_tokens + 1))
+    stream, text = data.splits[split], []
+    if (count := max_tokens // STRETCH) * STRETCH < len(stream):
+        for start in np.linspace(0, len(stream) - STRETCH, count, dtype=int).tolist():
+            text += [data.tokenizer.end_of_text, *stream.read(start, STRETCH)]
+    text = np.array(text or stream.read(0, len(stream)))
     count = -(-(len(text) - 1) // block_size)
     tokens, targets = np.zeros((count, block_size), dtype=np.int64), np.full((count, block_size), -1)
     tokens.flat[: len(text) - 1], targets.flat[: len(text) - 1] = text[:-1], text[1:]
