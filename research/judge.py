@@ -55,7 +55,7 @@ def try_change(options: Options, root: Path, *, patch_file: str | None = None, s
     """
     require([patch_file, settings, tree].count(None) == 2, "give exactly one of PATCH, --set and --tree")
     setup = Setup(options, root)
-    more |= {"hypothesis": hypothesis[:2000]}
+    more |= {"hypothesis": (hypothesis or settings or "")[:2000]}
     try:
         if settings is not None:
             change = patch.from_settings(setup.base, options.config, settings, root)

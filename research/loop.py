@@ -185,5 +185,4 @@ def run(agent: str, folder: Path, judge, hours: float | None, tries: int | None,
 
 def main(chosen: LoopOptions) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    judge = partial(try_change, chosen)
-    run(chosen.agent, Path(chosen.folder), judge, chosen.hours, chosen.tries, chosen.agent_minutes)
+    run(chosen.agent, Path(chosen.folder), partial(try_change, chosen), chosen.hours, chosen.tries, chosen.agent_minutes)

@@ -55,7 +55,8 @@ def progress(trials: list[dict]) -> bytes:
 
     axes = Figure(figsize=(8, 3.6), layout="constrained").subplots()
     axes.set(xlabel="trial", ylabel="val_bpb (bits per byte)", xlim=(0.5, max(1, len(trials)) + 0.5))
-    means = [[np.mean([pair[arm]["bpb"] for pair in row["pairs"] if arm in pair]) for arm in ARMS] for row in trials]
+    scored = [[pair for pair in row["pairs"] if pair["split"] == "val" and set(ARMS) <= set(pair)] for row in trials]
+    means = [[np.mean([pair[arm]["bpb"] for pair in pairs]) for arm in ARMS] for pairs in scored]
     axes.plot(range(1, len(means) + 1), [baseline for baseline, _ in means], "k.-", lw=1, label="the recipe then")
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     for verdict, colour in COLOURS.items():

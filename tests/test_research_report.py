@@ -136,6 +136,18 @@ def test_what_strangers_wrote_does_nothing(made):
     assert "{{ script }} " in made[1]  # nor is it taken for a place of the template
 
 
+def test_the_picture_shows_scores_on_the_validation_split_alone(monkeypatch):
+    """The test split is other text, on which every score is another."""
+    from matplotlib.axes import Axes
+
+    drawn, plot = [], Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda axes, *data, **how: drawn.append(data[1]) or plot(axes, *data, **how))
+    pairs = [{"split": "val", "baseline": {"bpb": 1.5}, "candidate": {"bpb": 1.4}},
+             {"split": "test", "baseline": {"bpb": 2.5}, "candidate": {"bpb": 2.4}}]  # fmt: skip
+    report.progress([{"verdict": "keep", "pairs": pairs}])
+    assert [list(line) for line in drawn if len(line)] == [[1.5], [1.4]]
+
+
 def test_only_the_page_s_own_script_may_run(made):
     import base64
     import hashlib
