@@ -8,7 +8,7 @@ Expected: val_bpb 1.49 to 1.52 (bits per byte of source), val_loss about 3.55; m
 """
 
 data = "data/python"
-prepare = "--source=python --name=python"  # the standard library's source, and a tokenizer trained on it
+prepare = "--source=python --name=python --duplicates=near"  # the standard library, and a tokenizer trained on it
 
 # Two cores see two million tokens in a minute, most of a first pass over the data. A small model learns most from them;
 # its tables of value embeddings and of token pairs cost no arithmetic and are worth more than another layer
