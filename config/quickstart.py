@@ -4,7 +4,7 @@
 
 Hardware: 2 CPU cores (a GPU is used if there is one).
 Time:     60 seconds of training, 65 to 68 in all, with preparing the data and writing text.
-Expected: val_bpb 1.49 to 1.52 (bits per byte of source), val_loss about 3.55; more on a slower machine.
+Expected: val_bpb 1.51 to 1.54 (bits per byte of source), val_loss about 3.6; more on a slower machine.
 """
 
 data = "data/python"
