@@ -219,6 +219,7 @@ class Seen:
     RATE, BITS = 3e-4, 16.9  # chance to take something new for known; bits for each thing known, -log(RATE) / log(2)²
 
     def __init__(self, config: CurationConfig):
+        np.empty(config.duplicates_mb * 2**20, np.uint8)  # a MemoryError without room: rbloom would end the program
         self.filter = Bloom(int(config.duplicates_mb * 2**23 / self.BITS), self.RATE, hash_func=int)
 
     def remember(self, signatures: np.ndarray) -> None:

@@ -288,6 +288,11 @@ def test_memory_is_bounded_and_errors_come_as_often_as_the_docstring_says():
     assert seen.filter.size_in_bits / 8 < 1.01 * 2**20 and all(map(seen.verdict, new))
 
 
+def test_more_memory_than_there_is_is_told():
+    with pytest.raises(MemoryError):
+        Seen(CurationConfig(duplicates="near", duplicates_mb=2**40))
+
+
 def test_remembering_what_was_kept_gives_the_same_memory():
     config = CurationConfig(duplicates="near", duplicates_mb=1)
     rows = signatures([" ".join(words(30, seed)) for seed in range(50)] * 2, config)
