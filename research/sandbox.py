@@ -8,14 +8,15 @@ not allow namespaces the same program runs without, aloud, and `isolation` says 
 import glob
 import json
 import os
+import platform
 import resource
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 
 from console import require
 
@@ -25,13 +26,8 @@ DEVICES = "/dev/null /dev/zero /dev/full /dev/random /dev/urandom".split()
 DISK_BYTES = 4 << 30
 
 
-class Ended(NamedTuple):
-    """How a run ended. status: 0 for a good end. late: it was stopped. text: the end of what it printed, untrusted."""
-
-    status: int
-    seconds: float
-    late: bool
-    text: str
+# How a run ended. status: 0 for a good end. late: it was stopped. text: the end of what it printed, untrusted.
+Ended = namedtuple("Ended", "status seconds late text")
 
 
 def system_view(hidden: list[Path]) -> list[tuple]:
@@ -57,7 +53,11 @@ class Sandbox:
 
     def __init__(self, folder: Path, cores: list[int], hidden: list[Path] = (), gpu: str | None = None):
         require(sys.platform == "linux", "the referee runs on Linux alone: its sandbox is made of what that offers")
-        self.folder = Path(tempfile.mkdtemp(dir=folder))
+        here = f"slot-{platform.node()}-"
+        for left in folder.glob(f"{here}*"):  # by judges that were killed
+            if not Path("/proc", left.name.split("-")[-2]).exists():
+                shutil.rmtree(left, ignore_errors=True)
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{here}{os.getpid()}-", dir=folder))
         share, own = len(cores) / (os.cpu_count() or 1), {"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {}
         own |= {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "OMP_WAIT_POLICY") if name in os.environ}
         own |= {"OMP_NUM_THREADS": str(len(cores)), "OPENBLAS_NUM_THREADS": "1", "LANG": "C.UTF-8", "USER": "nobody",
@@ -109,8 +109,7 @@ class Sandbox:
 
     def finish(self) -> Ended:
         """Wait for the end of the run; what is connected with it should be closed before."""
-        ended = json.loads(self.control.recv(256))
-        return Ended(*ended, (self.folder / "printed").read_text(errors="replace"))
+        return Ended(*json.loads(self.control.recv(256)), (self.folder / "printed").read_text(errors="replace"))
 
     def run(self, *arguments) -> Ended:
         self.start(*arguments).close()

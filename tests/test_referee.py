@@ -5,6 +5,7 @@ What a candidate may not do is in test_adversarial.py, what differences mean in 
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -80,6 +81,17 @@ def box(tmp_path_factory):
     box = sandbox.Sandbox(tmp_path_factory.mktemp("judge"), [min(os.sched_getaffinity(0))])
     yield box
     box.close()
+
+
+def test_what_a_killed_judge_left_is_removed_and_a_living_ones_stays(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    dead, alive, elsewhere = (tmp_path / f"slot-{name}-x_1" for name in (
+        f"{platform.node()}-{child.pid}", f"{platform.node()}-{os.getpid()}", f"another.machine-{child.pid}"))  # fmt: skip
+    for folder in (dead, alive, elsewhere):
+        (folder / "root").mkdir(parents=True)
+    sandbox.Sandbox(tmp_path, [min(os.sched_getaffinity(0))]).close()
+    assert not dead.exists() and sorted(tmp_path.glob("slot-*")) == sorted([alive, elsewhere])
 
 
 def run(box, folder: Path, source: str, seconds: float = 20, **collect) -> sandbox.Ended:
