@@ -590,7 +590,7 @@ def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
     sizes = np.cumsum([0] + [unit.size for unit in units])
     listing = "\n".join(f"{Path(unit.path).name} {unit.size}" for unit in units)
     plan = {key: value for key, value in asdict(config).items() if key not in ("workers", "strict", "overwrite")}
-    plan |= {"format": 3, "python_version": sys.version.split()[0], "source": list(config.source), "files": len(units),
+    plan |= {"format": 4, "python_version": sys.version.split()[0], "source": list(config.source), "files": len(units),
              "files_fingerprint": hashlib.sha256(listing.encode()).hexdigest()[:16], **options}  # fmt: skip
     try:
         progress = json.loads((partial / "progress.json").read_text(encoding="utf-8"))
