@@ -21,7 +21,7 @@ import prepare_data
 from console import UserError, require
 from research import patch, verdict
 from research.ledger import Ledger, new_id, now
-from research.runs import ARMS, Options, Setup, pairs_runner
+from research.runs import ARMS, Options, Setup, pairs_runner, scores
 from research.verdict import Night, Noise
 
 
@@ -120,8 +120,8 @@ def decide(run, pairs: list[dict], seeds: list[list[int]], rules: dict, tell, ea
                 return failed
             found = differences(pairs, split)
             decision = by(found, **rules)
-            scores = ", ".join(f"{arm} {pair[arm]['bpb']:.4f}" for arm in ARMS)
-            tell(f"{split} pair {len(found)}: {scores}, difference {found[-1]:+.4f} bits per byte")
+            both = ", ".join(f"{arm} {pair[arm]['bpb']:.4f}" for arm in ARMS)
+            tell(f"{split} pair {len(found)}: {both}, difference {found[-1]:+.4f} bits per byte")
             if decision and early:
                 break
         if decision is None:
@@ -134,13 +134,12 @@ def decide(run, pairs: list[dict], seeds: list[list[int]], rules: dict, tell, ea
 
 def differences(pairs: list[dict], split: str) -> list[float]:
     """Candidate - baseline, bits per byte, of the split's pairs of which both were scored."""
-    scored = [pair for pair in pairs if pair["split"] == split and set(ARMS) <= set(pair)]
-    return [pair["candidate"]["bpb"] - pair["baseline"]["bpb"] for pair in scored]
+    return [candidate - baseline for baseline, candidate in scores(pairs, split)]
 
 
 def same_for_every_seed(pairs: list[dict], split: str = "val") -> dict | None:
     """A candidate that scores the same to the last bit with several seeds has chosen its own."""
-    baseline, candidate = ([pair[arm]["bpb"] for pair in pairs if pair["split"] == split] for arm in ARMS)
+    baseline, candidate = zip(*scores(pairs, split))
     if len(candidate) > len({*candidate}) and len(baseline) == len({*baseline}):
         return {"verdict": "invalid", "reason": "it scores the same with any seed: it ignores the seed it is given"}
 

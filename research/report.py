@@ -16,7 +16,7 @@ import tyro
 
 from console import replace_file, require
 from research.ledger import Ledger
-from research.runs import ARMS
+from research.runs import ARMS, scores
 from research.verdict import LEVEL, Night, Noise
 
 COLOURS = {"keep": "#1a7f37", "undecided": "#bf8700", "reject": "#8c959f"}
@@ -55,8 +55,7 @@ def progress(trials: list[dict]) -> bytes:
 
     axes = Figure(figsize=(8, 3.6), layout="constrained").subplots()
     axes.set(xlabel="trial", ylabel="val_bpb (bits per byte)", xlim=(0.5, max(1, len(trials)) + 0.5))
-    scored = [[pair for pair in row["pairs"] if pair["split"] == "val" and set(ARMS) <= set(pair)] for row in trials]
-    means = [[np.mean([pair[arm]["bpb"] for pair in pairs]) for arm in ARMS] for pairs in scored]
+    means = [np.mean(scores(row["pairs"], "val"), axis=0) for row in trials]
     axes.plot(range(1, len(means) + 1), [baseline for baseline, _ in means], "k.-", lw=1, label="the recipe then")
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     for verdict, colour in COLOURS.items():

@@ -197,6 +197,11 @@ class Slot:
         self.box.close()
 
 
+def scores(pairs: list[dict], split: str) -> list[list[float]]:
+    """[baseline, candidate], bits per byte, of each of the split's pairs of which both were scored."""
+    return [[pair[arm]["bpb"] for arm in ARMS] for pair in pairs if pair["split"] == split and set(ARMS) <= set(pair)]
+
+
 def read_curve(log: Path) -> list[list[float]]:
     """(tokens, loss) of the rows of a log.jsonl, of which nothing is believed: at most 500 pairs of numbers."""
     with open(log, "rb") as file:

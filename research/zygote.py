@@ -130,7 +130,7 @@ def give_up_privileges() -> None:
     program += [(equal, 0, 3, clone), (load, 0, 0, 16), (masked, 0, 1, NEW_USER), (end, 0, 0, refuse)]
     program += [(end, 0, 0, allow)]
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
-    call("prctl", 22, 2, struct.pack("HxxxxxxP", len(program), ctypes.addressof(code)), 0, 0)  # PR_SET_SECCOMP, filter
+    call("prctl", 22, 2, struct.pack("H6xP", len(program), ctypes.addressof(code)), 0, 0)  # PR_SET_SECCOMP, filter
 
 
 def become_candidate(spec: dict, *streams: int) -> None:
