@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from corpus.curation import Curator, View
-from corpus.report import sample_number, sample_row
+from corpus.report import sample_row
 from corpus.sources import Document, Unit, documents, read
 
 BATCH_BYTES = 1_000_000  # of the source, for a worker at a time
