@@ -15,15 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from console import UserError, explained, read_options, require, run_command, typed  # before torch: see train.py
-
 import torch
 import tyro
 
-from checkpoint import load_weights
-from device import pick_device, require_memory
 from model import GPT, GPTConfig
-from prepare_data import Tokenizer, make_tokenizer
+from nanoloop.checkpoint import load_weights
+from nanoloop.device import pick_device, require_memory
+from nanoloop.options import UserError, explained, read_options, require, run_command, typed
+from nanoloop.tokenizer import Tokenizer, make_tokenizer
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,16 @@ class SampleConfig:
     init_from: str | None = None  # instead of a run: gpt2, gpt2-medium, …, or a local folder of it
     prompt: str = ""  # text to continue; FILE:PATH reads it from a file, - from standard input; empty: a new document
     num_samples: int = 1  # how many continuations
-    max_new_tokens: int = 300  # how long each is at most; it ends earlier where the model ends the document
-    temperature: float = 0.8  # 0: always the most probable token; 1: the model's own distribution; above: wilder
+    max_new_tokens: int = (
+        300  # how long each is at most; it ends earlier where the model ends the document
+    )
+    temperature: float = (
+        0.8  # 0: always the most probable token; 1: the model's own distribution; above: wilder
+    )
     top_k: int | None = 200  # sample among the k most probable tokens; None: all
-    top_p: float | None = None  # sample among the fewest tokens that hold this probability; None: all
+    top_p: float | None = (
+        None  # sample among the fewest tokens that hold this probability; None: all
+    )
     seed: int | None = 1337  # the same seed gives the same text; None: another text every time
     device: str = "auto"  # cpu, cuda, mps; auto: the fastest there is
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of activations
@@ -46,9 +51,18 @@ class SampleConfig:
 def read_prompt(prompt: str) -> str:
     """The text that --prompt stands for. Raises UserError."""
     path = Path(prompt.removeprefix("FILE:"))
-    require(path.is_file() or not prompt.startswith("FILE:"), f"--prompt={prompt}: there is no file '{path}'")
+    require(
+        path.is_file() or not prompt.startswith("FILE:"),
+        f"--prompt={prompt}: there is no file '{path}'",
+    )
     with explained("the prompt cannot be encoded", "give text in UTF-8"):
-        text = sys.stdin.read() if prompt == "-" else path.read_text("utf-8") if prompt.startswith("FILE:") else prompt
+        text = (
+            sys.stdin.read()
+            if prompt == "-"
+            else path.read_text("utf-8")
+            if prompt.startswith("FILE:")
+            else prompt
+        )
         text.encode("utf-8")
     return text
 
@@ -62,9 +76,16 @@ def load_model(source: str, device: torch.device, dtype: torch.dtype) -> tuple[G
         model = GPT(config, dtype)
         model.load_state_dict(weights["model"])
         cast_weights(model, dtype)
-        tokenizer = Tokenizer.from_json(weights["tokenizer"]) if weights["tokenizer"] else make_tokenizer("gpt2", [])
+        tokenizer = (
+            Tokenizer.from_json(weights["tokenizer"])
+            if weights["tokenizer"]
+            else make_tokenizer("gpt2", [])
+        )
         encoded = tokenizer.encode(" ").max()  # now, for this builds the encoder
-        require(encoded < config.vocab_size >= tokenizer.vocab_size, f"'{source}': its tokenizer is not its model's")
+        require(
+            encoded < config.vocab_size >= tokenizer.vocab_size,
+            f"'{source}': its tokenizer is not its model's",
+        )
     return model.to(device).eval(), tokenizer
 
 
@@ -80,9 +101,14 @@ def cast_weights(model: GPT, dtype: torch.dtype) -> None:
 
 def main(argv: list[str]) -> None:
     options = read_options(SampleConfig, argv, "sample.py", config_files=False)
-    require(min(options.num_samples, options.max_new_tokens) >= 1, "num_samples and max_new_tokens must be at least 1")
+    require(
+        min(options.num_samples, options.max_new_tokens) >= 1,
+        "num_samples and max_new_tokens must be at least 1",
+    )
     text = read_prompt(options.prompt)
-    model, tokenizer = load_model(options.init_from or options.run, *pick_device(options.device, options.dtype))
+    model, tokenizer = load_model(
+        options.init_from or options.run, *pick_device(options.device, options.dtype)
+    )
     tokens = [tokenizer.end_of_text, *tokenizer.encode(text).tolist()]
     for sample in range(options.num_samples):
         print(f"--- sample {sample + 1}\n" * (options.num_samples > 1) + text, end="", flush=True)
@@ -96,8 +122,16 @@ def main(argv: list[str]) -> None:
 
         seed = None if options.seed is None else options.seed + sample
         try:
-            model.generate([tokens], options.max_new_tokens, options.temperature, options.top_k, options.top_p, seed,
-                           tokenizer.end_of_text, stream)  # fmt: skip
+            model.generate(
+                [tokens],
+                options.max_new_tokens,
+                options.temperature,
+                options.top_k,
+                options.top_p,
+                seed,
+                tokenizer.end_of_text,
+                stream,
+            )
         except ValueError as error:
             raise UserError(str(error)) from None
         print(decoder.decode(b"", final=True))

@@ -37,9 +37,13 @@ _weights = 12 * n_layer * n_embd**2 + _vocab * n_embd
 _weights_at_12 = 12 * 12 * 768**2 + _vocab * 768
 max_tokens = int(10.5 * _weights)
 
-_batch = 2**18 * (_weights / _weights_at_12) ** (2 * 0.3271)  # compute is 6 · weights · length, and length ∝ weights
+_batch = 2**18 * (_weights / _weights_at_12) ** (
+    2 * 0.3271
+)  # compute is 6 · weights · length, and length ∝ weights
 batch_tokens = 2 ** max(10, round(math.log2(_batch)))
-micro_batch_size = min(batch_tokens // block_size, 64 if _depth > 4 else 4)  # a CPU is fastest with few, measured
+micro_batch_size = min(
+    batch_tokens // block_size, 64 if _depth > 4 else 4
+)  # a CPU is fastest with few, measured
 
 muon_lr = 0.03
 embed_lr = 0.3 * (768 / n_embd) ** 0.5

@@ -18,12 +18,18 @@ block_size = 1024
 window_pattern = "SSSL"  # three of four layers look back 256 tokens (modded-nanogpt, nanochat)
 window_size = 256
 value_embeds = 3  # tables, in every other of the last layers (modded-nanogpt)
-bigram_rows = 5 * 50_304  # a table of token pairs: the largest gain per second on a CPU, and in modded-nanogpt's records
+bigram_rows = (
+    5 * 50_304
+)  # a table of token pairs: the largest gain per second on a CPU, and in modded-nanogpt's records
 micro_batch_size = 64  # 65,536 tokens at once
-batch_tokens = 2**18  # smaller batches learn more per token and keep a GPU less busy (autoresearch: 2**18 beat 2**19)
+batch_tokens = (
+    2**18
+)  # smaller batches learn more per token and keep a GPU less busy (autoresearch: 2**18 beat 2**19)
 
 max_tokens = 2_500_000_000
-muon_lr = 0.03  # 0.02 at 2**17 tokens (modded-nanogpt, nanochat), with about the square root of the batch
+muon_lr = (
+    0.03  # 0.02 at 2**17 tokens (modded-nanogpt, nanochat), with about the square root of the batch
+)
 embed_lr = 0.3
 head_lr = 0.006
 weight_decay = 0.1  # of the hidden matrices, cautious, falling with the learning rate (nanochat)

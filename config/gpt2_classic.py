@@ -69,9 +69,13 @@ def published_weights(source: str) -> dict:
 
     published = GPT2LMHeadModel.from_pretrained(source)
     theirs, recipe = published.config, globals()
-    switches = {field.name: recipe[field.name] for field in fields(GPTConfig) if field.name in recipe}
+    switches = {
+        field.name: recipe[field.name] for field in fields(GPTConfig) if field.name in recipe
+    }
     sizes = {"n_layer": theirs.n_layer, "n_head": theirs.n_head, "n_embd": theirs.n_embd}
-    config = GPTConfig(**switches | sizes | {"block_size": theirs.n_positions, "vocab_size": theirs.vocab_size})
+    config = GPTConfig(
+        **switches | sizes | {"block_size": theirs.n_positions, "vocab_size": theirs.vocab_size}
+    )
     weights = {}
     for name, value in published.state_dict().items():
         value = value.t() if ".c_" in name and value.ndim == 2 else value

@@ -22,7 +22,7 @@ from zlib import crc32
 import numpy as np
 from rbloom import Bloom
 
-from console import require
+from nanoloop.options import require
 
 SETS = tomllib.loads(Path(__file__).with_name("rules.toml").read_text(encoding="utf-8"))
 LINES, KINDS = SETS.pop("LINES"), SETS.pop("KINDS")
@@ -32,11 +32,21 @@ LINES, KINDS = SETS.pop("LINES"), SETS.pop("KINDS")
 class CurationConfig:
     """What is left out. Raises UserError for a rule that does not exist, an OSError for a file that does not."""
 
-    duplicates: Literal["exact", "near"] | None = None  # drop copies; near: also texts with about 0.7 of it in common
-    duplicates_mb: int = 256  # memory for recognising them: enough for 8 million documents with near
-    quality: str | None = None  # sets of rules (gopher, c4, fineweb) or single ones, as gopher,max_digits=0.15
-    languages: str | None = None  # keep documents in these alone, as en,de; all: count the languages, drop none
-    decontaminate: str | None = None  # evaluation set, text or JSON: drop documents with 13 words in a row from it
+    duplicates: Literal["exact", "near"] | None = (
+        None  # drop copies; near: also texts with about 0.7 of it in common
+    )
+    duplicates_mb: int = (
+        256  # memory for recognising them: enough for 8 million documents with near
+    )
+    quality: str | None = (
+        None  # sets of rules (gopher, c4, fineweb) or single ones, as gopher,max_digits=0.15
+    )
+    languages: str | None = (
+        None  # keep documents in these alone, as en,de; all: count the languages, drop none
+    )
+    decontaminate: str | None = (
+        None  # evaluation set, text or JSON: drop documents with 13 words in a row from it
+    )
 
     def __post_init__(self):
         Curator(self)  # whatever does not fit is told now
@@ -72,15 +82,31 @@ class View:
         self.text, self.raw = text, text.encode("utf-8", "replace")
 
     words = cached_property(lambda self: self.text.split())  # what stands between white space
-    paragraphs = cached_property(lambda self: [part.strip() for part in re.split(r"\n\s*\n", self.text)])
-    lines = cached_property(lambda self: [line.strip() for line in self.text.splitlines() if line.strip()])
-    hashes = cached_property(lambda self: ODD * np.array([crc32(w) for w in WORD.findall(self.raw.lower())], np.uint64))
-    lengths = cached_property(lambda self: np.array([len(word) for word in WORD.findall(self.raw)], dtype=int))
-    places = cached_property(lambda self: np.array([word.start() for word in WORD.finditer(self.raw)], dtype=int))
-    shingles = cached_property(lambda self: ngrams(self.hashes, 5) if len(self.hashes) else self.digest)
-    digest = cached_property(lambda self: np.frombuffer(hashlib.sha256(self.raw).digest()[:8], dtype="<u8"))
+    paragraphs = cached_property(
+        lambda self: [part.strip() for part in re.split(r"\n\s*\n", self.text)]
+    )
+    lines = cached_property(
+        lambda self: [line.strip() for line in self.text.splitlines() if line.strip()]
+    )
+    hashes = cached_property(
+        lambda self: ODD * np.array([crc32(w) for w in WORD.findall(self.raw.lower())], np.uint64)
+    )
+    lengths = cached_property(
+        lambda self: np.array([len(word) for word in WORD.findall(self.raw)], dtype=int)
+    )
+    places = cached_property(
+        lambda self: np.array([word.start() for word in WORD.finditer(self.raw)], dtype=int)
+    )
+    shingles = cached_property(
+        lambda self: ngrams(self.hashes, 5) if len(self.hashes) else self.digest
+    )
+    digest = cached_property(
+        lambda self: np.frombuffer(hashlib.sha256(self.raw).digest()[:8], dtype="<u8")
+    )
     # The most likely language of the beginning, as "en" (langid.py: Lui and Baldwin 2012).
-    language = cached_property(lambda self: importlib.import_module("py3langid").classify(self.text[:2000])[0])
+    language = cached_property(
+        lambda self: importlib.import_module("py3langid").classify(self.text[:2000])[0]
+    )
 
 
 def sketch(views: list[View]) -> np.ndarray:
@@ -91,7 +117,9 @@ def sketch(views: list[View]) -> np.ndarray:
     ends = np.cumsum([0] + [len(view.shingles) for view in views]).tolist()
     minima = RMinHash.digest_matrix_from_flat_token_hashes(flat, ends, BANDS * ROWS, 1).to_rows()
     minima = np.array(minima, dtype=np.uint64).reshape(-1, BANDS, ROWS)
-    return (minima * np.cumprod(np.full(ROWS, ODD))).sum(axis=2, dtype=np.uint64) + np.arange(BANDS, dtype=np.uint64)
+    return (minima * np.cumprod(np.full(ROWS, ODD))).sum(axis=2, dtype=np.uint64) + np.arange(
+        BANDS, dtype=np.uint64
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -110,20 +138,33 @@ def again(parts: list[str], size) -> float:
 def repeated(view: View, n: int, top: bool) -> float:
     """Share of the words' bytes inside the most frequent n words in a row, or inside n words that occurred before."""
     lengths, grams = view.lengths, ngrams(view.hashes, n)
-    _, first, place, counts = np.unique(grams, return_index=True, return_inverse=True, return_counts=True)
+    _, first, place, counts = np.unique(
+        grams, return_index=True, return_inverse=True, return_counts=True
+    )
     most = np.append(counts, 1).argmax()  # where none occurs twice, one that is not there
     inside = (place == most) & (counts[place] > 1) if top else np.arange(len(place)) != first[place]
-    return share(lengths[np.convolve(np.append(inside, False), np.ones(n))[: len(lengths)] > 0].sum(), lengths.sum())
+    return share(
+        lengths[np.convolve(np.append(inside, False), np.ones(n))[: len(lengths)] > 0].sum(),
+        lengths.sum(),
+    )
 
 
 STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
-MEASURES = {name: lambda v, find=re.compile(pattern, re.IGNORECASE).search: share(sum(map(bool, map(find, v.lines))),
-            len(v.lines)) for name, pattern in LINES.items()} | {
+MEASURES = {
+    name: lambda v, find=re.compile(pattern, re.IGNORECASE).search: share(
+        sum(map(bool, map(find, v.lines))), len(v.lines)
+    )
+    for name, pattern in LINES.items()
+} | {
     # Gopher's; words are what stands between white space.
     "words": lambda v: len(v.words),
     "word_length": lambda v: share(sum(map(len, v.words)), len(v.words)),
-    "symbols": lambda v: share(max(v.text.count("#"), v.text.count("...") + v.text.count("…")), len(v.words)),
-    "alphabetic": lambda v: share(sum(any(map(str.isalpha, word)) for word in v.words), len(v.words)),
+    "symbols": lambda v: share(
+        max(v.text.count("#"), v.text.count("...") + v.text.count("…")), len(v.words)
+    ),
+    "alphabetic": lambda v: share(
+        sum(any(map(str.isalpha, word)) for word in v.words), len(v.words)
+    ),
     "stop_words": lambda v: len(STOP_WORDS & set(v.text.lower().split())),
     "repeated_lines": lambda v: again(v.lines, bool),
     "repeated_line_chars": lambda v: again(v.lines, len),
@@ -132,10 +173,14 @@ MEASURES = {name: lambda v, find=re.compile(pattern, re.IGNORECASE).search: shar
     # Its limits for n-grams fall as n grows: 0.20, 0.18, 0.16 for the most frequent 2-, 3-, 4-gram, 0.15 to 0.10 for
     # repeated 5- to 10-grams. What they fall by is added here, so that the first limit is the limit for all.
     "top_ngrams": lambda v: max(repeated(v, n, top=True) + 0.02 * (n - 2) for n in (2, 3, 4)),
-    "repeated_ngrams": lambda v: max(repeated(v, n, top=False) + 0.01 * (n - 5) for n in range(5, 11)),
+    "repeated_ngrams": lambda v: max(
+        repeated(v, n, top=False) + 0.01 * (n - 5) for n in range(5, 11)
+    ),
     "sentences": lambda v: len(re.findall(r"[.!?][\"'”’)]*(?:\s|$)", v.text)),  # C4's
-    "digits": lambda v: share(sum(map(v.text.count, "0123456789")), len(v.text)),  # NeMo Curator's limit is 0.15
-}  # fmt: skip
+    "digits": lambda v: share(
+        sum(map(v.text.count, "0123456789")), len(v.text)
+    ),  # NeMo Curator's limit is 0.15
+}
 
 
 def read_rules(quality: str | None) -> dict[str, float]:
@@ -173,7 +218,9 @@ class Curator:
 
     def __init__(self, config: CurationConfig):
         self.config, self.rules = config, read_rules(config.quality)
-        self.questions = evaluation_ngrams(Path(config.decontaminate)) if config.decontaminate else None
+        self.questions = (
+            evaluation_ngrams(Path(config.decontaminate)) if config.decontaminate else None
+        )
         if config.languages:
             View("").language  # loads the library, or says that it is missing
 
@@ -183,7 +230,9 @@ class Curator:
             value = MEASURES[rule[4:]](view)
             if value < limit if rule.startswith("min") else value > limit:
                 return f"{rule}={limit:g}"
-        if self.config.languages and not {"all", view.language} & set(self.config.languages.split(",")):
+        if self.config.languages and not {"all", view.language} & set(
+            self.config.languages.split(",")
+        ):
             return "language"
         if self.questions is not None and len(asked := ngrams(view.hashes, 13)):
             nearest = np.searchsorted(self.questions, asked).clip(max=len(self.questions) - 1)
@@ -216,10 +265,15 @@ class Seen:
     error grows, not the memory.
     """
 
-    RATE, BITS = 3e-4, 16.9  # chance to take something new for known; bits for each thing known, -log(RATE) / log(2)²
+    RATE, BITS = (
+        3e-4,
+        16.9,
+    )  # chance to take something new for known; bits for each thing known, -log(RATE) / log(2)²
 
     def __init__(self, config: CurationConfig):
-        np.empty(config.duplicates_mb * 2**20, np.uint8)  # a MemoryError without room: rbloom would end the program
+        np.empty(
+            config.duplicates_mb * 2**20, np.uint8
+        )  # a MemoryError without room: rbloom would end the program
         self.filter = Bloom(int(config.duplicates_mb * 2**23 / self.BITS), self.RATE, hash_func=int)
 
     def remember(self, signatures: np.ndarray) -> None:

@@ -20,15 +20,33 @@ from pathlib import Path
 
 import numpy as np
 
-from console import UserError, chunks, download, explained, replace_file, require, sha256_of_file
+from corpus.packed import chunks, download
 from corpus import synthetic
+from nanoloop.files import replace_file, sha256_of_file
+from nanoloop.options import UserError, explained, require
 
-SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHAKESPEARE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 # nanoGPT's rules for this text: characters (on ASCII text bytes are characters), the last tenth is validation.
-SHAKESPEARE_OPTIONS = {"name": "shakespeare_char", "tokenizer": "byte", "val_fraction": 0.1, "test_fraction": 0}
+SHAKESPEARE_OPTIONS = {
+    "name": "shakespeare_char",
+    "tokenizer": "byte",
+    "val_fraction": 0.1,
+    "test_fraction": 0,
+}
 # Folders of Python source that are not what the interpreter's authors wrote for use: tests, copies of other projects.
-NOT_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "_vendor", "_vendored", "__pycache__"}
+NOT_LIBRARY = {
+    "test",
+    "tests",
+    "idle_test",
+    "site-packages",
+    "dist-packages",
+    "_vendor",
+    "_vendored",
+    "__pycache__",
+}
 
 BLOCK = 1_000_000  # bytes of lines or rows that are read at a time
 PIECE = 4_000_000  # bytes of a text: a longer one becomes several documents, so that it never has to be held whole
@@ -64,7 +82,9 @@ def python_files(config, data_root: Path | None = None) -> dict[Path, str]:
     with the name of its package."""
     names = ("stdlib", "purelib", "platlib") if config.include_site_packages else ("stdlib",)
     files: dict[Path, str] = {}
-    for root in dict.fromkeys(Path(sysconfig.get_path(name)).resolve() for name in names):  # two are often one folder
+    for root in dict.fromkeys(
+        Path(sysconfig.get_path(name)).resolve() for name in names
+    ):  # two are often one folder
         for file in sorted(root.rglob("*.py")):
             *folders, _ = file.relative_to(root).parts
             if not NOT_LIBRARY & set(folders):
@@ -81,7 +101,9 @@ def text_files(source: str) -> dict[Path, str]:
         require(path.exists(), f"--source={source}: there is no such file or folder, {told}")
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             parts = file.relative_to(path).parts
-            if not any(part.startswith(".") for part in parts) and (file.is_file() or file.is_symlink()):
+            if not any(part.startswith(".") for part in parts) and (
+                file.is_file() or file.is_symlink()
+            ):
                 files[file] = parts[0] if len(parts) > 1 else source
     tables = {file: label for file, label in files.items() if file.suffix in (".parquet", ".arrow")}
     require(files, f"--source={source}: the folder holds no files")
@@ -91,8 +113,14 @@ def text_files(source: str) -> dict[Path, str]:
 def token_files(sources: tuple[str, ...]) -> list[Path]:
     """The sources' files of ready tokens: llm.c's shards, by their first bytes, and nanoGPT's train.bin and val.bin."""
     paths = [Path(path) for source in sources for path in sorted(glob(source, recursive=True))]
-    files = [file for path in paths for file in (sorted(path.glob("*")) if path.is_dir() else [path])]
-    return [file for file in files if file.suffix == ".bin" and (file.stem in ("train", "val") or has_magic(file))]
+    files = [
+        file for path in paths for file in (sorted(path.glob("*")) if path.is_dir() else [path])
+    ]
+    return [
+        file
+        for file in files
+        if file.suffix == ".bin" and (file.stem in ("train", "val") or has_magic(file))
+    ]
 
 
 def has_magic(path: Path) -> bool:
@@ -107,7 +135,9 @@ def find_units(config, data_root: Path) -> list[Unit]:
         if kind in ("hf", "synthetic", "claude") and rest:
             units[source] = Unit(kind, rest, source)
         elif ready := token_files((source,)):
-            units |= {str(file): Unit("tokens", str(file), source, file.stat().st_size) for file in ready}
+            units |= {
+                str(file): Unit("tokens", str(file), source, file.stat().st_size) for file in ready
+            }
         else:
             special = {"python": python_files, "shakespeare": shakespeare_file, "-": standard_input}
             files = special[source](config, data_root) if source in special else text_files(source)
@@ -115,7 +145,10 @@ def find_units(config, data_root: Path) -> list[Unit]:
                 suffix = Path(file.name.removesuffix(".gz").removesuffix(".zst")).suffix[1:]
                 lines = suffix == "jsonl" or suffix in ("json", "stdin") and config.text_key
                 kind = "jsonl" if lines else suffix if suffix in ("parquet", "arrow") else "text"
-                units.setdefault(str(file), Unit(kind, str(file), label, file.stat().st_size if file.exists() else 0))
+                units.setdefault(
+                    str(file),
+                    Unit(kind, str(file), label, file.stat().st_size if file.exists() else 0),
+                )
     return list(units.values())
 
 
@@ -133,7 +166,9 @@ def standard_input(config, data_root: Path) -> dict[Path, str]:
     for left in data_root.glob(f"{path.stem}.*.stdin"):  # by a run that was killed
         left.unlink()
     replace_file(path, lambda file: shutil.copyfileobj(sys.stdin.buffer, file, 2**20))
-    return {path.rename(path.with_suffix(f".{sha256_of_file(path)[:16]}.stdin")): "-"}  # another text, another source
+    return {
+        path.rename(path.with_suffix(f".{sha256_of_file(path)[:16]}.stdin")): "-"
+    }  # another text, another source
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -171,16 +206,30 @@ def stream(unit: Unit, config) -> Iterator:
     elif unit.kind == "claude":
         from corpus import claude  # which imports Document from here
 
-        yield from (Block([answer]) for answer in claude.documents(Path(unit.path), config, config.answers))
+        yield from (
+            Block([answer]) for answer in claude.documents(Path(unit.path), config, config.answers)
+        )
     else:
         number, key = 1, config.text_key or "text"
-        with explained(f"--source={unit.source} could not be read", REMEDY) if unit.kind == "hf" else nullcontext():
+        with (
+            explained(f"--source={unit.source} could not be read", REMEDY)
+            if unit.kind == "hf"
+            else nullcontext()
+        ):
             names, tables = open_table(unit, config, key)
-            require(key in names, f"{unit.path} has no column {key!r}: give --text_key, one of {', '.join(names)}")
+            require(
+                key in names,
+                f"{unit.path} has no column {key!r}: give --text_key, one of {', '.join(names)}",
+            )
             for table in tables:
                 for cells in (table[key].slice(i, 64) for i in range(0, len(table), 64)):
-                    values = cells.cast("large_binary").to_pylist()  # bytes: its UTF-8 is not trusted
-                    yield Block([False if value and len(value) > LONGEST else value for value in values], number)
+                    values = cells.cast(
+                        "large_binary"
+                    ).to_pylist()  # bytes: its UTF-8 is not trusted
+                    yield Block(
+                        [False if value and len(value) > LONGEST else value for value in values],
+                        number,
+                    )
                     number += len(values)
 
 
@@ -198,7 +247,9 @@ def open_table(unit: Unit, config, key: str) -> tuple[list[str], Iterator]:
     from datasets import load_dataset
 
     data = load_dataset(unit.path, config.hf_config, split=config.hf_split, streaming=True)
-    return data.column_names or list(next(iter(data))), data.with_format("arrow").iter(batch_size=64)
+    return data.column_names or list(next(iter(data))), data.with_format("arrow").iter(
+        batch_size=64
+    )
 
 
 def nanogpt_bytes(path: Path, ids: np.ndarray, tokenizer) -> np.ndarray:
@@ -207,9 +258,14 @@ def nanogpt_bytes(path: Path, ids: np.ndarray, tokenizer) -> np.ndarray:
     text = path.with_name("input.txt")
     told = f"{path} numbers characters by meta.pkl, a pickle, which can run code: it is not read"
     require(text.is_file(), f"{told}. Put nanoGPT's input.txt beside it")
-    require(tokenizer.name == "byte", f"{path} is a text by characters: type --tokenizer=byte, or prepare {text}")
+    require(
+        tokenizer.name == "byte",
+        f"{path} is a text by characters: type --tokenizer=byte, or prepare {text}",
+    )
     characters = np.array(sorted(set(text.read_text(encoding="utf-8"))))
-    require(ids.max() < len(characters), f"{path} has more characters than {text}: it is another text")
+    require(
+        ids.max() < len(characters), f"{path} has more characters than {text}: it is another text"
+    )
     content = characters[ids].tobytes().decode("utf-32").encode("utf-8")
     return np.append(tokenizer.end_of_text, np.frombuffer(content, np.uint8)).astype(np.uint16)
 
@@ -221,8 +277,19 @@ def pieces(source: Iterator, cuts: Sequence[int] = ()) -> Iterator[Block]:
         held += chunk
         while len(held) > PIECE + 3 or held and not chunk:
             room = min([PIECE] + [cut - offset for cut in cuts if cut > offset])
-            cut = room if room < PIECE or room >= len(held) else held.rfind(b"\n", 0, room) + 1 or room
-            cut += next((i for i in range(4) if held[cut + i : cut + i + 1] < b"\x80" or held[cut + i] >= 0xC0), 0)
+            cut = (
+                room
+                if room < PIECE or room >= len(held)
+                else held.rfind(b"\n", 0, room) + 1 or room
+            )
+            cut += next(
+                (
+                    i
+                    for i in range(4)
+                    if held[cut + i : cut + i + 1] < b"\x80" or held[cut + i] >= 0xC0
+                ),
+                0,
+            )
             split = ("train", "test", "val")[bisect_right(cuts, offset)] if cuts else None
             yield Block(bytes(held[:cut]), 0, used, None, split)
             offset += cut
@@ -257,14 +324,20 @@ def documents(unit: Unit, block: Block, config) -> Iterator[Document]:
     elif unit.kind == "claude":
         yield from block.payload
     elif unit.kind == "synthetic":
-        for index, split, text in synthetic.documents(unit.path, config.seed, block.payload[0], block.number):
+        for index, split, text in synthetic.documents(
+            unit.path, config.seed, block.payload[0], block.number
+        ):
             yield Document(text, None, f"{unit.source} {index}", split)
     elif unit.kind == "jsonl":
         for number, line in enumerate(block.payload.split(b"\n"), block.number):
             if line.strip():
                 yield Document(*parse(line, config.text_key or "text"), f"{unit.path}:{number}")
     elif isinstance(block.payload, bytes):
-        yield Document(*(("", "binary") if b"\0" in block.payload else clean(block.payload)), unit.path, block.split)
+        yield Document(
+            *(("", "binary") if b"\0" in block.payload else clean(block.payload)),
+            unit.path,
+            block.split,
+        )
     else:
         for number, value in enumerate(block.payload, block.number):
             yield Document(*clean(value), f"{unit.path} row {number}")

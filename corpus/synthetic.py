@@ -20,11 +20,13 @@ import random
 from collections.abc import Iterator
 from itertools import islice
 
-from console import require
+from nanoloop.options import require
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 CLOSING = {"(": ")", "[": "]", "{": "}"}
-ITEMS_PER_DOCUMENT = 16  # drawn for each document: some 400 bytes, so end-of-text is a small share of the tokens
+ITEMS_PER_DOCUMENT = (
+    16  # drawn for each document: some 400 bytes, so end-of-text is a small share of the tokens
+)
 
 
 def addition(rng: random.Random) -> tuple[str, str]:
@@ -70,7 +72,9 @@ def brackets(rng: random.Random) -> tuple[str, str]:
         close = len(stack) == 6 or (len(stack) > 1 and rng.random() < 0.5)
         bracket = CLOSING[stack[-1]] if close else rng.choice("([{")
         text, stack = text + bracket, stack[:-1] if close else stack + bracket
-    return f"brackets: {' '.join(text)} =", " ".join(CLOSING[bracket] for bracket in reversed(stack))
+    return f"brackets: {' '.join(text)} =", " ".join(
+        CLOSING[bracket] for bracket in reversed(stack)
+    )
 
 
 def lookup(rng: random.Random) -> tuple[str, str]:
@@ -78,7 +82,9 @@ def lookup(rng: random.Random) -> tuple[str, str]:
     times. The task Depo of Allen-Zhu 2025 (arXiv:2512.17351); each hop waits for the one before, so depth counts."""
     letters, hops = rng.sample(LETTERS, rng.randint(5, 8)), rng.randint(1, 4)
     arrows = [f"{a}>{b}" for a, b in zip(letters, letters[1:] + letters[:1])]
-    return f"lookup: {' '.join(rng.sample(arrows, len(arrows)))} , {letters[0]} {hops} =", letters[hops]
+    return f"lookup: {' '.join(rng.sample(arrows, len(arrows)))} , {letters[0]} {hops} =", letters[
+        hops
+    ]
 
 
 def python(rng: random.Random) -> tuple[str, str]:
@@ -86,31 +92,45 @@ def python(rng: random.Random) -> tuple[str, str]:
     it returns. The answer is Python's own."""
     source, argument = "def f(x):\n", rng.randrange(10)
     for _ in range(rng.randint(1, 3)):
-        head = rng.choice(["", "", f"if x > {rng.randrange(20)}:", f"for _ in range({rng.randint(2, 3)}):"])
+        head = rng.choice(
+            ["", "", f"if x > {rng.randrange(20)}:", f"for _ in range({rng.randint(2, 3)}):"]
+        )
         source += f"    {head}{' ' * bool(head)}x = x {rng.choice('+-*')} {rng.randint(2, 4)}\n"
     exec(source + "    return x", scope := {})  # nothing but the lines above can be in it
     return f"python: {source}    return x\nf({argument}) ==", str(scope["f"](argument))
 
 
-TASKS = {t.__name__: t for t in (addition, modular, copying, induction, sorting, brackets, lookup, python)}
+TASKS = {
+    t.__name__: t
+    for t in (addition, modular, copying, induction, sorting, brackets, lookup, python)
+}
 
 
 def task_names(tasks: str) -> list[str]:
     """The names in "addition,sorting"; "all" stands for every task. Raises UserError."""
     names = list(TASKS) if tasks == "all" else [name.strip() for name in tasks.split(",")]
     for name in names:
-        meant = "".join(f"did you mean {near}? " for near in difflib.get_close_matches(name, TASKS, n=1))
-        require(name in TASKS, f"unknown synthetic task {name!r}: {meant}Known are {', '.join(TASKS)}, and all")
+        meant = "".join(
+            f"did you mean {near}? " for near in difflib.get_close_matches(name, TASKS, n=1)
+        )
+        require(
+            name in TASKS,
+            f"unknown synthetic task {name!r}: {meant}Known are {', '.join(TASKS)}, and all",
+        )
     return names
 
 
 def item_split(prompt: str) -> str:
     """The split of an item, 5 % val and 5 % test by a hash of its prompt. No option changes the shares: an evaluation
     has to know what any training data left out."""
-    return {0: "val", 1: "test"}.get(int(hashlib.sha256(prompt.encode()).hexdigest(), 16) % 20, "train")
+    return {0: "val", 1: "test"}.get(
+        int(hashlib.sha256(prompt.encode()).hexdigest(), 16) % 20, "train"
+    )
 
 
-def documents(tasks: str, seed: int, count: int = 10_000, first: int = 0) -> Iterator[tuple[int, str, str]]:
+def documents(
+    tasks: str, seed: int, count: int = 10_000, first: int = 0
+) -> Iterator[tuple[int, str, str]]:
     """Yields (index, split, text) for index first … count - 1: of 16 items drawn, those of train make one document, and
     the few of val and of test, if any, one each. What stands at an index depends on the tasks, the seed and the index
     alone, so it can be made in any order or by several workers. Tasks are drawn with equal chances.
@@ -134,7 +154,9 @@ def held_out(task: str, count: int, seed: int, split: str = "val") -> dict[str, 
     return dict(islice((item for item in drawn if item_split(item[0]) == split), count))
 
 
-def exam(tokenizer, tasks: str, block_size: int, count: int = 200, seed: int = 0, split: str = "val") -> dict:
+def exam(
+    tokenizer, tasks: str, block_size: int, count: int = 200, seed: int = 0, split: str = "val"
+) -> dict:
     """Task to (prompts as lists of tokens, answers as text, tokens to write): held-out items, the same at every call.
 
     tasks: as "addition,sorting". Raises UserError for an unknown task and for items longer than block_size tokens.
@@ -147,7 +169,10 @@ def exam(tokenizer, tasks: str, block_size: int, count: int = 200, seed: int = 0
         prompts = [[tokenizer.end_of_text, *map(int, tokenizer.encode(prompt))] for prompt in items]
         longest = max(len(tokenizer.encode(f" {answer}\n")) for answer in items.values())
         size = max(map(len, prompts)) + longest
-        require(size <= block_size, f"task {task} needs --block_size={size} or more, not {block_size}; or leave it out")
+        require(
+            size <= block_size,
+            f"task {task} needs --block_size={size} or more, not {block_size}; or leave it out",
+        )
         papers[task] = prompts, list(items.values()), longest
     return papers
 
@@ -158,7 +183,12 @@ def task_accuracy(model, tokenizer, papers: dict) -> dict[str, float]:
     result = {}
     for task, (prompts, wanted, longest) in papers.items():
         batches = [prompts[start : start + 64] for start in range(0, len(prompts), 64)]
-        answers = [answer for batch in batches for answer in model.generate(batch, longest, temperature=0)]
-        right = [tokenizer.decode(answer).startswith(f" {text}\n") for answer, text in zip(answers, wanted)]
+        answers = [
+            answer for batch in batches for answer in model.generate(batch, longest, temperature=0)
+        ]
+        right = [
+            tokenizer.decode(answer).startswith(f" {text}\n")
+            for answer, text in zip(answers, wanted)
+        ]
         result[f"acc_{task}"] = sum(right) / len(right)
     return result

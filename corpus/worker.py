@@ -1,8 +1,8 @@
 """Between the source and the shards: text in batches, and what a worker makes of a batch.
 
-    batches        the source as lists of blocks, from any place on
-    Understanding  a worker's task: blocks to documents, their split, what curation says, their tokens
-    bpe_texts      the text that a tokenizer is trained on
+batches        the source as lists of blocks, from any place on
+Understanding  a worker's task: blocks to documents, their split, what curation says, their tokens
+bpe_texts      the text that a tokenizer is trained on
 """
 
 import math
@@ -17,7 +17,9 @@ from corpus.report import sample_row
 from corpus.sources import Document, Unit, documents, read
 
 BATCH_BYTES = 1_000_000  # of the source, for a worker at a time
-BPE_TRAINING_BYTES = 100_000_000  # a tokenizer is trained on this much text at most; more changes it very little
+BPE_TRAINING_BYTES = (
+    100_000_000  # a tokenizer is trained on this much text at most; more changes it very little
+)
 
 
 # What is known of a document. head: how its text begins; note: what was wrong with it; size: bytes of its text; verdict:
@@ -36,7 +38,9 @@ def batches(units: list[Unit], config, place: list[int]) -> Iterator[tuple]:
         for done, block in enumerate(read(units[index], config), 1):
             if index > first or done > skip:
                 batch.append((units[index], block))
-                behind += len(block.payload) if isinstance(block.payload, bytes) else BATCH_BYTES // 8
+                behind += (
+                    len(block.payload) if isinstance(block.payload, bytes) else BATCH_BYTES // 8
+                )
             if behind - before >= BATCH_BYTES or len(batch) == 1000:
                 yield [index, done, behind], block.used, before, batch
                 batch, before = [], behind
@@ -46,7 +50,13 @@ def batches(units: list[Unit], config, place: list[int]) -> Iterator[tuple]:
 def split_of(digest: bytes, val_fraction: float, test_fraction: float) -> str:
     """The split of a document, from the SHA-256 of its text: equal texts never land in different splits."""
     place = int.from_bytes(digest[:8], "big") / 2**64
-    return "val" if place < val_fraction else "test" if place < val_fraction + test_fraction else "train"
+    return (
+        "val"
+        if place < val_fraction
+        else "test"
+        if place < val_fraction + test_fraction
+        else "train"
+    )
 
 
 class Understanding:
@@ -57,19 +67,41 @@ class Understanding:
 
     def __call__(self, batch: tuple) -> tuple[list[int], int, list[Row]]:
         place, used, before, blocks = batch
-        found = [(unit, row) for unit, block in blocks for row in documents(unit, block, self.config)]
+        found = [
+            (unit, row) for unit, block in blocks for row in documents(unit, block, self.config)
+        ]
         views = [View(document.text) for _, document in found]
         signed = zip(found, views, self.curator.signatures(views))
-        return place, used, [self.row(*what, view, signature, before) for what, view, signature in signed]
+        return (
+            place,
+            used,
+            [self.row(*what, view, signature, before) for what, view, signature in signed],
+        )
 
-    def row(self, unit: Unit, document: Document, view: View, signature: np.ndarray, before: int) -> Row:
-        judged = document.text and unit.kind != "synthetic"  # rules and copies are for text that was found
-        split = document.split or split_of(view.digest.tobytes(), self.config.val_fraction, self.config.test_fraction)
+    def row(
+        self, unit: Unit, document: Document, view: View, signature: np.ndarray, before: int
+    ) -> Row:
+        judged = (
+            document.text and unit.kind != "synthetic"
+        )  # rules and copies are for text that was found
+        split = document.split or split_of(
+            view.digest.tobytes(), self.config.val_fraction, self.config.test_fraction
+        )
         verdict, content, sample = self.curator.judge(view) if judged else None, document.text, ""
         if content and self.tokenizer and not verdict:
             content, sample = self.tokens(view), sample_row(view, before, split, document.where)
-        return Row(unit.source, document.where, document.text[:160], document.note, len(view.raw), split, verdict,
-                   signature.tobytes() if judged else b"", content, sample)  # fmt: skip
+        return Row(
+            unit.source,
+            document.where,
+            document.text[:160],
+            document.note,
+            len(view.raw),
+            split,
+            verdict,
+            signature.tobytes() if judged else b"",
+            content,
+            sample,
+        )
 
     def tokens(self, view: View) -> bytes:
         ids = self.tokenizer.encode(view.text)
@@ -88,5 +120,8 @@ def bpe_texts(results: Iterator[tuple], config) -> Iterator[str]:
         count, size = count + 1, size + row.size
         if row.split == "train":
             yield row.content
-        if size >= min(BPE_TRAINING_BYTES, config.max_bytes or math.inf) or count == config.max_documents:
+        if (
+            size >= min(BPE_TRAINING_BYTES, config.max_bytes or math.inf)
+            or count == config.max_documents
+        ):
             return

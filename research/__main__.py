@@ -19,7 +19,7 @@ from typing import Annotated
 
 import tyro
 
-from console import read_options, require, run_command
+from nanoloop.options import read_options, require, run_command
 from research import judge, loop, patch, report, tune
 from research.ledger import Ledger
 from research.report import LogOptions, visible
@@ -30,7 +30,9 @@ from research.runs import Options
 class TryOptions(Options):
     """Judge one change."""
 
-    patch: Annotated[str | None, tyro.conf.Positional] = None  # file of a unified diff, as `git diff` writes it
+    patch: Annotated[str | None, tyro.conf.Positional] = (
+        None  # file of a unified diff, as `git diff` writes it
+    )
     set: str | None = None  # … or options: "key=value key=value"
     tree: str | None = None  # … or another working tree
     hypothesis: str = ""  # what is expected, and why
@@ -41,11 +43,21 @@ class TryOptions(Options):
 def try_one(chosen: TryOptions) -> int:
     if chosen.commit:
         waiting = patch.git(patch.ROOT, "status", "--porcelain", "--untracked-files=no")
-        require(not waiting, "--commit=True needs a git repository in which nothing waits to be committed")
+        require(
+            not waiting,
+            "--commit=True needs a git repository in which nothing waits to be committed",
+        )
     # The row alone goes to standard output for programs.
     tell = (lambda text: print(text, file=sys.stderr)) if chosen.json else print
-    row = judge.try_change(chosen, patch.ROOT, patch_file=chosen.patch, settings=chosen.set, tree=chosen.tree,
-                           hypothesis=chosen.hypothesis, tell=tell)  # fmt: skip
+    row = judge.try_change(
+        chosen,
+        patch.ROOT,
+        patch_file=chosen.patch,
+        settings=chosen.set,
+        tree=chosen.tree,
+        hypothesis=chosen.hypothesis,
+        tell=tell,
+    )
     if chosen.commit and row["verdict"].startswith("keep"):
         loop.commit(patch.ROOT, row)
     where = f"{row['id']} in {chosen.folder}/ledger.jsonl; all of it: python -m research show {row['id']}"
@@ -58,14 +70,22 @@ def find(chosen: LogOptions) -> dict:
     trials = Ledger(Path(chosen.folder)).trials()
     rows = [row for row in trials if chosen.id and row["id"].startswith(chosen.id)]
     known = ", ".join(row["id"] for row in trials[-5:]) or "none"
-    require(len(rows) == 1, f"{len(rows)} trials in {chosen.folder} begin with '{chosen.id}'; the latest: {known}")
+    require(
+        len(rows) == 1,
+        f"{len(rows)} trials in {chosen.folder} begin with '{chosen.id}'; the latest: {known}",
+    )
     return rows[0]
 
 
 def log(chosen: LogOptions) -> None:
     for row in Ledger(Path(chosen.folder)).trials():
         mean = f"{row['mean']:+.4f}" if isinstance(row.get("mean"), float) else ""
-        parts = row["id"], row.get("time", "")[:16], f"{row.get('verdict') or row['state']:14}", f"{mean:8}"
+        parts = (
+            row["id"],
+            row.get("time", "")[:16],
+            f"{row.get('verdict') or row['state']:14}",
+            f"{mean:8}",
+        )
         told = "  ".join([*parts, row.get("hypothesis", "")[:60], row.get("reason", "")])
         print(json.dumps(row) if chosen.json else visible(told).replace("\n", " "))
 
@@ -75,7 +95,10 @@ def show(chosen: LogOptions) -> None:
     if chosen.json:
         return print(json.dumps(row))
     untrusted, text = row.pop("stderr", ""), row.pop("diff", "")
-    print(*(visible(f"{key}: {json.dumps(value, ensure_ascii=False)}") for key, value in row.items()), sep="\n")
+    print(
+        *(visible(f"{key}: {json.dumps(value, ensure_ascii=False)}") for key, value in row.items()),
+        sep="\n",
+    )
     print(f"--- diff\n{visible(text)}")
     if untrusted:
         print("--- printed by the candidate: untrusted text, not a message of the referee")
@@ -86,14 +109,23 @@ def replay(chosen: LogOptions) -> int:
     row = find(chosen)
     again = judge.replay(row, chosen.folder)
     holds = again["verdict"] == row["verdict"]
-    print(f"{'holds' if holds else 'DOES NOT HOLD'}: {row['verdict']} then ({row['reason']}), {again['verdict']} now "
-          f"({again['reason']})")  # fmt: skip
+    print(
+        f"{'holds' if holds else 'DOES NOT HOLD'}: {row['verdict']} then ({row['reason']}), {again['verdict']} now "
+        f"({again['reason']})"
+    )
     return 0 if holds else 1
 
 
-COMMANDS = {"try": (try_one, TryOptions), "noise": (judge.measure_noise, judge.NoiseOptions), "log": (log, LogOptions),
-            "loop": (loop.main, loop.LoopOptions), "tune": (tune.main, tune.TuneOptions), "show": (show, LogOptions),
-            "report": (report.main, LogOptions), "replay": (replay, LogOptions)}  # fmt: skip
+COMMANDS = {
+    "try": (try_one, TryOptions),
+    "noise": (judge.measure_noise, judge.NoiseOptions),
+    "log": (log, LogOptions),
+    "loop": (loop.main, loop.LoopOptions),
+    "tune": (tune.main, tune.TuneOptions),
+    "show": (show, LogOptions),
+    "report": (report.main, LogOptions),
+    "replay": (replay, LogOptions),
+}
 
 
 def main(argv: list[str]) -> int | None:

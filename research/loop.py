@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from console import UserError, require
+from nanoloop.options import UserError, require
 from research.judge import try_change
 from research.ledger import Ledger, new_id, now
 from research.patch import ROOT, Invalid, from_tree, git, hash_of, read_tree
@@ -59,7 +59,9 @@ def own_repository(folder: Path) -> Path:
 
 def one_line(text, length: int = 300) -> str:
     """Text from outside as one printable line."""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(text or "")).split())[:length]
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text or "")).split())[
+        :length
+    ]
 
 
 def commit(repo: Path, row: dict) -> None:
@@ -85,22 +87,40 @@ def told(row: dict) -> str:
 def lessons(rows: list[dict], repo: Path) -> str:
     """The brief, and what was tried: what won, what lost and by how much, what was invalid and why; sorted by verdict,
     and within it the best first."""
-    noise = [Noise.of(row["differences"]).sd for row in rows if row["kind"] == "noise" and row.get("differences")][-1:]
+    noise = [
+        Noise.of(row["differences"]).sd
+        for row in rows
+        if row["kind"] == "noise" and row.get("differences")
+    ][-1:]
     tried = [row for row in rows if row.get("verdict") and row["kind"] == "trial"][-SHOWN:]
     tried.sort(key=lambda row: (row["verdict"], row.get("mean") or 0.0))
     facts = {"noise_deviation": noise, "false_discovery_budget_left": Night.of(rows).left()}
-    parts = (repo / "CLAUDE.md").read_text(), (repo / "research/task.md").read_text(), json.dumps(facts)
+    parts = (
+        (repo / "CLAUDE.md").read_text(),
+        (repo / "research/task.md").read_text(),
+        json.dumps(facts),
+    )
     return "\n".join([*parts, *map(told, tried), ""])
 
 
 def run_agent(command: str, copy: Path, text: str, seconds: float) -> str | None:
     """Let the agent work in `copy`; None if it ended well, else what went wrong. Nothing of it is left running."""
     copy.with_name("agent.stdin").write_text(text)
-    with open(copy.with_name("agent.log"), "wb") as log, open(copy.with_name("agent.stdin"), "rb") as stdin:
+    with (
+        open(copy.with_name("agent.log"), "wb") as log,
+        open(copy.with_name("agent.stdin"), "rb") as stdin,
+    ):
         # An agent does not outlive a loop that was killed: PR_SET_PDEATHSIG of prctl(2).
         dies_too = partial(ctypes.CDLL(None).prctl, 1, signal.SIGKILL)
-        agent = subprocess.Popen(shlex.split(command), cwd=copy, stdin=stdin, stdout=log, stderr=log,
-                                 preexec_fn=dies_too, start_new_session=True)  # fmt: skip
+        agent = subprocess.Popen(
+            shlex.split(command),
+            cwd=copy,
+            stdin=stdin,
+            stdout=log,
+            stderr=log,
+            preexec_fn=dies_too,
+            start_new_session=True,
+        )
         try:
             code = agent.wait(seconds)
             return f"the agent ended with exit code {code}" if code else None
@@ -115,11 +135,19 @@ def run_agent(command: str, copy: Path, text: str, seconds: float) -> str | None
 def attempt(command: str, ledger: Ledger, repo: Path, number: int, seconds: float, judge) -> dict:
     """One idea from agent to verdict; returns its last row. The judge goes on with the row that is begun here."""
     rows, folder = ledger.trials(), ledger.folder / "attempts" / f"{number:04}"
-    row = {"id": new_id("trial"), "kind": "attempt", "number": number, "time": now(), "state": "begun"}
+    row = {
+        "id": new_id("trial"),
+        "kind": "attempt",
+        "number": number,
+        "time": now(),
+        "state": "begun",
+    }
     ledger.append(row)
 
     def end(reason: str, **more) -> dict:
-        return ledger.append(row | {"kind": "trial", "state": "done", "verdict": "none", "reason": reason} | more)
+        return ledger.append(
+            row | {"kind": "trial", "state": "done", "verdict": "none", "reason": reason} | more
+        )
 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -127,10 +155,14 @@ def attempt(command: str, ledger: Ledger, repo: Path, number: int, seconds: floa
     git(folder, "clone", "-q", "--no-hardlinks", str(repo.resolve()), "repo")
     try:
         failed = run_agent(command, copy, lessons(rows, repo), seconds)
-        as_it_was = git(repo, "rev-parse", "HEAD") == head and not git(repo, "status", "--porcelain")
+        as_it_was = git(repo, "rev-parse", "HEAD") == head and not git(
+            repo, "status", "--porcelain"
+        )
         if not as_it_was or not ledger.path.read_bytes().startswith(written):
             end("the agent changed the ledger or the loop's repository")
-            raise UserError(f"attempt {number}: the agent changed the ledger or '{repo}', neither can be trusted now")
+            raise UserError(
+                f"attempt {number}: the agent changed the ledger or '{repo}', neither can be trusted now"
+            )
         note = copy / "HYPOTHESIS.md"
         text = note.read_bytes()[:4000] if note.is_file() and not note.is_symlink() else b""
         note.unlink(missing_ok=True)  # it is no part of the change
@@ -143,7 +175,9 @@ def attempt(command: str, ledger: Ledger, repo: Path, number: int, seconds: floa
             failed = failed or f"unusable: {error}"
         if failed or not idea:
             return end(failed or "nothing was changed", hypothesis=hypothesis)
-        known = [trial["id"] for trial in rows if trial.get("idea") == idea and trial["state"] == "done"]
+        known = [
+            trial["id"] for trial in rows if trial.get("idea") == idea and trial["state"] == "done"
+        ]
         if known:
             return end(f"the idea of {known[0]} again", same_as=known[0], hypothesis=hypothesis)
         trial = judge(repo, tree=str(copy), hypothesis=hypothesis, id=row["id"], number=number)
@@ -160,21 +194,41 @@ def recover(ledger: Ledger, repo: Path) -> None:
     """Mend what a kill has cut off: a keep that was reached is committed; all else that had begun was in vain."""
     for row in ledger.trials():
         if row.get("number") and row["state"] == "begun":
-            ledger.append({"id": row["id"], "state": "interrupted", "verdict": "none", "reason": "interrupted"})
+            ledger.append(
+                {
+                    "id": row["id"],
+                    "state": "interrupted",
+                    "verdict": "none",
+                    "reason": "interrupted",
+                }
+            )
         if row.get("number") and row.get("verdict", "").startswith("keep"):
             commit(repo, row)
 
 
-def run(agent: str, folder: Path, judge, hours: float | None, tries: int | None, minutes: float, tell=print) -> None:
+def run(
+    agent: str,
+    folder: Path,
+    judge,
+    hours: float | None,
+    tries: int | None,
+    minutes: float,
+    tell=print,
+) -> None:
     """Attempts until the time or the tries are used up.
 
     judge(repo, tree=…, hypothesis=…, **row) tries that tree against the one in `repo`, records it, returns its row.
     """
-    require(shutil.which("".join(shlex.split(agent)[:1])), f"--agent={agent!r}: there is no such command")
+    require(
+        shutil.which("".join(shlex.split(agent)[:1])),
+        f"--agent={agent!r}: there is no such command",
+    )
     ledger, repo = Ledger(folder), own_repository(folder)
     recover(ledger, repo)
     before = sum("number" in row for row in ledger.trials())
-    tell(f"{before} attempts so far; keeps are commits in {repo}; Ctrl-C ends the loop, the same command goes on")
+    tell(
+        f"{before} attempts so far; keeps are commits in {repo}; Ctrl-C ends the loop, the same command goes on"
+    )
     end = time.monotonic() + 3600 * (hours or 1e6)
     for number in range(before + 1, (tries or 10**9) + 1):
         if time.monotonic() > end:
@@ -185,4 +239,11 @@ def run(agent: str, folder: Path, judge, hours: float | None, tries: int | None,
 
 def main(chosen: LoopOptions) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    run(chosen.agent, Path(chosen.folder), partial(try_change, chosen), chosen.hours, chosen.tries, chosen.agent_minutes)
+    run(
+        chosen.agent,
+        Path(chosen.folder),
+        partial(try_change, chosen),
+        chosen.hours,
+        chosen.tries,
+        chosen.agent_minutes,
+    )

@@ -14,7 +14,8 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from console import replace_file, require
+from nanoloop.files import replace_file
+from nanoloop.options import require
 from research.ledger import Ledger
 from research.runs import ARMS, scores
 from research.verdict import LEVEL, Night, Noise
@@ -33,19 +34,37 @@ class LogOptions:
 
 def visible(value):
     """Text without what reorders, hides or commands; anything else as it is."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in value) if type(value) is str else value
+    return (
+        "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in value)
+        if type(value) is str
+        else value
+    )
 
 
 def curves(row: dict) -> dict | None:
     """Training loss against tokens, a line for each seed of each arm: points of an image of 1000 by 300."""
-    runs = [(arm, np.array(pair[arm]["curve"], float)) for pair in row.get("pairs", []) for arm in ARMS
-            if pair.get(arm, {}).get("curve")]  # fmt: skip
+    runs = [
+        (arm, np.array(pair[arm]["curve"], float))
+        for pair in row.get("pairs", [])
+        for arm in ARMS
+        if pair.get(arm, {}).get("curve")
+    ]
     if not runs or not all(np.isfinite(run).all() and (abs(run) < 1e15).all() for _, run in runs):
         return None
-    late = np.concatenate([run[len(run) // 5 :, 1] for _, run in runs])  # the first fall would hide the rest
+    late = np.concatenate(
+        [run[len(run) // 5 :, 1] for _, run in runs]
+    )  # the first fall would hide the rest
     low, high, tokens = late.min() - 0.02, late.max() + 0.02, max(run[-1, 0] for _, run in runs)
-    lines = [(arm, " ".join(f"{1000 * x / max(tokens, 1):.0f},{300 * (high - y) / (high - low):.0f}" for x, y in run))
-             for arm, run in runs]  # fmt: skip
+    lines = [
+        (
+            arm,
+            " ".join(
+                f"{1000 * x / max(tokens, 1):.0f},{300 * (high - y) / (high - low):.0f}"
+                for x, y in run
+            ),
+        )
+        for arm, run in runs
+    ]
     return {"low": low, "high": high, "tokens": int(tokens), "lines": lines}
 
 
@@ -54,9 +73,17 @@ def progress(trials: list[dict]) -> bytes:
     from matplotlib.figure import Figure
 
     axes = Figure(figsize=(8, 3.6), layout="constrained").subplots()
-    axes.set(xlabel="trial", ylabel="val_bpb (bits per byte)", xlim=(0.5, max(1, len(trials)) + 0.5))
+    axes.set(
+        xlabel="trial", ylabel="val_bpb (bits per byte)", xlim=(0.5, max(1, len(trials)) + 0.5)
+    )
     means = [np.mean(scores(row["pairs"], "val"), axis=0) for row in trials]
-    axes.plot(range(1, len(means) + 1), [baseline for baseline, _ in means], "k.-", lw=1, label="the recipe then")
+    axes.plot(
+        range(1, len(means) + 1),
+        [baseline for baseline, _ in means],
+        "k.-",
+        lw=1,
+        label="the recipe then",
+    )
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     for verdict, colour in COLOURS.items():
         places = [place for place, row in enumerate(trials) if row["verdict"].startswith(verdict)]
@@ -74,20 +101,34 @@ def main(chosen: LogOptions) -> None:
     import jinja2
 
     folder, here = Path(chosen.folder), Path(__file__).parent
-    require((folder / "ledger.jsonl").is_file(), f"--folder={folder} holds no ledger: judge a change first, with try")
+    require(
+        (folder / "ledger.jsonl").is_file(),
+        f"--folder={folder} holds no ledger: judge a change first, with try",
+    )
     rows = Ledger(folder).trials()
     trials = [row | {"curves": curves(row)} for row in rows if row["kind"] == "trial"]
     scored = [row for row in trials if row.get("differences") and row.get("verdict")]
     kinds = [(row["config"], row["budget"], row["hardware"]) for row in scored]
-    picture = progress([row for row, kind in zip(scored, kinds) if kind == kinds[-1]])  # only these compare
+    picture = progress(
+        [row for row, kind in zip(scored, kinds) if kind == kinds[-1]]
+    )  # only these compare
     loader, script = jinja2.FileSystemLoader(here), (here / "page.js").read_text(encoding="utf-8")
-    templates = jinja2.Environment(loader=loader, autoescape=True, finalize=visible, trim_blocks=True)
+    templates = jinja2.Environment(
+        loader=loader, autoescape=True, finalize=visible, trim_blocks=True
+    )
     text = templates.get_template("page.html").render(
-        trials=trials[::-1], night=Night.of(rows), level=LEVEL, script=script,
+        trials=trials[::-1],
+        night=Night.of(rows),
+        level=LEVEL,
+        script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         picture=base64.b64encode(picture).decode(),
-        floor=[Noise.of(row["differences"]) for row in rows if row["kind"] == "noise" and row.get("differences")][-1:],
-    )  # fmt: skip
+        floor=[
+            Noise.of(row["differences"])
+            for row in rows
+            if row["kind"] == "noise" and row.get("differences")
+        ][-1:],
+    )
     replace_file(folder / "progress.png", lambda file: file.write(picture))
     replace_file(folder / "report.html", lambda file: file.write(text.encode()))
     print(f"{folder / 'report.html'} and {folder / 'progress.png'}: {len(rows)} rows")

@@ -21,9 +21,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import prepare_data
-from console import link_or_copy, made, read_options, require, write_json
 from corpus.sources import python_files
 from corpus.worker import split_of
+from nanoloop.files import link_or_copy, write_json
+from nanoloop.options import made, read_options, require
 from research import patch, score, verdict
 from research.ledger import Ledger
 from research.sandbox import Sandbox
@@ -41,10 +42,16 @@ class Options:
     config: str = "config/quickstart.py"  # the recipe that is changed
     budget: str | None = None  # of each run, as 60s, 500steps or 2e6tokens; None: the recipe's own
     max_pairs: int = verdict.MAX_PAIRS  # pairs of runs in each of the two rounds, at most
-    minimum_effect: float = verdict.MINIMUM_EFFECT  # bits per byte: a smaller gain is not worth a change
-    slowdown: float = 2.0  # with a budget of steps or tokens: times the baseline's time that a run may take
+    minimum_effect: float = (
+        verdict.MINIMUM_EFFECT
+    )  # bits per byte: a smaller gain is not worth a change
+    slowdown: float = (
+        2.0  # with a budget of steps or tokens: times the baseline's time that a run may take
+    )
     folder: str = "out/research"  # where the ledger and the working copies are
-    workers: int = 1  # pairs at once on this machine; its cores are divided, GPUs are given one each
+    workers: int = (
+        1  # pairs at once on this machine; its cores are divided, GPUs are given one each
+    )
     ray: bool = False  # run the pairs on a Ray cluster instead (pip install ray); folder and data must be shared
 
 
@@ -58,24 +65,48 @@ class Setup:
     def __init__(self, options: Options, root: Path):
         import train
 
-        require(patch.may_change(options.config), f"--config={options.config}: name a recipe, as config/quickstart.py")
-        self.options = Options(**{field.name: getattr(options, field.name) for field in fields(Options)})
+        require(
+            patch.may_change(options.config),
+            f"--config={options.config}: name a recipe, as config/quickstart.py",
+        )
+        self.options = Options(
+            **{field.name: getattr(options, field.name) for field in fields(Options)}
+        )
         self.root, self.base = root, patch.read_tree(root)
-        self.recipe = config = read_options(train.TrainConfig, [str(root / options.config)], "-m research")
-        require(not config.init_from, f"{options.config} begins from weights (init_from), which is not judged")
-        limits = {"seconds": config.max_seconds, "tokens": config.max_tokens, "steps": config.max_steps}
+        self.recipe = config = read_options(
+            train.TrainConfig, [str(root / options.config)], "-m research"
+        )
+        require(
+            not config.init_from,
+            f"{options.config} begins from weights (init_from), which is not judged",
+        )
+        limits = {
+            "seconds": config.max_seconds,
+            "tokens": config.max_tokens,
+            "steps": config.max_steps,
+        }
         budget = options.budget or next(f"{limit}{kind}" for kind, limit in limits.items() if limit)
         parts = re.fullmatch(r"([\d.]+(?:e\d+)?) ?(s|seconds|steps|tokens)", budget)
-        require(parts and float(parts[1]) > 0, f"--budget={budget}: write it as 60s, 500steps or 2e6tokens")
+        require(
+            parts and float(parts[1]) > 0,
+            f"--budget={budget}: write it as 60s, 500steps or 2e6tokens",
+        )
         self.kind = {"s": "seconds", "steps": "tokens"}.get(parts[2], parts[2])
         self.amount = float(parts[1]) * (config.batch_tokens if parts[2] == "steps" else 1)
         flags = {name: getattr(train.TrainConfig, name) for name in sorted(patch.PROTECTED)}
-        flags |= {"save_interval": None, "device": config.device, "log_interval": config.log_interval}
+        flags |= {
+            "save_interval": None,
+            "device": config.device,
+            "log_interval": config.log_interval,
+        }
         self.flags = [f"--{key}={value}" for key, value in flags.items()]
         with contextlib.chdir(patch.ROOT):
             self.data = Path(made(config.data, config.prepare)).resolve()
         splits = prepare_data.Data(self.data).splits
-        require(len(splits["val"]) and len(splits["test"]), f"'{self.data}' lacks a val or test split: prepare both")
+        require(
+            len(splits["val"]) and len(splits["test"]),
+            f"'{self.data}' lacks a val or test split: prepare both",
+        )
         self.ledger = Ledger(Path(options.folder).resolve())
 
 
@@ -91,7 +122,10 @@ def training_data(data: prepare_data.Data, folder: Path) -> Path:
         link_or_copy(data.folder / row["file"], folder / row["file"])
     write_json(folder / "tokenizer.json", data.tokenizer.to_json())
     kept = {name: data.meta[name] for name in ("fingerprint", "tokenizer")}
-    write_json(folder / "meta.json", {**kept, "shards": shards, "splits": {"train": data.meta["splits"]["train"]}})
+    write_json(
+        folder / "meta.json",
+        {**kept, "shards": shards, "splits": {"train": data.meta["splits"]["train"]}},
+    )
     return folder
 
 
@@ -112,11 +146,21 @@ def library_covers(data: prepare_data.Data, folder: Path) -> list[tuple[str, str
             code = marshal.dumps(compile(text, str(file), "exec", optimize=2, dont_inherit=True))
             (folder / f"{number}.py").write_text(f"import marshal\nexec(marshal.loads({code!r}))\n")
             cached = glob.glob(str(file.parent / "__pycache__" / f"{glob.escape(file.stem)}.*.pyc"))
-            covers += [(str(folder / f"{number}.py"), str(file)), *((str(folder / "empty"), path) for path in cached)]
-    others = (path for place in ("/usr/lib", "/usr/lib64", "/usr/local/lib") for path in Path(place).glob("python3*"))
+            covers += [
+                (str(folder / f"{number}.py"), str(file)),
+                *((str(folder / "empty"), path) for path in cached),
+            ]
+    others = (
+        path
+        for place in ("/usr/lib", "/usr/lib64", "/usr/local/lib")
+        for path in Path(place).glob("python3*")
+    )
     library = Path(sysconfig.get_paths()["stdlib"]).resolve()
-    return covers + [(str(folder / "other"), str(path)) for path in others
-                     if not library.is_relative_to(path) and not path.is_symlink()]  # fmt: skip
+    return covers + [
+        (str(folder / "other"), str(path))
+        for path in others
+        if not library.is_relative_to(path) and not path.is_symlink()
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -143,16 +187,26 @@ class Slot:
         """Put the arm's tree where the runs to come take it from."""
         shutil.rmtree(self.folder / arm, ignore_errors=True)
         patch.write_tree(tree, self.folder / arm)
-        self.charge = 0.0  # seconds that the candidate needs more than the baseline to begin and to end
+        self.charge = (
+            0.0  # seconds that the candidate needs more than the baseline to begin and to end
+        )
 
     def train(self, arm: str, seed: int) -> tuple[Path, float, list]:
         """One run of an arm: (checkpoint, seconds on the judge's clock, the losses it claims). Raises patch.Invalid."""
         setup, model, log = self.setup, self.folder / f"{arm}.pt", self.folder / "log.jsonl"
-        usual, timed, judged = statistics.median(self.seconds or [0.0]), setup.kind == "seconds", arm == "candidate"
+        usual, timed, judged = (
+            statistics.median(self.seconds or [0.0]),
+            setup.kind == "seconds",
+            arm == "candidate",
+        )
         allowed = usual + 0.5 + 0.01 * setup.amount if timed else usual * setup.options.slowdown + 2
         limit = allowed + (3 + 0.25 * setup.amount) * timed if judged else UNJUDGED_SECONDS
         for _ in range(PATIENCE):
-            amount = max(setup.amount - self.charge * judged, setup.amount / 2) if timed else int(setup.amount)
+            amount = (
+                max(setup.amount - self.charge * judged, setup.amount / 2)
+                if timed
+                else int(setup.amount)
+            )
             argv = [self.folder / arm / "train.py", setup.options.config, *self.flags]
             argv += [f"--max_{setup.kind}={amount}", f"--seed={seed}"]
             shown = [self.folder / arm, self.folder / "data"]
@@ -160,25 +214,39 @@ class Slot:
             if run.late:
                 break
             if run.status or not model.stat().st_size:
-                told = f"ended with exit status {run.status}" if run.status else "left no checkpoint"
+                told = (
+                    f"ended with exit status {run.status}" if run.status else "left no checkpoint"
+                )
                 raise score.Crashed(f"training {told}", run.text)
             if not (judged and timed) or run.seconds <= allowed:
                 return model, run.seconds, read_curve(log)
             self.charge += run.seconds - allowed + 0.2
-        told = f"training took {run.seconds:.1f} seconds or more where the baseline takes {usual:.1f}"
+        told = (
+            f"training took {run.seconds:.1f} seconds or more where the baseline takes {usual:.1f}"
+        )
         raise patch.Invalid(told + " (allow more with --slowdown)" * (not timed), run.text)
 
     def run(self, arm: str, seed: int, split: str) -> dict:
         """Train and score one arm. Raises patch.Invalid."""
         model, seconds, curve = self.train(arm, seed)
-        limit = 3 + 8 * statistics.median(self.eval_seconds or [0.0]) if arm == "candidate" else UNJUDGED_SECONDS
-        bpb, spent, rounding = score.score(self.box, self.folder / arm, model, self.data, split, limit, EVAL_TOKENS,
-                                           self.rounding)  # fmt: skip
+        limit = (
+            3 + 8 * statistics.median(self.eval_seconds or [0.0])
+            if arm == "candidate"
+            else UNJUDGED_SECONDS
+        )
+        bpb, spent, rounding = score.score(
+            self.box, self.folder / arm, model, self.data, split, limit, EVAL_TOKENS, self.rounding
+        )
         if arm == "baseline":
             self.seconds.append(seconds)
             self.eval_seconds.append(spent)
             self.rounding = max(self.rounding, rounding)
-        return {"bpb": bpb, "seconds": round(seconds, 2), "tokens": curve[-1][0] if curve else None, "curve": curve}
+        return {
+            "bpb": bpb,
+            "seconds": round(seconds, 2),
+            "tokens": curve[-1][0] if curve else None,
+            "curve": curve,
+        }
 
     def pair(self, seed: int, split: str, candidate_first: bool) -> dict:
         """Both arms with one seed. The row has "failed" where the candidate was refused or crashed. Raises UserError
@@ -188,7 +256,9 @@ class Slot:
             for arm in ARMS[::-1] if candidate_first and self.seconds else ARMS:
                 row[arm] = self.run(arm, seed, split)
         except patch.Invalid as error:
-            require(arm == "candidate", f"the baseline itself cannot be judged: {error}\n{error.text}")
+            require(
+                arm == "candidate", f"the baseline itself cannot be judged: {error}\n{error.text}"
+            )
             kind = "crash" if isinstance(error, score.Crashed) else "invalid"
             row["failed"] = {"verdict": kind, "reason": str(error), "stderr": error.text}
         return row
@@ -199,7 +269,11 @@ class Slot:
 
 def scores(pairs: list[dict], split: str) -> list[list[float]]:
     """[baseline, candidate], bits per byte, of each of the split's pairs of which both were scored."""
-    return [[pair[arm]["bpb"] for arm in ARMS] for pair in pairs if pair["split"] == split and set(ARMS) <= set(pair)]
+    return [
+        [pair[arm]["bpb"] for arm in ARMS]
+        for pair in pairs
+        if pair["split"] == split and set(ARMS) <= set(pair)
+    ]
 
 
 def read_curve(log: Path) -> list[list[float]]:
@@ -220,7 +294,10 @@ def read_curve(log: Path) -> list[list[float]]:
 def share_cores(workers: int) -> list[tuple[list[int], str | None]]:
     """For each worker its CPU cores and its GPU. Raises UserError where there are fewer than workers."""
     cores, gpus = sorted(os.sched_getaffinity(0)), len(glob.glob("/dev/nvidia[0-9]*"))
-    require(1 <= workers <= (gpus or len(cores)), f"--workers={workers}: from 1 to {gpus or len(cores)} find room here")
+    require(
+        1 <= workers <= (gpus or len(cores)),
+        f"--workers={workers}: from 1 to {gpus or len(cores)} find room here",
+    )
     each = len(cores) // workers
     return [(cores[i * each : (i + 1) * each], str(i) if gpus else None) for i in range(workers)]
 
@@ -239,11 +316,23 @@ def pairs_runner(setup: Setup, candidate: dict):
         ray.is_initialized() or ray.init(include_dashboard=False)
         machines = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         each = -(-count // len(machines))  # workers on a machine
-        on = lambda i: {"scheduling_strategy": On(machines[i // each], soft=False), "runtime_env": {"env_vars": here}}
-        slots = [ray.remote(Slot).options(**on(i)).remote(setup, candidate, i % each, each) for i in range(count)]
-        begin, close = lambda slot, *job: slot.pair.remote(*job).future(), lambda slot: ray.get(slot.close.remote())
+        on = lambda i: {
+            "scheduling_strategy": On(machines[i // each], soft=False),
+            "runtime_env": {"env_vars": here},
+        }
+        slots = [
+            ray.remote(Slot).options(**on(i)).remote(setup, candidate, i % each, each)
+            for i in range(count)
+        ]
+        begin, close = (
+            lambda slot, *job: slot.pair.remote(*job).future(),
+            lambda slot: ray.get(slot.close.remote()),
+        )
     else:
-        slots, pool = [Slot(setup, candidate, i, count) for i in range(count)], ThreadPoolExecutor(count)
+        slots, pool = (
+            [Slot(setup, candidate, i, count) for i in range(count)],
+            ThreadPoolExecutor(count),
+        )
         begin, close = lambda slot, *job: pool.submit(slot.pair, *job), Slot.close
 
     def run(seeds: list[int], split: str):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prepare_data import Data
+from nanoloop.data import Data
 from research.patch import Invalid, refuse
 from research.sandbox import Ended, Sandbox
 
@@ -50,7 +50,9 @@ class Worker:
             if len(content := self.answers.read(count)) == count:
                 return content
         ended = self.close()
-        told = f"evaluation takes more than {self.seconds:.0f} seconds, far more than the baseline's"
+        told = (
+            f"evaluation takes more than {self.seconds:.0f} seconds, far more than the baseline's"
+        )
         if ended.late:
             raise Invalid(told, ended.text)
         raise Crashed("its evaluation ended before it had answered", ended.text)
@@ -59,7 +61,10 @@ class Worker:
         """(B, T) token ids to (B, T, V) float32 logits."""
         with contextlib.suppress(OSError):  # whoever does not listen does not answer
             self.socket.sendall(np.array([*tokens.shape, *tokens.ravel()], dtype="<i4").tobytes())
-        shape, expected = np.frombuffer(self.read(12), dtype="<i4").tolist(), [*tokens.shape, self.vocab_size]
+        shape, expected = (
+            np.frombuffer(self.read(12), dtype="<i4").tolist(),
+            [*tokens.shape, self.vocab_size],
+        )
         refuse(shape != expected, f"its logits have the shape {shape}, not {expected}")
         return np.frombuffer(self.read(4 * int(np.prod(shape))), dtype="<f4").reshape(shape)
 
@@ -77,7 +82,9 @@ def surprise(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
         below = logits - logits.max(axis=-1, keepdims=True)
     chosen = np.take_along_axis(below, targets[..., None], axis=-1)[..., 0]
     total = np.exp(below, out=below).sum(axis=-1)  # (B, T)
-    refuse(not np.isfinite(total).all() or not np.isfinite(chosen).all(), "its logits are not finite")
+    refuse(
+        not np.isfinite(total).all() or not np.isfinite(chosen).all(), "its logits are not finite"
+    )
     refuse(total.min() > logits.shape[-1] * 0.999, "its logits are constant")
     return np.log(total, dtype=np.float64) - chosen
 
@@ -87,7 +94,9 @@ def surprise(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
 Plan = namedtuple("Plan", "tokens targets counted original cut")
 
 
-def make_plan(data: Data, split: str, block_size: int, max_tokens: int, rng: np.random.Generator) -> Plan:
+def make_plan(
+    data: Data, split: str, block_size: int, max_tokens: int, rng: np.random.Generator
+) -> Plan:
     """Windows of the split, or of about max_tokens of it, and changed copies of each.
 
     Of a longer split stretches from all over it are taken, each behind an end-of-text token, as a document is: its first
@@ -100,7 +109,10 @@ def make_plan(data: Data, split: str, block_size: int, max_tokens: int, rng: np.
             text += [data.tokenizer.end_of_text, *stream.read(start, STRETCH)]
     text = np.array(text or stream.read(0, len(stream)))
     count = -(-(len(text) - 1) // block_size)
-    tokens, targets = np.zeros((count, block_size), dtype=np.int64), np.full((count, block_size), -1)
+    tokens, targets = (
+        np.zeros((count, block_size), dtype=np.int64),
+        np.full((count, block_size), -1),
+    )
     tokens.flat[: len(text) - 1], targets.flat[: len(text) - 1] = text[:-1], text[1:]
     length = (targets >= 0).sum(axis=1)
     copies = max(1, -(-CHANGED_WINDOWS // count))
@@ -115,14 +127,20 @@ def make_plan(data: Data, split: str, block_size: int, max_tokens: int, rng: np.
             end = block_size if row % 4 else after + 1
             changed[row, after:end] = other[after:end]
             if changed[row, after] == tokens[original[row], after]:
-                changed[row, after] = (changed[row, after] + rng.integers(1, vocabulary)) % vocabulary
+                changed[row, after] = (
+                    changed[row, after] + rng.integers(1, vocabulary)
+                ) % vocabulary
     return Plan(changed, targets[original], np.arange(len(original)) < count, original, cut)
 
 
-def answer(worker: Worker, plan: Plan, rows: np.ndarray, losses: np.ndarray, rng: np.random.Generator) -> None:
+def answer(
+    worker: Worker, plan: Plan, rows: np.ndarray, losses: np.ndarray, rng: np.random.Generator
+) -> None:
     """Ask about `rows` in the order given, in batches of one shape, and write their (T,) nats into `losses`."""
     size = max(2, TOKENS_AT_ONCE // plan.tokens.shape[1])
-    filled = np.concatenate([rows, rng.choice(rows, -len(rows) % size)])  # the same shape throughout: the same rounding
+    filled = np.concatenate(
+        [rows, rng.choice(rows, -len(rows) % size)]
+    )  # the same shape throughout: the same rounding
     for batch in filled.reshape(-1, size):
         losses[batch] = surprise(worker.ask(plan.tokens[batch]), np.maximum(plan.targets[batch], 0))
 
@@ -141,7 +159,9 @@ def diagnose(worker: Worker, plan: Plan, rng: np.random.Generator) -> str:
     return "a prediction depends on tokens that come after it"
 
 
-def check(plan: Plan, losses: np.ndarray, moment: np.ndarray, usual: float) -> tuple[str | None, float]:
+def check(
+    plan: Plan, losses: np.ndarray, moment: np.ndarray, usual: float
+) -> tuple[str | None, float]:
     """Compare every changed window with its original up to the cut: what is wrong, None where all is well, and the root
     mean square of the changes.
 
@@ -152,7 +172,11 @@ def check(plan: Plan, losses: np.ndarray, moment: np.ndarray, usual: float) -> t
     before = np.arange(plan.tokens.shape[1]) <= plan.cut[changed, None]  # (N, T)
     apart = np.where(before, losses[changed] - losses[plan.original[changed]], 0.0)
     at_cut = apart[np.arange(len(changed)), plan.cut[changed]]
-    later = np.sign(moment[changed] - moment[plan.original[changed]]) * apart.sum(axis=1) / before.sum(axis=1)
+    later = (
+        np.sign(moment[changed] - moment[plan.original[changed]])
+        * apart.sum(axis=1)
+        / before.sum(axis=1)
+    )
     shiver = float(np.sqrt((apart**2).sum() / before.sum()))
     if np.abs(apart).max() > JUMP or shiver > max(SHIVER, 10 * usual):
         return f"predictions change by {shiver:.4f} nats, at most {np.abs(apart).max():.2f}", shiver
@@ -162,8 +186,16 @@ def check(plan: Plan, losses: np.ndarray, moment: np.ndarray, usual: float) -> t
     return None, shiver
 
 
-def score(box, tree: Path, checkpoint: Path, data: Data, split: str, seconds: float, max_tokens: int,
-          usual: float = 0.0) -> tuple[float, float, float]:  # fmt: skip
+def score(
+    box,
+    tree: Path,
+    checkpoint: Path,
+    data: Data,
+    split: str,
+    seconds: float,
+    max_tokens: int,
+    usual: float = 0.0,
+) -> tuple[float, float, float]:
     """(bits per byte of the split, seconds of evaluation, what `check` found of rounding). Raises Invalid.
 
     max_tokens: of the split that are scored. usual: the baseline's rounding. The places of the changes and the order of
@@ -171,10 +203,15 @@ def score(box, tree: Path, checkpoint: Path, data: Data, split: str, seconds: fl
     """
     rng, started, plan = np.random.default_rng(), time.monotonic(), None
     for half in range(2):
-        with closing(Worker(box, tree, checkpoint, seconds - (time.monotonic() - started))) as worker:
+        with closing(
+            Worker(box, tree, checkpoint, seconds - (time.monotonic() - started))
+        ) as worker:
             if plan is None:
                 size, known = worker.block_size, data.tokenizer.vocab_size
-                refuse(worker.vocab_size != known, f"its vocabulary is {worker.vocab_size}, not the data's {known}")
+                refuse(
+                    worker.vocab_size != known,
+                    f"its vocabulary is {worker.vocab_size}, not the data's {known}",
+                )
                 refuse(not 1 <= size <= 2**17, f"block_size={size} is out of bounds")
                 plan = make_plan(data, split, size, max_tokens, rng)
                 # Each of the two processes gets half of the windows that count, and the changed copies of the others.
@@ -190,4 +227,8 @@ def score(box, tree: Path, checkpoint: Path, data: Data, split: str, seconds: fl
             raise Invalid(f"{diagnose(worker, plan, rng)} ({wrong})")
     scored = plan.counted[:, None] & (plan.targets >= 0)
     n_bytes = np.where(scored, data.tokenizer.token_bytes[np.maximum(plan.targets, 0)], 0)
-    return float((losses * (n_bytes > 0)).sum() / n_bytes.sum() / np.log(2)), time.monotonic() - started, shiver
+    return (
+        float((losses * (n_bytes > 0)).sum() / n_bytes.sum() / np.log(2)),
+        time.monotonic() - started,
+        shiver,
+    )

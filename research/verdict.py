@@ -28,14 +28,18 @@ from functools import lru_cache
 
 import numpy as np
 
-from console import require
+from nanoloop.options import require
 
 LEVEL = 0.05  # of the night: expected share of false ones among what is kept
 MAX_PAIRS = 8  # of each of the two rounds
 MINIMUM_EFFECT = 0.001  # bits per byte: a smaller gain is not worth a change
-LEAVING = 0.05  # chance, at each look, that a patch just good enough to be kept is sent away as hopeless
+LEAVING = (
+    0.05  # chance, at each look, that a patch just good enough to be kept is sent away as hopeless
+)
 HALF_LIFE = 100  # trials in which the night spends half of its first budget
-FLOOR_SHARE = 0.7  # of the noise floor: less spread than this among a trial's own pairs is taken for luck
+FLOOR_SHARE = (
+    0.7  # of the noise floor: less spread than this among a trial's own pairs is taken for luck
+)
 EQUAL_MARGIN = 1.5  # noise deviations within which scores count as equal; less could hardly be shown with 8 pairs
 DUST = 1e-9  # bits per byte: differences of rounding alone
 
@@ -89,7 +93,11 @@ class Night:
 
     def shares(self) -> list[tuple[float, int]]:
         """The budgets that were given out and the trials since: at first, at the first keep, at every further one."""
-        given = [self.level / 2] + [self.level / 2] * bool(self.kept) + [self.level] * (len(self.kept) - 1)
+        given = (
+            [self.level / 2]
+            + [self.level / 2] * bool(self.kept)
+            + [self.level] * (len(self.kept) - 1)
+        )
         return [(share, self.trials - since) for share, since in zip(given, [0, *self.kept])]
 
     def alpha(self) -> float:
@@ -121,7 +129,10 @@ def boundaries(level: float, max_pairs: int) -> np.ndarray:
 
     spend = level * np.arange(max_pairs - 1) / math.comb(max_pairs - 1, 2)  # after 2, 3, … pairs
     edges = np.linspace(-np.pi / 2, np.pi / 2, 257)
-    middles, weights = (edges[1:] + edges[:-1]) / 2, np.full(256, 1 / 256)  # after two pairs the angle is uniform
+    middles, weights = (
+        (edges[1:] + edges[:-1]) / 2,
+        np.full(256, 1 / 256),
+    )  # after two pairs the angle is uniform
     found = [np.inf, np.inf]
     for n in range(3, max_pairs + 1):
         across = np.sqrt(n - 1) * np.sin(middles)
@@ -147,12 +158,23 @@ CONTINUE, BETTER, EQUAL, HOPELESS = range(4)
 def deviations(d: np.ndarray, noise: Noise | None) -> tuple[np.ndarray, np.ndarray, int]:
     """Standard deviation of each row of `d`, (rows, n), by its own pairs; with the noise floor pooled in; its df."""
     n = d.shape[1]
-    squares, before, df = d.var(1) * n, noise.sd**2 * noise.df if noise else 0.0, n - 1 + (noise.df if noise else 0)
+    squares, before, df = (
+        d.var(1) * n,
+        noise.sd**2 * noise.df if noise else 0.0,
+        n - 1 + (noise.df if noise else 0),
+    )
     own = np.maximum(np.sqrt(squares / (n - 1)), DUST) if n > 1 else np.full(len(d), np.inf)
     return own, np.sqrt((squares + before) / df) if df else np.full(len(d), np.inf), df
 
 
-def look(d: np.ndarray, level: float, max_pairs: int, noise: Noise | None, minimum_effect: float, margin: float | None):
+def look(
+    d: np.ndarray,
+    level: float,
+    max_pairs: int,
+    noise: Noise | None,
+    minimum_effect: float,
+    margin: float | None,
+):
     """What each row of `d`, (rows, pairs so far), says at this look: (rows,) of the four constants above.
 
     Hopeless is who, with 95 % confidence, lacks the gain that max_pairs pairs could show (or the equality, where a
@@ -163,7 +185,9 @@ def look(d: np.ndarray, level: float, max_pairs: int, noise: Noise | None, minim
     n, limits, mean = d.shape[1], boundaries(level, max_pairs), d.mean(1)
     own, sd, df = deviations(d, noise)
     floor = FLOOR_SHARE * noise.sd if noise else 0.0
-    better = (-mean * np.sqrt(n) >= limits[n - 1] * np.maximum(own, floor)) & (mean <= -minimum_effect)
+    better = (-mean * np.sqrt(n) >= limits[n - 1] * np.maximum(own, floor)) & (
+        mean <= -minimum_effect
+    )
     in_reach = limits[-1] * sd / np.sqrt(max_pairs)
     hoped = -np.maximum(in_reach, minimum_effect)
     equal = np.zeros(len(d), bool)
@@ -191,8 +215,15 @@ class Decision:
     interval: tuple[float, float]
 
 
-def decide(differences: list[float], *, alpha: float, minimum_effect: float = MINIMUM_EFFECT,
-           max_pairs: int = MAX_PAIRS, noise: Noise | None = None, lines: int = 0) -> Decision | None:  # fmt: skip
+def decide(
+    differences: list[float],
+    *,
+    alpha: float,
+    minimum_effect: float = MINIMUM_EFFECT,
+    max_pairs: int = MAX_PAIRS,
+    noise: Noise | None = None,
+    lines: int = 0,
+) -> Decision | None:
     """What the pairs so far say; None asks for another pair. A keep is provisional until `confirm` says keep as well.
 
     alpha: the trial's level, from `Night.alpha`. lines: added - removed in the spine; below 0 equality suffices.
@@ -200,13 +231,18 @@ def decide(differences: list[float], *, alpha: float, minimum_effect: float = MI
     """
     from scipy.stats import t
 
-    require(max_pairs >= 3, f"max_pairs={max_pairs}: fewer than 3 pairs cannot show anything, whatever they say")
+    require(
+        max_pairs >= 3,
+        f"max_pairs={max_pairs}: fewer than 3 pairs cannot show anything, whatever they say",
+    )
     require(minimum_effect >= 0, f"minimum_effect={minimum_effect} must not be below 0")
     if not np.isfinite(differences).all():
         return Decision("reject", "a score is not a finite number", math.nan, (math.nan, math.nan))
     d, n = np.array([differences]), len(differences)
     margin = max(minimum_effect, EQUAL_MARGIN * noise.sd if noise else 0.0)
-    said = look(d, round_level(alpha), max_pairs, noise, minimum_effect, margin if lines < 0 else None)[0]
+    said = look(
+        d, round_level(alpha), max_pairs, noise, minimum_effect, margin if lines < 0 else None
+    )[0]
     mean, (_, sd, df) = float(d.mean()), deviations(d, noise)
     half = float(t.isf(0.025, df) * sd[0] / math.sqrt(n)) if df else math.inf
     interval = mean - half, mean + half
@@ -214,12 +250,22 @@ def decide(differences: list[float], *, alpha: float, minimum_effect: float = MI
     told += f", 95 % interval {interval[0]:+.4f} to {interval[1]:+.4f}" if df else ""
     answers = {
         BETTER: ("keep", "better"),
-        EQUAL: ("keep (simpler)", f"equal within ±{margin:.4f}, {-lines} line{'s' * (lines < -1)} fewer"),
-        HOPELESS: ("reject", "worse" if interval[0] > 0 else f"no gain that {max_pairs} pairs could show"),
+        EQUAL: (
+            "keep (simpler)",
+            f"equal within ±{margin:.4f}, {-lines} line{'s' * (lines < -1)} fewer",
+        ),
+        HOPELESS: (
+            "reject",
+            "worse" if interval[0] > 0 else f"no gain that {max_pairs} pairs could show",
+        ),
     }
     if n >= max_pairs:
         found = interval[0] <= -minimum_effect
-        answers[CONTINUE] = ("undecided", "no clear answer") if found else ("reject", f"no gain of {minimum_effect:g}")
+        answers[CONTINUE] = (
+            ("undecided", "no clear answer")
+            if found
+            else ("reject", f"no gain of {minimum_effect:g}")
+        )
     if said not in answers:
         return None
     verdict, why = answers[said]
@@ -231,7 +277,9 @@ def confirm(differences: list[float], **rules) -> Decision | None:
     decision = decide(differences, **rules)
     if decision is None or decision.verdict.startswith("keep"):
         return decision
-    return replace(decision, reason=f"not confirmed on fresh seeds and the test split ({decision.reason})")
+    return replace(
+        decision, reason=f"not confirmed on fresh seeds and the test split ({decision.reason})"
+    )
 
 
 def smallest_effect(sd: float, pairs: int, alpha: float, power: float = 0.8) -> float:

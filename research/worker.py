@@ -19,8 +19,8 @@ def main(checkpoint_path: str) -> None:
     channel = socket.socket(fileno=os.dup(0)).makefile("rwb")
     sys.path.insert(0, os.getcwd())
     import train
-    from device import keep_memory, pick_device
     from model import GPT
+    from nanoloop.device import keep_memory, pick_device
 
     keep_memory()
     checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
@@ -33,7 +33,11 @@ def main(checkpoint_path: str) -> None:
     channel.flush()
     while len(header := channel.read(8)) == 8:
         shape = np.frombuffer(header, dtype="<i4")
-        tokens = np.frombuffer(channel.read(4 * shape[0] * shape[1]), dtype="<i4").reshape(shape).astype(np.int64)
+        tokens = (
+            np.frombuffer(channel.read(4 * shape[0] * shape[1]), dtype="<i4")
+            .reshape(shape)
+            .astype(np.int64)
+        )
         with torch.no_grad():
             logits = model(torch.from_numpy(tokens).to(device)).float().cpu().contiguous().numpy()
         channel.write(np.array(logits.shape, dtype="<i4").tobytes())

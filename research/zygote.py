@@ -28,7 +28,10 @@ import time
 from multiprocessing import connection, get_context
 from pathlib import Path
 
-NEW_SPACES, NEW_USER = 0x20000 | 0x4000000 | 0x8000000 | 0x20000000 | 0x40000000, 0x10000000  # mounts … processes, net
+NEW_SPACES, NEW_USER = (
+    0x20000 | 0x4000000 | 0x8000000 | 0x20000000 | 0x40000000,
+    0x10000000,
+)  # mounts … processes, net
 BIND, RECURSIVE, PRIVATE = 4096, 16384, 1 << 18  # flags of mount(2)
 READ_ONLY, NO_SUID, NO_DEV = 1, 2, 4  # the same numbers in mount(2) and mount_setattr(2)
 TAIL_BYTES = 8_000  # of what it prints that are kept
@@ -45,8 +48,10 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 def call(name: str, *arguments) -> None:
     """A function of the C library; raises OSError where it reports failure."""
-    arguments = [os.fsencode(a) if isinstance(a, str) else ctypes.c_ulong(a) if isinstance(a, int) else a
-                 for a in arguments]  # fmt: skip
+    arguments = [
+        os.fsencode(a) if isinstance(a, str) else ctypes.c_ulong(a) if isinstance(a, int) else a
+        for a in arguments
+    ]
     if getattr(libc, name)(*arguments) == -1:
         raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
 
@@ -69,7 +74,11 @@ def enter_namespaces() -> None:
         call("unshare", NEW_SPACES)
     except OSError:
         call("unshare", NEW_SPACES | NEW_USER)
-        for file, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        for file, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{uid} {uid} 1"),
+            ("gid_map", f"{gid} {gid} 1"),
+        ):
             Path("/proc/self", file).write_text(text)
 
 
@@ -85,16 +94,24 @@ def build_view(root: str, view: list) -> None:
     view: list of (kind, source, target), outer targets first. Kinds: "show" shows a file or folder, read-only, or a
     device; "link" is a symbolic link to `source`; "tmpfs" is an empty folder in memory, `source` its options.
     """
-    call("mount", None, "/", None, RECURSIVE | PRIVATE, None)  # what is mounted from here on stays in here
+    call(
+        "mount", None, "/", None, RECURSIVE | PRIVATE, None
+    )  # what is mounted from here on stays in here
     call("mount", "tmpfs", root, "tmpfs", NO_SUID | NO_DEV, "size=1m,mode=755")
     for kind, source, target in [*view, ("proc", "", "/proc")]:
-        path, is_file = root + target, kind == "link" or kind == "show" and not os.path.isdir(source)
+        path, is_file = (
+            root + target,
+            kind == "link" or kind == "show" and not os.path.isdir(source),
+        )
         if not os.path.lexists(path):
             os.makedirs(os.path.dirname(path) if is_file else path, mode=0o755, exist_ok=True)
             os.symlink(source, path) if kind == "link" else is_file and Path(path).touch()
         if kind == "show":
             call("mount", source, path, None, BIND | RECURSIVE, None)
-            restrict(path, NO_SUID if stat.S_ISCHR(os.stat(source).st_mode) else NO_SUID | NO_DEV | READ_ONLY)
+            restrict(
+                path,
+                NO_SUID if stat.S_ISCHR(os.stat(source).st_mode) else NO_SUID | NO_DEV | READ_ONLY,
+            )
         elif kind != "link":
             call("mount", kind, path, kind, NO_SUID | NO_DEV, source)
     for path in (f"{root}/proc/{name}" for name in ("sys", "sysrq-trigger", "irq", "bus", "fs")):
@@ -114,23 +131,43 @@ def build_view(root: str, view: list) -> None:
 
 def give_up_privileges() -> None:
     """Nobody's rights, no capability, none to be regained, and no way to the system calls in REFUSED."""
-    with contextlib.suppress(OSError):  # inside a user namespace there is one user only, the ordinary one outside
+    with contextlib.suppress(
+        OSError
+    ):  # inside a user namespace there is one user only, the ordinary one outside
         os.setgroups([])
         os.setresgid(65534, 65534, 65534)
         os.setresuid(65534, 65534, 65534)
     call("capset", struct.pack("Ii", 0x20080522, 0), bytes(24))
     call("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS: no program gives back what was given up
-    architecture, clone, numbers = REFUSED[platform.machine()]  # another machine has no namespaces for us either
-    load, equal, above, masked, end = 0x20, 0x15, 0x35, 0x45, 0x06  # instructions of the packet filter
+    architecture, clone, numbers = REFUSED[
+        platform.machine()
+    ]  # another machine has no namespaces for us either
+    load, equal, above, masked, end = (
+        0x20,
+        0x15,
+        0x35,
+        0x45,
+        0x06,
+    )  # instructions of the packet filter
     allow, refuse, absent = 0x7FFF0000, 0x50001, 0x50026  # … its answers: yes, EPERM, ENOSYS
     program = [(load, 0, 0, 4), (equal, 1, 0, architecture), (end, 0, 0, refuse), (load, 0, 0, 0)]
     program += [(above, 0, 1, 0x40000000), (end, 0, 0, refuse)]  # x86-64's second set of numbers
     program += [line for number in numbers for line in ((equal, 0, 1, number), (end, 0, 0, refuse))]
-    program += [(equal, 0, 1, 435), (end, 0, 0, absent)]  # clone3 hides its flags; the C library falls back to clone
-    program += [(equal, 0, 3, clone), (load, 0, 0, 16), (masked, 0, 1, NEW_USER), (end, 0, 0, refuse)]
+    program += [
+        (equal, 0, 1, 435),
+        (end, 0, 0, absent),
+    ]  # clone3 hides its flags; the C library falls back to clone
+    program += [
+        (equal, 0, 3, clone),
+        (load, 0, 0, 16),
+        (masked, 0, 1, NEW_USER),
+        (end, 0, 0, refuse),
+    ]
     program += [(end, 0, 0, allow)]
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
-    call("prctl", 22, 2, struct.pack("H6xP", len(program), ctypes.addressof(code)), 0, 0)  # PR_SET_SECCOMP, filter
+    call(
+        "prctl", 22, 2, struct.pack("H6xP", len(program), ctypes.addressof(code)), 0, 0
+    )  # PR_SET_SECCOMP, filter
 
 
 def become_candidate(spec: dict, *streams: int) -> None:
@@ -158,14 +195,20 @@ def copy_out(path: str, target: int) -> None:
 
 def first_process(spec: dict, channel: int, files: list[int]) -> None:
     """Build the view, run the candidate, end all it leaves behind, copy its files out; exits with its status."""
-    call("prctl", 1, signal.SIGKILL)  # PR_SET_PDEATHSIG: whoever ends the starter ends this, and with it all
+    call(
+        "prctl", 1, signal.SIGKILL
+    )  # PR_SET_PDEATHSIG: whoever ends the starter ends this, and with it all
     if spec["isolated"]:
         build_view(spec["root"], spec["view"])
-    with tempfile.TemporaryFile(dir="/tmp") as printed:  # in memory: however much it prints, the judge's disk is safe
+    with tempfile.TemporaryFile(
+        dir="/tmp"
+    ) as printed:  # in memory: however much it prints, the judge's disk is safe
         candidate = fork(become_candidate, spec, channel, printed.fileno(), printed.fileno())
         candidate.join()
         with contextlib.suppress(OSError):
-            os.kill(-1, signal.SIGKILL) if spec["isolated"] else os.killpg(candidate.pid, signal.SIGKILL)
+            os.kill(-1, signal.SIGKILL) if spec["isolated"] else os.killpg(
+                candidate.pid, signal.SIGKILL
+            )
         printed.seek(max(0, printed.seek(0, os.SEEK_END) - TAIL_BYTES))
         os.write(2, printed.read(TAIL_BYTES))
     for path, target in zip(spec["collect"], files):
@@ -176,20 +219,32 @@ def first_process(spec: dict, channel: int, files: list[int]) -> None:
 def run(spec: dict, channel: int) -> None:
     """In a fork of the starter: the run, in namespaces if spec["isolated"]; what it prints goes to spec["printed"]."""
     call("prctl", 1, signal.SIGKILL)
-    printed, *files = (os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-                       for path in (spec["printed"], *spec["collect"].values()))  # fmt: skip
+    printed, *files = (
+        os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        for path in (spec["printed"], *spec["collect"].values())
+    )
     os.dup2(printed, 2)
     if spec["isolated"]:
         enter_namespaces()
-    first = fork(first_process, spec, channel, files)  # who asks for a process namespace is not in it, its child is
+    first = fork(
+        first_process, spec, channel, files
+    )  # who asks for a process namespace is not in it, its child is
     first.join()
     sys.exit(first.exitcode & 127)
 
 
 def main(control: socket.socket) -> None:
     """Serve runs: each a message with a specification and a socket, answered by (status, seconds, whether too late)."""
-    for module in ("torch", "torch._dynamo", "tyro", "matplotlib.figure", "matplotlib.backends.backend_agg"):
-        importlib.import_module(module)  # what every run loads; no thread is started by it, so a fork is whole
+    for module in (
+        "torch",
+        "torch._dynamo",
+        "tyro",
+        "matplotlib.figure",
+        "matplotlib.backends.backend_agg",
+    ):
+        importlib.import_module(
+            module
+        )  # what every run loads; no thread is started by it, so a fork is whole
     with contextlib.suppress(BrokenPipeError):  # the judge was ended meanwhile
         control.send(b"ready")
     while True:

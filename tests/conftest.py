@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import console  # noqa: E402
+
 import model  # noqa: E402
 import prepare_data  # noqa: E402
 import train  # noqa: E402
@@ -27,7 +28,9 @@ GPT2_RECIPE = runpy.run_path(str(ROOT / "config" / "gpt2_classic.py"))
 # What makes a model GPT-2, apart from its size.
 SIZES = {"n_layer", "n_head", "n_embd", "block_size"}
 GPT2_SWITCHES = {
-    name: GPT2_RECIPE[name] for name in set(model.GPTConfig.__dataclass_fields__) - SIZES if name in GPT2_RECIPE
+    name: GPT2_RECIPE[name]
+    for name in set(model.GPTConfig.__dataclass_fields__) - SIZES
+    if name in GPT2_RECIPE
 }
 
 WORDS = "the a model learns to predict each next token from all that came before it and nothing else".split()
@@ -35,7 +38,10 @@ WORDS = "the a model learns to predict each next token from all that came before
 
 def make_documents(count: int, seed: int = 0) -> list[str]:
     rng = random.Random(seed)
-    return [" ".join(rng.choice(WORDS) for _ in range(rng.randint(20, 60))) + ".\n" for _ in range(count)]
+    return [
+        " ".join(rng.choice(WORDS) for _ in range(rng.randint(20, 60))) + ".\n"
+        for _ in range(count)
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -55,8 +61,12 @@ def config(data_dir, tmp_path):
     """A factory of small runs: config(max_steps=3) takes less than a second on a CPU."""
 
     def make(**options) -> train.TrainConfig:
-        small = dict(data=str(data_dir), out=str(tmp_path / "run"), block_size=32, n_layer=2, n_head=2)
-        small |= dict(n_embd=32, value_embeds=1, batch_tokens=256, max_steps=4, device="cpu", dtype="float32")
+        small = dict(
+            data=str(data_dir), out=str(tmp_path / "run"), block_size=32, n_layer=2, n_head=2
+        )
+        small |= dict(
+            n_embd=32, value_embeds=1, batch_tokens=256, max_steps=4, device="cpu", dtype="float32"
+        )
         return train.TrainConfig(**(small | options))
 
     return make

@@ -14,8 +14,17 @@ REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
 
 def licence(package: Distribution) -> str:
     about = package.metadata
-    classified = [line.split(" :: ")[-1] for line in about.get_all("Classifier", []) if line.startswith("License :: OSI")]
-    text = about.get("License-Expression") or "; ".join(classified) or about.get("License") or "not said"
+    classified = [
+        line.split(" :: ")[-1]
+        for line in about.get_all("Classifier", [])
+        if line.startswith("License :: OSI")
+    ]
+    text = (
+        about.get("License-Expression")
+        or "; ".join(classified)
+        or about.get("License")
+        or "not said"
+    )
     return text.strip().splitlines()[0].split(" AND ")[0]
 
 
@@ -51,9 +60,15 @@ def main() -> None:
             needed(name, found)
             asked |= found
             package = next(iter(found.values()), None)
-            figures = (licence(package), f"{megabytes(package):,.1f}") if package else ("not installed here", "")
+            figures = (
+                (licence(package), f"{megabytes(package):,.1f}")
+                if package
+                else ("not installed here", "")
+            )
             print(f"| {name} | {figures[0]} | {figures[1]} | {comment.strip() or purpose} |")
-    print(f"\nWith all they need in turn: {len(asked)} packages, {sum(map(megabytes, asked.values())) / 1000:,.1f} GB")
+    print(
+        f"\nWith all they need in turn: {len(asked)} packages, {sum(map(megabytes, asked.values())) / 1000:,.1f} GB"
+    )
     licences = sorted({licence(package) for package in asked.values()})
     print(f"Their licences: {', '.join(licences)}")
 

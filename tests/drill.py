@@ -37,20 +37,23 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated
 
+import checkpoint
+import console
 import torch
 import torch._dynamo  # the optimizers import it, which takes longer than a run: here, once for all forks
 import tyro
 
-import checkpoint
-import console
 import train
-from prepare_data import Data, PrepareConfig, prepare
+from nanoloop.data import Data
+from prepare_data import PrepareConfig, prepare
 from tests.conftest import ROOT, make_documents
 
 torch.set_num_threads(1)  # a fork does not inherit torch's threads: there are none
 STEPS = 60
-FLAGS = ("--block_size=32 --n_layer=2 --n_head=2 --n_embd=32 --value_embeds=1 --batch_tokens=128 --device=cpu --dtype=float32 "
-         f"--dropout=0.1 --max_steps={STEPS} --save_interval=7 --eval_interval=10 --log_interval=2 --resume=True").split()  # fmt: skip
+FLAGS = (
+    "--block_size=32 --n_layer=2 --n_head=2 --n_embd=32 --value_embeds=1 --batch_tokens=128 --device=cpu --dtype=float32 "
+    f"--dropout=0.1 --max_steps={STEPS} --save_interval=7 --eval_interval=10 --log_interval=2 --resume=True"
+).split()
 
 
 class Broken(Exception):
@@ -69,17 +72,33 @@ def promise(condition, told: str) -> None:
 class Run:
     """A run of train.py under way. sabotage: called in its process before it begins. fresh: a new interpreter."""
 
-    def __init__(self, data: Path, out: Path, *flags: str, sabotage: Callable = lambda: None, fresh=False, output=None):
+    def __init__(
+        self,
+        data: Path,
+        out: Path,
+        *flags: str,
+        sabotage: Callable = lambda: None,
+        fresh=False,
+        output=None,
+    ):
         self.out, self.printed = out, Path(f"{out}.printed")
         argv = [*FLAGS, f"--data={data}", f"--out={out}", *flags]
-        self.process = multiprocessing.get_context("fork").Process(target=self.body, args=(argv, sabotage, fresh, output))
+        self.process = multiprocessing.get_context("fork").Process(
+            target=self.body, args=(argv, sabotage, fresh, output)
+        )
         self.process.start()
 
     def body(self, argv: list[str], sabotage: Callable, fresh: bool, output: int | None) -> None:
-        output = os.open(self.printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if output is None else output
+        output = (
+            os.open(self.printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            if output is None
+            else output
+        )
         os.dup2(output, 1)
         os.dup2(output, 2)
-        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # the old ones know another file
+        sys.stdout, sys.stderr = (
+            open(number, "w", closefd=False) for number in (1, 2)
+        )  # the old ones know another file
         if fresh:
             os.execv(sys.executable, [sys.executable, str(ROOT / "train.py"), *argv])
         sys.argv = ["train.py", *argv]
@@ -103,12 +122,19 @@ class Run:
     def wait_for(self, condition: Callable[[], bool], seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
-            promise(time.monotonic() < deadline and self.process.is_alive(), f"waited in vain: {self.text()[-500:]}")
+            promise(
+                time.monotonic() < deadline and self.process.is_alive(),
+                f"waited in vain: {self.text()[-500:]}",
+            )
             time.sleep(0.002)
 
     def rows(self) -> list[dict]:
         path = self.out / "log.jsonl"
-        return [row for row in map(console.whole_row, path.read_bytes().splitlines()) if row] if path.exists() else []
+        return (
+            [row for row in map(console.whole_row, path.read_bytes().splitlines()) if row]
+            if path.exists()
+            else []
+        )
 
 
 class Place:
@@ -119,7 +145,9 @@ class Place:
         (folder / "text").mkdir()
         for index, text in enumerate(make_documents(60)):
             (folder / "text" / f"{index:03}.txt").write_text(text)
-        options = PrepareConfig(source=(str(folder / "text"),), name="words", tokenizer="byte", val_fraction=0.1)
+        options = PrepareConfig(
+            source=(str(folder / "text"),), name="words", tokenizer="byte", val_fraction=0.1
+        )
         self.data = prepare(options, folder / "data")
         began = time.monotonic()
         run = self.start(self.new())
@@ -136,12 +164,23 @@ class Place:
 
     def compare(self, out: Path, weights: dict | None = None) -> None:
         """The weights are those of the run left alone, every row was logged once, nothing temporary is left."""
-        found, weights = checkpoint.load_checkpoint(out / "last.pt")["model"], weights or self.weights
-        promise(all(torch.equal(found[name], weight) for name, weight in weights.items()), f"other weights in {out}")
+        found, weights = (
+            checkpoint.load_checkpoint(out / "last.pt")["model"],
+            weights or self.weights,
+        )
+        promise(
+            all(torch.equal(found[name], weight) for name, weight in weights.items()),
+            f"other weights in {out}",
+        )
         steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
-        whole = steps == sorted(set(steps)) and set(self.steps) <= set(steps)  # one that stopped has a row for that step too
+        whole = steps == sorted(set(steps)) and set(self.steps) <= set(
+            steps
+        )  # one that stopped has a row for that step too
         promise(whole, f"the log of {out} has steps {steps}, not {self.steps}")
-        promise(not list(out.glob("*.tmp")) and not list(out.glob("*.damaged")), f"something is left in {out}")
+        promise(
+            not list(out.glob("*.tmp")) and not list(out.glob("*.damaged")),
+            f"something is left in {out}",
+        )
 
 
 def slowly() -> None:
@@ -228,12 +267,21 @@ MOMENTS = {
 
 def kill(place: Place, long: bool) -> tuple[int, str]:
     """kill -9 at a random moment | the same command goes on; final weights equal bit for bit, nothing half-written"""
-    rng, tries, out, finished, hit, number = random.Random(0), 100 if long else 12, place.new(), 0, {}, -1
+    rng, tries, out, finished, hit, number = (
+        random.Random(0),
+        100 if long else 12,
+        place.new(),
+        0,
+        {},
+        -1,
+    )
     names = [name for moment in MOMENTS for name in (moment, "at random")]
     while sum(hit.values()) < tries:
         number += 1
         name = names[number % len(names)]
-        sabotage = (lambda rng=rng, name=name: MOMENTS[name](rng)) if name in MOMENTS else lambda: None
+        sabotage = (
+            (lambda rng=rng, name=name: MOMENTS[name](rng)) if name in MOMENTS else lambda: None
+        )
         rng.random()  # the fork has its own copy of the generator: move on
         before = newest_step(out)
         fresh = number % 10 == 9 and name == "at random"
@@ -323,14 +371,20 @@ def disk_full(place: Place, long: bool) -> tuple[int, str]:
         run = place.start(out, sabotage=sabotage)
         run.wait_for(lambda: (out / "previous.pt").exists())
         fill(out) if disk else flag.touch()
-        promise(run.end() == 2 and f"step {STEPS}, could not be written" in run.text(), run.text()[-500:])
+        promise(
+            run.end() == 2 and f"step {STEPS}, could not be written" in run.text(),
+            run.text()[-500:],
+        )
         promise(newest_step(out) > 0, "no checkpoint was left whole")
         (out / "filler").unlink() if disk else flag.unlink()
         promise(place.start(out).end() == 0, "there was room, but it could not go on")
         place.compare(out)
         if disk:
             os.system(f"umount {out}")
-    return 2 * tries, f"room again: saved again, equal; no room: exit code 2, then resumed to equal ({', '.join(ways)})"
+    return (
+        2 * tries,
+        f"room again: saved again, equal; no room: exit code 2, then resumed to equal ({', '.join(ways)})",
+    )
 
 
 def tmpfs(out: Path) -> bool:
@@ -361,7 +415,9 @@ def checkpoints(place: Place, long: bool) -> tuple[int, str]:
         if kind == "cut":
             content = good[: rng.randrange(len(good))]
         elif kind == "flipped":
-            place_of = rng.randrange(len(good)) if number % 2 else -rng.randrange(1, 3000)  # the directory is at the end
+            place_of = (
+                rng.randrange(len(good)) if number % 2 else -rng.randrange(1, 3000)
+            )  # the directory is at the end
             content = bytearray(good)
             content[place_of] ^= 1 << rng.randrange(8)
         else:
@@ -370,8 +426,12 @@ def checkpoints(place: Place, long: bool) -> tuple[int, str]:
         path.write_bytes(content)
         try:
             found = checkpoint.load_checkpoint(path)
-            same = all(torch.equal(found["model"][name], weight) for name, weight in whole["model"].items())
-            promise(same and kind == "flipped", f"a checkpoint that was {kind} passed for a good one")
+            same = all(
+                torch.equal(found["model"][name], weight) for name, weight in whole["model"].items()
+            )
+            promise(
+                same and kind == "flipped", f"a checkpoint that was {kind} passed for a good one"
+            )
             harmless += 1  # a bit that says nothing, a time in the archive's directory say
         except console.UserError:
             pass
@@ -386,7 +446,10 @@ def checkpoints(place: Place, long: bool) -> tuple[int, str]:
                 (out / "last.damaged").unlink()
             place.compare(out)
     told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    return tries, f"{told}: all refused but {harmless} flipped bits that carry nothing, whose tensors were equal; none executed"
+    return (
+        tries,
+        f"{told}: all refused but {harmless} flipped bits that carry nothing, whose tensors were equal; none executed",
+    )
 
 
 class Malice:
@@ -407,9 +470,16 @@ def malicious(trap: Path, good: bytes, rng: random.Random) -> bytes:
     if way == 1:  # as torch writes it
         torch.save({"format": checkpoint.CHECKPOINT_FORMAT, "model": Malice(trap)}, file)
         return file.getvalue()
-    with zipfile.ZipFile(io.BytesIO(good)) as old, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as new:
-        for name in old.namelist():  # a good one whose pickle alone was exchanged, checksums and all
-            new.writestr(name, pickle.dumps(Malice(trap), 2) if name.endswith("data.pkl") else old.read(name))
+    with (
+        zipfile.ZipFile(io.BytesIO(good)) as old,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as new,
+    ):
+        for (
+            name
+        ) in old.namelist():  # a good one whose pickle alone was exchanged, checksums and all
+            new.writestr(
+                name, pickle.dumps(Malice(trap), 2) if name.endswith("data.pkl") else old.read(name)
+            )
     return file.getvalue()
 
 
@@ -438,7 +508,9 @@ def shards(place: Place, long: bool) -> tuple[int, str]:
         if number < (8 if long else 2):
             out = place.new()
             run = Run(copy, out)
-            promise(run.end() == 2 and path.name in run.text() and not out.exists(), run.text()[-500:])
+            promise(
+                run.end() == 2 and path.name in run.text() and not out.exists(), run.text()[-500:]
+            )
     return tries, "all refused by name, exit code 2, nothing begun"
 
 
@@ -460,10 +532,16 @@ def sigterm(place: Place, long: bool) -> tuple[int, str]:
         longest = max(longest, time.monotonic() - began)
         late += code == 0
         promise(code in (0, console.RESUMABLE), f"exit code {code}: {run.text()[-500:]}")
-        promise(code == 0 or newest_step(out) == run.rows()[-1]["step"], "the step it stopped at was not saved")
+        promise(
+            code == 0 or newest_step(out) == run.rows()[-1]["step"],
+            "the step it stopped at was not saved",
+        )
         promise(code == 0 or place.start(out).end() == 0, "it could not go on")
         place.compare(out)
-    return tries - late, f"all saved and resumed to equal; {longest:.1f} s from signal to end at most"
+    return (
+        tries - late,
+        f"all saved and resumed to equal; {longest:.1f} s from signal to end at most",
+    )
 
 
 def terminal(place: Place, long: bool) -> tuple[int, str]:
@@ -520,12 +598,18 @@ def second_run(place: Place, long: bool) -> tuple[int, str]:
         run = place.start(out, sabotage=slowly)
         run.wait_for(lambda: (out / "last.pt").exists())
         other = place.start(out, *(["--resume=False", "--overwrite=True"] if number % 2 else []))
-        promise(other.end() == 2 and "in use by another run" in run.text(), f"the second was not refused: {run.text()}")
+        promise(
+            other.end() == 2 and "in use by another run" in run.text(),
+            f"the second was not refused: {run.text()}",
+        )
         run.signal(signal.SIGKILL)
         run.end()
         promise(place.start(out).end() == 0, f"the killed run's lock stayed: {run.text()[-500:]}")
         place.compare(out)
-    return tries, "all refused with exit code 2; after kill -9 the next run began at once, and ended equal"
+    return (
+        tries,
+        "all refused with exit code 2; after kill -9 the next run began at once, and ended equal",
+    )
 
 
 def clock(place: Place, long: bool) -> tuple[int, str]:
@@ -597,18 +681,27 @@ def spikes(place: Place, long: bool) -> tuple[int, str]:
             run = place.start(out, *flags, sabotage=poisoned(bad))
             promise(run.end() == 0, run.text()[-500:])
             last = checkpoint.load_checkpoint(out / "last.pt")
-            promise(last["spikes"]["count"] >= len(bad) and run.rows()[-1]["spikes"] >= 2, f"not counted: {last['spikes']}")
+            promise(
+                last["spikes"]["count"] >= len(bad) and run.rows()[-1]["spikes"] >= 2,
+                f"not counted: {last['spikes']}",
+            )
             promise(last["spikes"]["ahead"] > 0 or action == "skip", "the data were not moved")
             promise(run.rows()[-1]["loss"] < 1.2 * run.rows()[14]["loss"], "it did not recover")
             killed = place.new()
-            for _ in range(3 if long else 1):  # and killed on the way, it finds the same spikes again
+            for _ in range(
+                3 if long else 1
+            ):  # and killed on the way, it finds the same spikes again
                 run = place.start(killed, *flags, sabotage=lambda: (poisoned(bad)(), slowly()))
                 time.sleep(rng.uniform(0.5, 2))
                 run.signal(signal.SIGKILL)
                 run.end()
-            promise(place.start(killed, *flags, sabotage=poisoned(bad)).end() == 0, "it could not go on")
+            promise(
+                place.start(killed, *flags, sabotage=poisoned(bad)).end() == 0, "it could not go on"
+            )
             place.compare(killed, last["model"])
-        run = place.start(place.new(), "--on_spike=stop", "--spike_deviations=4", sabotage=poisoned(bad))
+        run = place.start(
+            place.new(), "--on_spike=stop", "--spike_deviations=4", sabotage=poisoned(bad)
+        )
         promise(run.end() == 2 and "on_spike=stop" in run.text(), run.text()[-500:])
         promise(newest_step(run.out) <= min(bad), "the spike was saved")
     return 3 * tries, "all counted; killed on the way, skip and rewind end with the same weights"
@@ -631,21 +724,44 @@ def memory(place: Place, long: bool) -> tuple[int, str]:
 
         train.Run.take_step = weighed
 
-    run = place.start(place.new(), f"--max_steps={steps}", "--eval_interval=50", "--save_interval=50", sabotage=weigh)
+    run = place.start(
+        place.new(),
+        f"--max_steps={steps}",
+        "--eval_interval=50",
+        "--save_interval=50",
+        sabotage=weigh,
+    )
     promise(run.end(600) == 0, run.text()[-500:])
     table = [tuple(map(float, line.split())) for line in sizes.read_text().splitlines()]
     first = [size for step, size in table if steps * 0.2 <= step < steps * 0.4]
     last = [size for step, size in table if step >= steps * 0.8]
     growth = fmean(last) - fmean(first)
     promise(growth < 0.02 * fmean(first), f"memory grew by {growth:.1f} MiB")
-    return 1, (f"{steps} steps, {steps // 50} evaluations and saves: {fmean(first):.1f} MiB in the second fifth, "
-               f"{fmean(last):.1f} in the last ({growth:+.2f})")  # fmt: skip
+    return 1, (
+        f"{steps} steps, {steps // 50} evaluations and saves: {fmean(first):.1f} MiB in the second fifth, "
+        f"{fmean(last):.1f} in the last ({growth:+.2f})"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 
-DRILLS = {drill.__name__: drill for drill in (kill, disk_full, checkpoints, shards, sigterm, terminal, files, second_run,
-                                              clock, wandb, spikes, memory)}  # fmt: skip
+DRILLS = {
+    drill.__name__: drill
+    for drill in (
+        kill,
+        disk_full,
+        checkpoints,
+        shards,
+        sigterm,
+        terminal,
+        files,
+        second_run,
+        clock,
+        wandb,
+        spikes,
+        memory,
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -657,9 +773,14 @@ class DrillOptions:
 
 
 def main(argv: list[str]) -> int:
-    options, broken = console.read_options(DrillOptions, argv, "-m tests.drill", config_files=False), 0
+    options, broken = (
+        console.read_options(DrillOptions, argv, "-m tests.drill", config_files=False),
+        0,
+    )
     unknown = set(options.names) - set(DRILLS)
-    console.require(not unknown, f"unknown drill {', '.join(unknown)}: there are {', '.join(DRILLS)}")
+    console.require(
+        not unknown, f"unknown drill {', '.join(unknown)}: there are {', '.join(DRILLS)}"
+    )
     folder = Path(tempfile.mkdtemp(prefix="drill"))
     try:
         place = Place(folder)

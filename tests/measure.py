@@ -19,13 +19,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch
-
 import console
 import device as device_module
+import torch
+
 import model
 import train
-from prepare_data import TrainBatches, open_data
+from nanoloop.data import TrainBatches, open_data
 
 
 def attention(options: train.TrainConfig) -> None:
@@ -57,7 +57,9 @@ def attention(options: train.TrainConfig) -> None:
 def kernels(options: train.TrainConfig) -> None:
     device, dtype = device_module.pick_device(options.device, options.dtype)
     data = open_data(options.data)
-    options = replace(options, vocab_size=data.tokenizer.vocab_size, document_token=data.tokenizer.end_of_text)
+    options = replace(
+        options, vocab_size=data.tokenizer.vocab_size, document_token=data.tokenizer.end_of_text
+    )
     rows, grad_accum = options.split_batch()
     run, batches = (
         train.Run(options, data, device, dtype),
@@ -103,11 +105,24 @@ def overheads(options: train.TrainConfig, steps: int = 60) -> dict[str, float]:
         ):
             clock(owner, name)
         clock(TrainBatches, "__call__")
-        own = dict(max_steps=steps, max_seconds=None, max_tokens=None, sample_prompt=None, out=folder)
-        train.train(replace(options, **own, eval_interval=steps // 2, save_interval=steps // 3, log_interval=10))
-    mean = {name: sum(times[len(times) // 5 :]) / len(times[len(times) // 5 :]) for name, times in spent.items()}
+        own = dict(
+            max_steps=steps, max_seconds=None, max_tokens=None, sample_prompt=None, out=folder
+        )
+        train.train(
+            replace(
+                options, **own, eval_interval=steps // 2, save_interval=steps // 3, log_interval=10
+            )
+        )
+    mean = {
+        name: sum(times[len(times) // 5 :]) / len(times[len(times) // 5 :])
+        for name, times in spent.items()
+    }
     _, grad_accum = options.split_batch()
-    every = {"write": options.log_interval, "validate": options.eval_interval, "save": options.save_interval}
+    every = {
+        "write": options.log_interval,
+        "validate": options.eval_interval,
+        "save": options.save_interval,
+    }
     shares = {"data": mean["__call__"] * grad_accum / mean["take_step"]}
     print(f"a step: {1000 * mean['take_step']:.1f} ms, of which data {shares['data']:.2%}")
     for name, interval in every.items():

@@ -39,7 +39,11 @@ def prepare(folder: Path) -> Path:
         for index, text in enumerate(make_documents(200)):
             (folder / "text" / f"{index:03}.txt").write_text(text)
         options = prepare_data.PrepareConfig(
-            source=(str(folder / "text"),), name="words", tokenizer="byte", val_fraction=0.1, test_fraction=0.1
+            source=(str(folder / "text"),),
+            name="words",
+            tokenizer="byte",
+            val_fraction=0.1,
+            test_fraction=0.1,
         )
         prepare_data.prepare(options, folder)
     recipe = {"config/tiny.py": RECIPE.format(data=folder / "words").encode()}
@@ -57,14 +61,20 @@ def main(count: int, folder: Path) -> None:
     assert base["train.py"].count(SEEDED) == 1
     for number in range(sum(row["kind"] == "trial" for row in book.trials()) + 1, count + 1):
         seed = b"torch.manual_seed(config.seed + %d)" % (1000 * number)
-        tree = patch.write_tree(base | {"train.py": base["train.py"].replace(SEEDED, seed)}, folder / "tree")
-        row = judge.try_change(options, root, tree=str(tree), hypothesis="the same again", tell=lambda text: None)
+        tree = patch.write_tree(
+            base | {"train.py": base["train.py"].replace(SEEDED, seed)}, folder / "tree"
+        )
+        row = judge.try_change(
+            options, root, tree=str(tree), hypothesis="the same again", tell=lambda text: None
+        )
         print(f"{number}: {row['verdict']}: {row['reason']}", flush=True)
     trials = [row for row in book.trials() if row["kind"] == "trial" and row["differences"]]
     kept = sum(row["verdict"].startswith("keep") for row in trials)
     lower = sum(row["differences"][0] < 0 for row in trials)
     pairs = sum(len(row["pairs"]) for row in trials) / len(trials)
-    print(f"{len(trials)} changeless patches, {pairs:.1f} pairs each: the referee kept {kept}, one run each {lower}")
+    print(
+        f"{len(trials)} changeless patches, {pairs:.1f} pairs each: the referee kept {kept}, one run each {lower}"
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from device import PEAK_FLOPS
+from nanoloop.device import PEAK_FLOPS
 
 GB = 1e9
 PEAK = PEAK_FLOPS["H100"]  # FLOPs per second and GPU, bf16
@@ -45,8 +45,13 @@ class Size:
         return self.hidden + self.vocab * self.width
 
 
-SIZES = (Size("124M", 12, 768, 2**19), Size("354M", 24, 1024, 2**19), Size("774M", 36, 1280, 2**20),
-         Size("1.6B", 48, 1600, 2**20), Size("6.6B", 32, 4096, 2**22))  # fmt: skip
+SIZES = (
+    Size("124M", 12, 768, 2**19),
+    Size("354M", 24, 1024, 2**19),
+    Size("774M", 36, 1280, 2**20),
+    Size("1.6B", 48, 1600, 2**20),
+    Size("6.6B", 32, 4096, 2**22),
+)
 
 
 def state_bytes(size: Size) -> float:
@@ -94,14 +99,18 @@ def replicated_bytes(size: Size, gpus: int) -> float:
 def sharded_bytes(size: Size, gpus: int, micro_steps: int) -> float:
     """Weights gathered in bf16 forward and backward, in each micro-step; gradients reduce-scattered in float32 once; the
     matrices brought together for Newton-Schulz and back (ZeRO stage 3, arXiv:1910.02054, §7; FSDP, arXiv:2304.11277)."""
-    return passes(gpus) * (micro_steps * 2 * 2 * size.weights + 4 * size.weights + 2 * 4 * size.hidden)
+    return passes(gpus) * (
+        micro_steps * 2 * 2 * size.weights + 4 * size.weights + 2 * 4 * size.hidden
+    )
 
 
 def plan(size: Size, gpus: int, sharded: bool) -> tuple[int, int, float] | None:
     """(sequences at once, micro-steps, bytes per GPU), the most sequences that fit; None where none does, or where the
     batch has too few sequences to give each GPU one."""
     held = state_bytes(size) / (gpus if sharded else 1)
-    held += 4 * size.weights if sharded and size.batch // (gpus * BLOCK) > 1 else 0  # see tests/README.md
+    held += (
+        4 * size.weights if sharded and size.batch // (gpus * BLOCK) > 1 else 0
+    )  # see tests/README.md
     for rows in (32, 16, 8, 4, 2, 1):
         needed = held + activation_bytes(size, rows * BLOCK)
         micro_steps, rest = divmod(size.batch, gpus * rows * BLOCK)
@@ -117,7 +126,11 @@ def efficiency(size: Size, gpus: int, sharded: bool) -> tuple[float, float, floa
     useful = compute_seconds(size, gpus)
     sent = sharded_bytes(size, gpus, planned[1]) if sharded else replicated_bytes(size, gpus)
     sending, muon = sent / bandwidth(gpus) if gpus > 1 else 0.0, muon_seconds(size, gpus)
-    return useful / (useful + muon + sending), useful / (max(useful, sending) + muon), useful + muon + sending
+    return (
+        useful / (useful + muon + sending),
+        useful / (max(useful, sending) + muon),
+        useful + muon + sending,
+    )
 
 
 def table(head: list[str], rows: list[list]) -> str:
@@ -126,13 +139,28 @@ def table(head: list[str], rows: list[list]) -> str:
 
 
 def main() -> None:
-    print("Memory per GPU in GB: weights, gradients and optimizer; sharded over N; activations of one sequence\n")
-    print(table(["model", "replicated", *(f"sharded over {n}" for n in GPUS[1:]), f"{BLOCK} tokens"],
-                [[size.name, f"{state_bytes(size) / GB:.1f}", *(f"{state_bytes(size) / n / GB:.2f}" for n in GPUS[1:]),
-                  f"{activation_bytes(size, BLOCK) / GB:.1f}"] for size in SIZES]))  # fmt: skip
+    print(
+        "Memory per GPU in GB: weights, gradients and optimizer; sharded over N; activations of one sequence\n"
+    )
+    print(
+        table(
+            ["model", "replicated", *(f"sharded over {n}" for n in GPUS[1:]), f"{BLOCK} tokens"],
+            [
+                [
+                    size.name,
+                    f"{state_bytes(size) / GB:.1f}",
+                    *(f"{state_bytes(size) / n / GB:.2f}" for n in GPUS[1:]),
+                    f"{activation_bytes(size, BLOCK) / GB:.1f}",
+                ]
+                for size in SIZES
+            ],
+        )
+    )
     for sharded in (False, True):
         told = "Sharded (--shard=True)" if sharded else "Replicated"
-        print(f"{told}: share of the time that computes, if communication is hidden by nothing … if by all it can\n")
+        print(
+            f"{told}: share of the time that computes, if communication is hidden by nothing … if by all it can\n"
+        )
         rows = []
         for size in SIZES:
             row = [size.name, f"{size.batch / 2**20:g}M"]
@@ -140,15 +168,48 @@ def main() -> None:
                 found = efficiency(size, n, sharded)
                 row.append(f"{found[0]:.0%} … {found[1]:.0%}" if found else "-")
             rows.append(row)
-        print(table(["model", "tokens a step", *(f"{n} GPUs" if n > 1 else "1 GPU" for n in GPUS)], rows))
-    print("Communication per optimizer step on 64 GPUs, and Newton-Schulz in seconds on one GPU and shared by 64\n")
+        print(
+            table(
+                ["model", "tokens a step", *(f"{n} GPUs" if n > 1 else "1 GPU" for n in GPUS)], rows
+            )
+        )
+    print(
+        "Communication per optimizer step on 64 GPUs, and Newton-Schulz in seconds on one GPU and shared by 64\n"
+    )
     rows = []
     for size in SIZES:
         planned = plan(size, 64, True)
-        rows.append([size.name, f"{replicated_bytes(size, 64) / GB:.1f} GB", f"{replicated_bytes(size, 64) / bandwidth(64):.3f} s",
-                     *([f"{sharded_bytes(size, 64, planned[1]) / GB:.1f} GB ({planned[1]} × {planned[0]} sequences)"] if planned else ["-"]),
-                     f"{compute_seconds(size, 64):.3f} s", f"{muon_seconds(size, 1):.3f} s", f"{muon_seconds(size, 64):.4f} s"])  # fmt: skip
-    print(table(["model", "replicated sends", "which takes", "sharded sends", "computing takes", "Newton-Schulz on one", "on 64"], rows))
+        rows.append(
+            [
+                size.name,
+                f"{replicated_bytes(size, 64) / GB:.1f} GB",
+                f"{replicated_bytes(size, 64) / bandwidth(64):.3f} s",
+                *(
+                    [
+                        f"{sharded_bytes(size, 64, planned[1]) / GB:.1f} GB ({planned[1]} × {planned[0]} sequences)"
+                    ]
+                    if planned
+                    else ["-"]
+                ),
+                f"{compute_seconds(size, 64):.3f} s",
+                f"{muon_seconds(size, 1):.3f} s",
+                f"{muon_seconds(size, 64):.4f} s",
+            ]
+        )
+    print(
+        table(
+            [
+                "model",
+                "replicated sends",
+                "which takes",
+                "sharded sends",
+                "computing takes",
+                "Newton-Schulz on one",
+                "on 64",
+            ],
+            rows,
+        )
+    )
 
 
 if __name__ == "__main__":

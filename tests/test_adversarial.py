@@ -80,8 +80,12 @@ def make_change(case: dict, setup, folder: Path) -> patch.Change:
     for path, text in case.get("FILES", {}).items():
         files[path] = text and text.encode()
     if "../" in "".join(case.get("FILES", {})):
-        return patch.from_patch(base, b"--- /dev/null\n+++ b/../outside.py\n@@ -0,0 +1 @@\n+print('mine')\n")
-    tree = patch.write_tree({path: text for path, text in files.items() if text is not None}, folder / "tree")
+        return patch.from_patch(
+            base, b"--- /dev/null\n+++ b/../outside.py\n@@ -0,0 +1 @@\n+print('mine')\n"
+        )
+    tree = patch.write_tree(
+        {path: text for path, text in files.items() if text is not None}, folder / "tree"
+    )
     if "LINK" in case:
         (tree / case["LINK"][0]).unlink()
         (tree / case["LINK"][0]).symlink_to(case["LINK"][1])
@@ -118,7 +122,11 @@ def outcomes(request, tiny, tmp_path_factory):
     started, results = time.monotonic(), {}
     cores = len(os.sched_getaffinity(0))
     places = [(number, cores) for number in range(min(2, cores))]
-    items = [item for item in request.session.items if item.path == Path(__file__) and hasattr(item, "callspec")]
+    items = [
+        item
+        for item in request.session.items
+        if item.path == Path(__file__) and hasattr(item, "callspec")
+    ]
     chosen = [item.callspec.params["path"] for item in items]
     waiting = sorted(chosen, key=lambda path: "BUDGET" not in path.read_text())
 
@@ -128,7 +136,9 @@ def outcomes(request, tiny, tmp_path_factory):
             path = waiting.pop(0)
             begun = time.monotonic()
             try:
-                result = what_becomes_of(runpy.run_path(str(path)), tiny, slots, tmp_path_factory.mktemp("case"))
+                result = what_becomes_of(
+                    runpy.run_path(str(path)), tiny, slots, tmp_path_factory.mktemp("case")
+                )
             except Exception as error:
                 result = {"error": error}
             results[f"{path.parent.name}/{path.stem}"] = result | {"took": time.monotonic() - begun}

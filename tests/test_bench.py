@@ -17,8 +17,8 @@ import bench
 import model
 import prepare_data
 import train
-from console import UserError, read_options
-from device import PEAK_FLOPS
+from nanoloop.device import PEAK_FLOPS
+from nanoloop.options import UserError, read_options
 from tests.conftest import ROOT
 
 SMALL = "--block_size=32 --n_layer=1 --n_head=1 --n_embd=32 --value_embeds=0 --batch_tokens=128 --device=cpu".split()
@@ -136,13 +136,21 @@ def here(monkeypatch, tmp_path):
             patch.setattr(sys, "path", [*sys.path])
             patch.setattr(sys, "argv", ["program"])
             patch.chdir(Path.cwd())
-            for owner, name in (torch, "manual_seed"), (train, "try_compile"), (train.Run, "take_step"):
+            for owner, name in (
+                (torch, "manual_seed"),
+                (train, "try_compile"),
+                (train.Run, "take_step"),
+            ):
                 patch.setattr(owner, name, getattr(owner, name))
             patch.setattr(prepare_data.TrainBatches, "__call__", prepare_data.TrainBatches.__call__)
             patch.setattr(train, "catch_signals", list)
             for hook in ("register_optimizer_step_pre_hook", "register_optimizer_step_post_hook"):
                 register = getattr(bench, hook)
-                patch.setattr(bench, hook, lambda function, register=register: hooks.append(register(function)))
+                patch.setattr(
+                    bench,
+                    hook,
+                    lambda function, register=register: hooks.append(register(function)),
+                )
             hooks = []
             figures = what(bench.make_job(side, str(checkout), repeat, argv, str(folder)))
         for handle in hooks:
@@ -159,9 +167,16 @@ def here(monkeypatch, tmp_path):
 
 def test_sides_take_turns(monkeypatch):
     asked = []
-    monkeypatch.setattr(bench, "run_job", lambda what, *rest: asked.append(rest[:3]) or {"x": len(asked)})
+    monkeypatch.setattr(
+        bench, "run_job", lambda what, *rest: asked.append(rest[:3]) or {"x": len(asked)}
+    )
     runs = bench.alternate(bench.speed, 2, {"this": ROOT, "other": Path("/there")}, [])
-    assert asked == [("this", ROOT, 0), ("other", Path("/there"), 0), ("this", ROOT, 1), ("other", Path("/there"), 1)]
+    assert asked == [
+        ("this", ROOT, 0),
+        ("other", Path("/there"), 0),
+        ("this", ROOT, 1),
+        ("other", Path("/there"), 1),
+    ]
     assert runs == {"this": [{"x": 1}, {"x": 3}], "other": [{"x": 2}, {"x": 4}]}
 
 
@@ -175,9 +190,17 @@ def test_a_row_holds_medians_their_ratio_and_the_spread_of_the_pairs():
 
 
 def test_times_say_how_many_times_fewer():
-    assert bench.ratio("tokens_per_second", 30.0, 10.0) == 3 and bench.ratio("memory_mb", 30.0, 10.0) == 3
-    assert bench.ratio("seconds_to_target", 10.0, 30.0) == 3 and bench.ratio("ms_per_step", 10.0, 30.0) == 3
-    assert bench.ratio("memory_mb", None, 1.0) is None and bench.ratio("memory_mb", 1.0, None) is None
+    assert (
+        bench.ratio("tokens_per_second", 30.0, 10.0) == 3
+        and bench.ratio("memory_mb", 30.0, 10.0) == 3
+    )
+    assert (
+        bench.ratio("seconds_to_target", 10.0, 30.0) == 3
+        and bench.ratio("ms_per_step", 10.0, 30.0) == 3
+    )
+    assert (
+        bench.ratio("memory_mb", None, 1.0) is None and bench.ratio("memory_mb", 1.0, None) is None
+    )
 
 
 def test_alone_there_is_no_ratio_and_what_is_missing_stays_missing():
@@ -194,14 +217,29 @@ def test_a_time_without_end_moves_the_median_up_and_can_be_the_median():
 
 def test_in_a_race_doubts_are_decided_for_the_other_side():
     def run(*evaluations):
-        return {"evaluations": [*evaluations], "train_seconds": evaluations[-1][0], "val_loss": evaluations[-1][1]}
+        return {
+            "evaluations": [*evaluations],
+            "train_seconds": evaluations[-1][0],
+            "val_loss": evaluations[-1][1],
+        }
 
-    runs = {"this": [run((1, 3.0), (2, 1.5), (3, 1.0)), run((4, 2.0))], "other": [run((50, 1.4)), run((60, 1.6))]}
+    runs = {
+        "this": [run((1, 3.0), (2, 1.5), (3, 1.0)), run((4, 2.0))],
+        "other": [run((50, 1.4)), run((60, 1.6))],
+    }
     bench.judge_race(runs, 1.5)
-    assert [one["seconds_to_target"] for one in runs["this"]] == [2, None]  # the first at or below it; never
-    assert [one["seconds_to_target"] for one in runs["other"]] == [50, 60]  # a miss counts as if it had just made it
+    assert [one["seconds_to_target"] for one in runs["this"]] == [
+        2,
+        None,
+    ]  # the first at or below it; never
+    assert [one["seconds_to_target"] for one in runs["other"]] == [
+        50,
+        60,
+    ]  # a miss counts as if it had just made it
     assert [one["reached"] for side in runs.values() for one in side] == [1, 1, 1, 1]
-    assert bench.compare(runs)["seconds_to_target"]["ratio"] is None  # half of this side's runs never reached it
+    assert (
+        bench.compare(runs)["seconds_to_target"]["ratio"] is None
+    )  # half of this side's runs never reached it
 
 
 @pytest.mark.parametrize("a, b, c", [(300.0, 0.15, 1.7), (5000.0, 0.3, 0.5)])
@@ -240,7 +278,9 @@ def test_the_parts_of_a_step_are_what_happens_in_them(here, monkeypatch):
     optimizer, hooks = Slow([weight]), []
     for name in ("register_optimizer_step_pre_hook", "register_optimizer_step_post_hook"):
         register = getattr(bench, name)
-        monkeypatch.setattr(bench, name, lambda function, register=register: hooks.append(register(function)))
+        monkeypatch.setattr(
+            bench, name, lambda function, register=register: hooks.append(register(function))
+        )
     run = SimpleNamespace(device=torch.device("cpu"))
     parts = bench.step_parts(take_step, run, lambda step: time.sleep(0.002), Batches())
     for hook in hooks:
@@ -253,15 +293,23 @@ def test_the_parts_of_a_step_are_what_happens_in_them(here, monkeypatch):
 def test_a_run_is_watched_and_leaves_nothing(data_dir, tmp_path, monkeypatch, command):
     """As a user would: in a process of its own, with a table, a row and a file."""
     monkeypatch.chdir(tmp_path)
-    done = command(bench.main, *SMALL, f"--data={data_dir}", "--steps=5", "--warmup_steps=1", "--json=a.json")
+    done = command(
+        bench.main, *SMALL, f"--data={data_dir}", "--steps=5", "--warmup_steps=1", "--json=a.json"
+    )
     assert done.code == 0, done.err
     result = json.loads(Path("a.json").read_text())
-    assert set(result) == {"command", "where", "repeats", "tables", "runs"} and set(result["tables"]) == {"speed"}
+    assert set(result) == {"command", "where", "repeats", "tables", "runs"} and set(
+        result["tables"]
+    ) == {"speed"}
     row = {key: cells["this"] for key, cells in result["tables"]["speed"].items()}
     assert row["tokens_per_second"] == pytest.approx(128 / row["ms_per_step"] * 1000)
-    assert all(row[f"ms_{part}"] > 0 for part in ("data", "forward", "backward", "optimizer", "rest"))
+    assert all(
+        row[f"ms_{part}"] > 0 for part in ("data", "forward", "backward", "optimizer", "rest")
+    )
     assert 0 < row["mfu_of_matmul"] < 1 and row["mfu_of_sheet"] is None and row["memory_mb"] > 50
-    assert "tokens_per_second" in done.out and done.out.splitlines()[-1].startswith("| speed; 1 repeats | tokens_per_s")
+    assert "tokens_per_second" in done.out and done.out.splitlines()[-1].startswith(
+        "| speed; 1 repeats | tokens_per_s"
+    )
     assert [path.name for path in tmp_path.iterdir() if path.name != "source0"] == ["a.json"]
 
 
@@ -276,9 +324,15 @@ def test_a_job_gives_train_py_its_own_options_and_seed(data_dir):
 def test_another_working_copy_brings_its_own_recipe(tmp_path):
     (tmp_path / "config").mkdir()
     recipe = str(ROOT / "config" / "quickstart.py")
-    assert bench.own_recipe(tmp_path, [recipe, "--a=1"]) == [recipe, "--a=1"]  # it has none of that name
+    assert bench.own_recipe(tmp_path, [recipe, "--a=1"]) == [
+        recipe,
+        "--a=1",
+    ]  # it has none of that name
     (tmp_path / "config" / "quickstart.py").write_text("")
-    assert bench.own_recipe(tmp_path, [recipe, "--a=1"]) == [str(tmp_path / "config" / "quickstart.py"), "--a=1"]
+    assert bench.own_recipe(tmp_path, [recipe, "--a=1"]) == [
+        str(tmp_path / "config" / "quickstart.py"),
+        "--a=1",
+    ]
     assert bench.own_recipe(tmp_path, ["--a=1"]) == ["--a=1"]
 
 
@@ -293,31 +347,63 @@ def test_nanogpt_reads_the_same_tokens(data_dir, tmp_path):
     written = np.fromfile(tmp_path / "train.bin", dtype=np.uint16)
     assert len(np.fromfile(tmp_path / "val.bin", dtype=np.uint16)) == len(data.splits["val"])
     used = np.unique(np.concatenate([ours, *data.splits["val"].shards]))
-    assert (used[written] == ours).all() and (theirs[ours] == written).all()  # numbered in order, none left out
+    assert (used[written] == ours).all() and (
+        theirs[ours] == written
+    ).all()  # numbered in order, none left out
     assert pickle.loads((tmp_path / "meta.pkl").read_bytes()) == {"vocab_size": len(used)}
 
 
 def test_nanogpt_gets_our_sizes_unless_its_recipe_has_a_file():
-    sizes = dict(n_layer=3, n_head=2, n_embd=64, block_size=32, batch_tokens=256, micro_batch_size=4)
+    sizes = dict(
+        n_layer=3, n_head=2, n_embd=64, block_size=32, batch_tokens=256, micro_batch_size=4
+    )
     options = bench.BenchConfig(**sizes, value_embeds=0, device="cpu")
     flags = bench.nanogpt_flags(options, "--max_iters=9")
-    assert {"--n_layer=3", "--n_embd=64", "--batch_size=4", "--gradient_accumulation_steps=2"} <= set(flags)
+    assert {
+        "--n_layer=3",
+        "--n_embd=64",
+        "--batch_size=4",
+        "--gradient_accumulation_steps=2",
+    } <= set(flags)
     assert flags.index("--max_iters=9") > flags.index("--n_layer=3")
     flags = bench.nanogpt_flags(options, bench.NANOGPT_RECIPES["data/shakespeare_char"])
-    assert flags[0] == "config/train_shakespeare_char.py" and "--n_layer=4" in flags and "--n_layer=3" not in flags
-    assert {"--compile=False", f"--eval_interval={10**9}"} <= set(flags[-4:]) and flags[-4].startswith("--device=")
+    assert (
+        flags[0] == "config/train_shakespeare_char.py"
+        and "--n_layer=4" in flags
+        and "--n_layer=3" not in flags
+    )
+    assert {"--compile=False", f"--eval_interval={10**9}"} <= set(flags[-4:]) and flags[
+        -4
+    ].startswith("--device=")
 
 
 def test_both_sides_in_turn_throughput_and_race(data_dir, nanogpt, here, command, tmp_path):
     done = command(
-        bench.main, *SMALL, f"--data={data_dir}", f"--against={nanogpt}", "--target_loss=3.9", "--max_steps=3",
-        "--repeats=2", "--steps=5", "--warmup_steps=2", "--their_flags=--max_iters=8", f"--json={tmp_path}/a.json",
-    )  # fmt: skip
+        bench.main,
+        *SMALL,
+        f"--data={data_dir}",
+        f"--against={nanogpt}",
+        "--target_loss=3.9",
+        "--max_steps=3",
+        "--repeats=2",
+        "--steps=5",
+        "--warmup_steps=2",
+        "--their_flags=--max_iters=8",
+        f"--json={tmp_path}/a.json",
+    )
     assert done.code == 0, done.err
-    assert here == [f"{mode} {side} {i}" for mode in ("speed", "race") for i in (0, 1) for side in ("this", "other")]
+    assert here == [
+        f"{mode} {side} {i}"
+        for mode in ("speed", "race")
+        for i in (0, 1)
+        for side in ("this", "other")
+    ]
     result = json.loads((tmp_path / "a.json").read_text())
     rows = result["tables"]["speed"]["tokens_per_second"]
-    assert rows["ratio"] == pytest.approx(rows["this"] / rows["other"]) and rows["lowest"] <= rows["highest"]
+    assert (
+        rows["ratio"] == pytest.approx(rows["this"] / rows["other"])
+        and rows["lowest"] <= rows["highest"]
+    )
     race, runs = result["tables"]["race"], result["runs"]["race"]
     assert race["target_loss"]["this"] == 3.9 and race["reached"]["other"] in (0, 1, 2)
     assert result["tables"]["speed"]["memory_mb"]["ratio"] > 0
@@ -325,7 +411,9 @@ def test_both_sides_in_turn_throughput_and_race(data_dir, nanogpt, here, command
     theirs = torch.from_numpy(bench.write_nanogpt_data(data, tmp_path))
     stream = theirs[data.splits["val"].read(0, len(data.splits["val"]))]
     vocab_size = pickle.loads((tmp_path / "meta.pkl").read_bytes())["vocab_size"]
-    for repeat, run in enumerate(runs["other"]):  # on the whole split, once each; another seed each repeat
+    for repeat, run in enumerate(
+        runs["other"]
+    ):  # on the whole split, once each; another seed each repeat
         torch.manual_seed(1337 + repeat)
         table = torch.nn.Embedding(vocab_size, vocab_size).weight
         expected = torch.nn.functional.cross_entropy(table[stream[:-1]], stream[1:]).item()
@@ -336,7 +424,11 @@ def test_both_sides_in_turn_throughput_and_race(data_dir, nanogpt, here, command
 def test_the_file_of_nanogpts_recipe_wins_over_our_sizes(data_dir, nanogpt, here):
     program = nanogpt / "train.py"
     program.write_text(program.read_text().replace("n_layer == 1", "n_layer == 7"))
-    argv = [*SMALL, f"--data={data_dir}", "--their_flags=config/small.py --block_size=32 --max_iters=40"]
+    argv = [
+        *SMALL,
+        f"--data={data_dir}",
+        "--their_flags=config/small.py --block_size=32 --max_iters=40",
+    ]
     figures = bench.run_job(bench.race, "other", nanogpt, 0, argv)
     assert figures["evaluations"] == [[figures["train_seconds"], figures["val_loss"]]]
 
@@ -347,17 +439,33 @@ def test_nanogpts_length_has_to_be_known(data_dir, nanogpt, here):
 
 
 def test_decoding_is_compared_at_batch_one_and_scales_by_itself(nanogpt, here, command, tmp_path):
-    done = command(bench.main, *SMALL, "--sample", "--vocab_size=64", "--new_tokens=2,12", f"--against={nanogpt}",
-                   "--repeats=1", f"--json={tmp_path}/a.json")  # fmt: skip
+    done = command(
+        bench.main,
+        *SMALL,
+        "--sample",
+        "--vocab_size=64",
+        "--new_tokens=2,12",
+        f"--against={nanogpt}",
+        "--repeats=1",
+        f"--json={tmp_path}/a.json",
+    )
     assert done.code == 0, done.err
     rows = json.loads((tmp_path / "a.json").read_text())["tables"]["decode"]
-    assert {f"tokens_per_second_{what}" for what in ("2", "12", "2_batch_8", "2_batch_32")} | {"memory_mb_batch_32"} == set(rows)
-    assert rows["tokens_per_second_12"]["ratio"] > 0 and rows["tokens_per_second_2_batch_8"]["other"] is None
+    assert {f"tokens_per_second_{what}" for what in ("2", "12", "2_batch_8", "2_batch_32")} | {
+        "memory_mb_batch_32"
+    } == set(rows)
+    assert (
+        rows["tokens_per_second_12"]["ratio"] > 0
+        and rows["tokens_per_second_2_batch_8"]["other"] is None
+    )
 
 
 def test_preparing_gives_both_sides_the_same_tokens(nanogpt, here, monkeypatch, tmp_path):
     """With a `datasets` of one function: what nanoGPT's program is given is looked at, not the library."""
-    texts, loaded = ["the cat sat on the mat " * 20, "the dog lay on the log " * 20, "no more of this " * 30], []
+    texts, loaded = (
+        ["the cat sat on the mat " * 20, "the dog lay on the log " * 20, "no more of this " * 30],
+        [],
+    )
     (tmp_path / "my texts").mkdir()
     for index, text in enumerate(texts):
         (tmp_path / "my texts" / f"{index}.txt").write_text(text)
@@ -372,11 +480,15 @@ def test_preparing_gives_both_sides_the_same_tokens(nanogpt, here, monkeypatch, 
 
     monkeypatch.setattr(tiktoken, "get_encoding", tiktoken.get_encoding)
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    no_thread = SimpleNamespace(Thread=lambda **options: SimpleNamespace(start=lambda: None))  # it would never end
+    no_thread = SimpleNamespace(
+        Thread=lambda **options: SimpleNamespace(start=lambda: None)
+    )  # it would never end
     monkeypatch.setattr(bench, "threading", no_thread)
     argv = [f"--prepare_text={tmp_path / 'my texts'}", f"--data={tmp_path}"]
     ours, theirs = (bench.run_job(bench.prepare, "", side, 0, argv) for side in (ROOT, nanogpt))
-    assert ours["tokens"] == theirs["tokens"] == sum(len(tokenizer.encode(text)) + 1 for text in texts)
+    assert (
+        ours["tokens"] == theirs["tokens"] == sum(len(tokenizer.encode(text)) + 1 for text in texts)
+    )
     assert ours["megabytes_per_second"] > 0 and theirs["megabytes_per_second"] > 0
     assert loaded == [("text", "document")]
 
@@ -385,7 +497,9 @@ def test_preparing_gives_both_sides_the_same_tokens(nanogpt, here, monkeypatch, 
 def test_the_memory_of_a_child_counts():
     before = bench.tree_memory_mb()
     code = "x = bytearray(b'1' * 80_000_000); print(flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
         child.stdout.readline()
         assert bench.tree_memory_mb() - before > 70
         child.communicate(b"\n")
@@ -401,21 +515,43 @@ def test_scaling_finds_the_law_and_draws_it(here, data_dir, monkeypatch, tmp_pat
 
     def race(job):
         trained.append(job.options.max_tokens)
-        size = bench.model_size(replace(job.options, share=1.0), prepare_data.Data(data_dir).tokenizer.vocab_size)
-        return {"val_loss": 40 * size["flops"] ** -0.1 + 1.5, "train_seconds": 1.0, "params": 1000 + len(trained)}
+        size = bench.model_size(
+            replace(job.options, share=1.0), prepare_data.Data(data_dir).tokenizer.vocab_size
+        )
+        return {
+            "val_loss": 40 * size["flops"] ** -0.1 + 1.5,
+            "train_seconds": 1.0,
+            "params": 1000 + len(trained),
+        }
 
     monkeypatch.setattr(bench, "race", race)
-    done = command(bench.main, str(ROOT / "config/depth.py"), f"--data={data_dir}", "--prepare=None", "--scaling",
-                   "--share=0.05", "--json=a.json")  # fmt: skip
+    done = command(
+        bench.main,
+        str(ROOT / "config/depth.py"),
+        f"--data={data_dir}",
+        "--prepare=None",
+        "--scaling",
+        "--share=0.05",
+        "--json=a.json",
+    )
     assert done.code == 0, done.err
     tables = json.loads(Path("a.json").read_text())["tables"]
     law, points = tables["law, in out/scaling.png"]["this"], tables["scaling of this"]
     assert list(points) == ["this d1", "this d2", "this d3", "this d4"]
-    assert Path("out/scaling.png").read_bytes().startswith(b"\x89PNG") and law["largest_error"] < 1e-3
+    assert (
+        Path("out/scaling.png").read_bytes().startswith(b"\x89PNG") and law["largest_error"] < 1e-3
+    )
     assert law["b"] == pytest.approx(0.1, rel=0.02) and law["c"] == pytest.approx(1.5, rel=0.02)
     assert [point["tokens"] for point in points.values()] == trained
-    assert [point["params"] for point in points.values()] == [1001, 1002, 1003, 1004]  # as each run has told
-    recipe = read_options(train.TrainConfig, [str(ROOT / "config/depth.py"), "--depth=4"], "train.py")
+    assert [point["params"] for point in points.values()] == [
+        1001,
+        1002,
+        1003,
+        1004,
+    ]  # as each run has told
+    recipe = read_options(
+        train.TrainConfig, [str(ROOT / "config/depth.py"), "--depth=4"], "train.py"
+    )
     assert trained[-1] == pytest.approx(0.05 * recipe.max_tokens, abs=recipe.batch_tokens)
 
 
@@ -471,7 +607,11 @@ def test_nanogpt_has_no_depth_to_turn(command, nanogpt):
 @pytest.mark.parametrize(
     "code, complaint, told",
     [
-        (2, "warning: x\nerror: out of memory. Set less", "speed of /there failed: out of memory. Set less"),
+        (
+            2,
+            "warning: x\nerror: out of memory. Set less",
+            "speed of /there failed: out of memory. Set less",
+        ),
         (1, "Traceback (most recent call last):\nValueError: odd", "ValueError: odd"),
         (-9, "", "killed, most likely for memory"),
     ],
@@ -481,7 +621,9 @@ def test_why_a_side_failed_is_told(code, complaint, told, monkeypatch):
         pid, returncode = 2**31 - 1, code  # no process has this number
 
         def __init__(self, *args, **options):
-            assert options["env"]["PYTHONPATH"].startswith("/there") and options["start_new_session"]
+            assert (
+                options["env"]["PYTHONPATH"].startswith("/there") and options["start_new_session"]
+            )
 
         def communicate(self):
             return "", complaint
@@ -492,13 +634,29 @@ def test_why_a_side_failed_is_told(code, complaint, told, monkeypatch):
 
 
 def test_a_table_lines_up_and_a_row_has_four_cells():
-    rows = {"tokens_per_second": {"this": 12345.6, "other": None}, "ms_x": {"this": 0.0012, "other": 3.0}}
+    rows = {
+        "tokens_per_second": {"this": 12345.6, "other": None},
+        "ms_x": {"this": 0.0012, "other": 3.0},
+    }
     lines = bench.table("speed", rows).splitlines()
-    assert len({len(line) for line in lines}) == 1 and "12,346" in lines[1] and lines[1].rstrip().endswith("-")
-    result = {"tables": {"speed": rows}, "runs": {"speed": []}, "repeats": 5, "command": "python bench.py"}
+    assert (
+        len({len(line) for line in lines}) == 1
+        and "12,346" in lines[1]
+        and lines[1].rstrip().endswith("-")
+    )
+    result = {
+        "tables": {"speed": rows},
+        "runs": {"speed": []},
+        "repeats": 5,
+        "command": "python bench.py",
+    }
     result["where"] = bench.provenance({"this": ROOT, "other": Path("/")})
     row = bench.benchmarks_row(result)
-    assert row.count(" | ") == 3 and row.endswith("| `python bench.py` |") and str(torch.__version__) in row
+    assert (
+        row.count(" | ") == 3
+        and row.endswith("| `python bench.py` |")
+        and str(torch.__version__) in row
+    )
     assert result["where"]["hardware"] in row and time.strftime("%Y-") in row and "5 repeats" in row
 
 

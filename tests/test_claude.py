@@ -15,19 +15,29 @@ from types import SimpleNamespace
 
 import pytest
 
-from console import UserError, explain
 from corpus import claude
+from nanoloop.options import UserError, explain
 from tests.conftest import ROOT
 
 pytest.importorskip("anthropic")
 KEY = "sk-ant-test_0123456789-abcdef"
 
 
-def message(text: str, used: tuple[int, int] = (20, 10), stop_reason: str | None = "end_turn") -> dict:
+def message(
+    text: str, used: tuple[int, int] = (20, 10), stop_reason: str | None = "end_turn"
+) -> dict:
     usage = {"input_tokens": used[0], "output_tokens": used[1]}
     content = [{"type": "text", "text": text}]
-    return {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-haiku-5-5", "content": content,
-            "stop_reason": stop_reason, "stop_sequence": None, "usage": usage}  # fmt: skip
+    return {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "claude-haiku-5-5",
+        "content": content,
+        "stop_reason": stop_reason,
+        "stop_sequence": None,
+        "usage": usage,
+    }
 
 
 def tell(request: SimpleNamespace):
@@ -52,7 +62,9 @@ class Service:
                 prompt = body["messages"][0]["content"]
                 with service.lock:
                     times = sum(old.prompt == prompt for old in service.asked)
-                    request = SimpleNamespace(prompt=prompt, body=body, headers=self.headers, times=times)
+                    request = SimpleNamespace(
+                        prompt=prompt, body=body, headers=self.headers, times=times
+                    )
                     service.asked.append(request)
                     service.at_once += 1
                     service.most_at_once = max(service.most_at_once, service.at_once)
@@ -68,7 +80,11 @@ class Service:
                 status, content, *headers = came
                 content = (content if isinstance(content, str) else json.dumps(content)).encode()
                 self.send_response(status)
-                always = {"Content-Type": "application/json", "Content-Length": len(content), "request-id": "req_7"}
+                always = {
+                    "Content-Type": "application/json",
+                    "Content-Length": len(content),
+                    "request-id": "req_7",
+                }
                 for name, value in (always | (headers[0] if headers else {})).items():
                     self.send_header(name, str(value))
                 self.end_headers()
@@ -88,11 +104,20 @@ class Service:
 @pytest.fixture
 def service(monkeypatch):
     service = Service()
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+    for name in (
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ANTHROPIC_BASE_URL", service.url)
     monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-    monkeypatch.setattr("anthropic._base_client.INITIAL_RETRY_DELAY", 0.01)  # the waits are the package's own
+    monkeypatch.setattr(
+        "anthropic._base_client.INITIAL_RETRY_DELAY", 0.01
+    )  # the waits are the package's own
     yield service
     service.server.shutdown()
     service.server.server_close()
@@ -108,7 +133,9 @@ def write(tmp_path):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         config = claude.ClaudeConfig(**({"claude_budget": 1e9, "claude_retries": 3} | options))
         documents = list(claude.documents(path, config, answers))
-        return SimpleNamespace(documents=documents, texts=[d.text for d in documents], rows=read(answers))
+        return SimpleNamespace(
+            documents=documents, texts=[d.text for d in documents], rows=read(answers)
+        )
 
     run.answers = tmp_path / "answers.jsonl"
     return run
@@ -127,7 +154,9 @@ def spent(rows: list[dict]) -> list[int]:
 # Answers become documents
 
 
-def test_documents_come_in_the_order_of_the_prompts_whatever_the_order_of_the_answers(service, write):
+def test_documents_come_in_the_order_of_the_prompts_whatever_the_order_of_the_answers(
+    service, write
+):
     def slow_first(request):
         time.sleep(0.15 if request.prompt == "topic 0" else 0.0)
         return tell(request)
@@ -136,9 +165,13 @@ def test_documents_come_in_the_order_of_the_prompts_whatever_the_order_of_the_an
     prompts = [f"topic {i}" for i in range(12)]
     done = write(prompts, claude_concurrency=4)
     assert done.texts == [f"About {prompt}." for prompt in prompts]
-    assert [document.where.rsplit(":", 1)[1] for document in done.documents] == [str(i + 1) for i in range(12)]
+    assert [document.where.rsplit(":", 1)[1] for document in done.documents] == [
+        str(i + 1) for i in range(12)
+    ]
     answered = [row["request"]["messages"][0]["content"] for row in done.rows if "text" in row]
-    assert answered != prompts and sorted(answered) == sorted(prompts)  # the file has them in the order they came
+    assert answered != prompts and sorted(answered) == sorted(
+        prompts
+    )  # the file has them in the order they came
 
 
 def test_no_more_questions_are_in_the_air_than_allowed(service, write):
@@ -150,10 +183,19 @@ def test_no_more_questions_are_in_the_air_than_allowed(service, write):
 def test_the_request_is_what_the_options_and_the_prompt_say(service, write):
     options = dict(claude_model="claude-sonnet-5-5", claude_max_tokens=77, claude_temperature=0.0)
     write([{"prompt": "the sea", "system": "Be brief."}], **options)
-    assert service.asked[0].body == {"model": "claude-sonnet-5-5", "max_tokens": 77, "temperature": 0.0,
-                                     "system": "Be brief.", "messages": [{"role": "user", "content": "the sea"}]}  # fmt: skip
+    assert service.asked[0].body == {
+        "model": "claude-sonnet-5-5",
+        "max_tokens": 77,
+        "temperature": 0.0,
+        "system": "Be brief.",
+        "messages": [{"role": "user", "content": "the sea"}],
+    }
     write(["the sky"])
-    assert service.asked[1].body.keys() == {"model", "max_tokens", "messages"}  # what is not given is not sent
+    assert service.asked[1].body.keys() == {
+        "model",
+        "max_tokens",
+        "messages",
+    }  # what is not given is not sent
 
 
 def test_an_answer_is_kept_with_its_provenance(service, write):
@@ -162,14 +204,18 @@ def test_an_answer_is_kept_with_its_provenance(service, write):
     assert asked["key"] == answered["key"] and re.fullmatch("[0-9a-f]{64}", answered["key"])
     assert answered["request"] == service.asked[0].body and answered["text"] == "About the sea."
     assert answered["request-id"] == "req_7" and answered["date"].endswith("GMT")
-    assert answered["answer"] == message("About the sea.")  # the model's name, id, usage and stop reason among it
+    assert answered["answer"] == message(
+        "About the sea."
+    )  # the model's name, id, usage and stop reason among it
     assert answered["used"] == [20, 10] == spent(done.rows)
 
 
 def test_an_answer_is_on_the_disk_before_it_is_used(service, write, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
-    for document in claude.documents(prompts, claude.ClaudeConfig(claude_budget=1e9), write.answers):
+    for document in claude.documents(
+        prompts, claude.ClaudeConfig(claude_budget=1e9), write.answers
+    ):
         assert document.text in [row.get("text") for row in read(write.answers)]
 
 
@@ -194,7 +240,9 @@ FAULTS = {
 
 
 def test_what_may_pass_is_tried_again(service, write):
-    service.answer = lambda request: FAULTS[request.prompt](request) if request.times < 2 else tell(request)
+    service.answer = lambda request: (
+        FAULTS[request.prompt](request) if request.times < 2 else tell(request)
+    )
     done = write(list(FAULTS))
     assert done.texts == [f"About {fault}." for fault in FAULTS]
     assert sorted(service.prompts()) == sorted([*FAULTS] * 3)
@@ -214,8 +262,12 @@ def test_the_service_is_given_the_time_it_asks_for(service, write):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_that_stays_ends_the_run_and_keeps_the_answers(service, write, fault):
-    service.answer = lambda request: FAULTS[fault](request) if request.prompt == "b" else tell(request)
-    with pytest.raises(UserError, match="prompts.jsonl:2: Claude did not answer .*run the same command again"):
+    service.answer = lambda request: (
+        FAULTS[fault](request) if request.prompt == "b" else tell(request)
+    )
+    with pytest.raises(
+        UserError, match="prompts.jsonl:2: Claude did not answer .*run the same command again"
+    ):
         write(["a", "b", "c"], claude_retries=2)
     assert service.prompts().count("b") == 3
     service.answer = tell
@@ -225,7 +277,10 @@ def test_a_fault_that_stays_ends_the_run_and_keeps_the_answers(service, write, f
 
 @pytest.mark.parametrize("status", [400, 401])
 def test_what_cannot_pass_is_not_tried_again(service, write, status):
-    service.answer = lambda request: (status, {"type": "error", "error": {"type": "x", "message": "no such model"}})
+    service.answer = lambda request: (
+        status,
+        {"type": "error", "error": {"type": "x", "message": "no such model"}},
+    )
     with pytest.raises(UserError, match=f"{status}.*no such model"):
         write(["a"])
     assert len(service.asked) == 1 and spent(read(write.answers)) == [0, 0]
@@ -250,7 +305,9 @@ MALFORMED = {
 
 def test_malformed_answers_are_kept_and_not_used(service, write):
     """The pipeline counts the notes and reports them. They were paid for: nobody asks again."""
-    service.answer = lambda request: (200, MALFORMED[request.prompt]) if request.prompt in MALFORMED else tell(request)
+    service.answer = lambda request: (
+        (200, MALFORMED[request.prompt]) if request.prompt in MALFORMED else tell(request)
+    )
     prompts = ["a", *MALFORMED, "z"]
     done = write(prompts)
     assert done.texts == ["About a."] + [""] * len(MALFORMED) + ["About z."]
@@ -273,7 +330,9 @@ def test_a_usage_below_zero_gives_nothing_back(service, write):
 
 def test_an_answer_that_was_cut_off_says_so(service, write):
     service.answer = lambda request: (200, message("Once upon", stop_reason="max_tokens"))
-    assert [(d.text, d.note) for d in write(["a"]).documents] == [("Once upon", "cut off at claude_max_tokens")]
+    assert [(d.text, d.note) for d in write(["a"]).documents] == [
+        ("Once upon", "cut off at claude_max_tokens")
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -305,11 +364,20 @@ def test_the_budget_is_never_exceeded(service, write, seed):
 
     service.answer = bill
     budget = sum(cost) * rng.randint(2000, 9000)
-    options = dict(claude_input_price=prices[0], claude_output_price=prices[1], claude_max_tokens=rng.randint(50, 900))
+    options = dict(
+        claude_input_price=prices[0],
+        claude_output_price=prices[1],
+        claude_max_tokens=rng.randint(50, 900),
+    )
     for _ in range(3):  # started again, with what is left
         try:
-            done = write([f"topic {'of weight ' * rng.randint(0, 20)}{i}" for i in range(40)], claude_budget=budget,
-                         claude_concurrency=rng.randint(1, 8), claude_retries=2, **options)  # fmt: skip
+            done = write(
+                [f"topic {'of weight ' * rng.randint(0, 20)}{i}" for i in range(40)],
+                claude_budget=budget,
+                claude_concurrency=rng.randint(1, 8),
+                claude_retries=2,
+                **options,
+            )
         except UserError:
             continue
         assert len(done.documents) < 120
@@ -318,12 +386,27 @@ def test_the_budget_is_never_exceeded(service, write, seed):
 
 
 def test_where_the_budget_ends_the_run_says_so_and_uses_what_it_has(service, write, capsys):
-    cost = sum(worst({"model": "claude-haiku-5-5", "max_tokens": 100, "messages": [{"role": "user", "content": "a"}]}))
+    cost = sum(
+        worst(
+            {
+                "model": "claude-haiku-5-5",
+                "max_tokens": 100,
+                "messages": [{"role": "user", "content": "a"}],
+            }
+        )
+    )
     service.answer = lambda request: (200, message("text", (200, 100)))
-    done = write(list("abcdef"), claude_budget=cost + 2 * 300, claude_max_tokens=100, claude_concurrency=1)
+    done = write(
+        list("abcdef"), claude_budget=cost + 2 * 300, claude_max_tokens=100, claude_concurrency=1
+    )
     assert done.texts == ["text"] * 3 and service.prompts() == ["a", "b", "c"]
-    assert "Claude: 3 answers, 600 tokens in, 300 out; 3 not asked: the budget is spent" in capsys.readouterr().out
-    done = write(list("abcdef"), claude_budget=1e9, claude_max_tokens=100)  # a larger one goes on from there
+    assert (
+        "Claude: 3 answers, 600 tokens in, 300 out; 3 not asked: the budget is spent"
+        in capsys.readouterr().out
+    )
+    done = write(
+        list("abcdef"), claude_budget=1e9, claude_max_tokens=100
+    )  # a larger one goes on from there
     assert done.texts == ["text"] * 6 and sorted(service.prompts()) == list("abcdef")
 
 
@@ -333,7 +416,13 @@ def test_a_budget_that_allows_nothing_asks_nothing(service, write):
 
 def test_with_prices_the_budget_is_in_dollars(service, write):
     prices = dict(claude_input_price=2.0, claude_output_price=10.0, claude_max_tokens=1000)
-    most = worst({"model": "claude-haiku-5-5", "max_tokens": 1000, "messages": [{"role": "user", "content": "a"}]})
+    most = worst(
+        {
+            "model": "claude-haiku-5-5",
+            "max_tokens": 1000,
+            "messages": [{"role": "user", "content": "a"}],
+        }
+    )
     dollars = (most[0] * 2 + most[1] * 10) / 1e6
     assert write(["a"], claude_budget=dollars * 0.999, **prices).documents == []
     assert write(["a"], claude_budget=dollars * 1.001, **prices).texts == ["About a."]
@@ -341,7 +430,10 @@ def test_with_prices_the_budget_is_in_dollars(service, write):
 
 def test_one_price_alone_is_not_taken_for_a_cheap_service(service, write):
     """What has no price counts a dollar a token: too little is bought, never too much."""
-    assert write(["a"], claude_budget=5.0, claude_input_price=1.0).documents == [] and service.asked == []
+    assert (
+        write(["a"], claude_budget=5.0, claude_input_price=1.0).documents == []
+        and service.asked == []
+    )
 
 
 def test_whoever_stops_reading_stops_the_questions(service, tmp_path, write):
@@ -349,7 +441,9 @@ def test_whoever_stops_reading_stops_the_questions(service, tmp_path, write):
     service.answer = lambda request: time.sleep(0.02) or tell(request)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(f'{{"prompt": "topic {i}"}}\n' for i in range(50)))
-    documents = claude.documents(prompts, claude.ClaudeConfig(claude_budget=1e9, claude_concurrency=2), write.answers)
+    documents = claude.documents(
+        prompts, claude.ClaudeConfig(claude_budget=1e9, claude_concurrency=2), write.answers
+    )
     assert next(documents).text == "About topic 0."
     documents.close()
     assert len(service.asked) < 20
@@ -359,24 +453,36 @@ def test_whoever_stops_reading_stops_the_questions(service, tmp_path, write):
 # Killed and started again
 
 
-def test_killed_in_the_middle_and_started_again_nothing_answered_is_asked_twice(service, write, tmp_path):
+def test_killed_in_the_middle_and_started_again_nothing_answered_is_asked_twice(
+    service, write, tmp_path
+):
     service.answer = lambda request: time.sleep(0.03) or tell(request)
     prompts = [f"topic {i}" for i in range(30)]
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
+    )
     code = (
         "import sys; from pathlib import Path; from corpus import claude\n"
         "options = claude.ClaudeConfig(claude_budget=1e9, claude_concurrency=3, claude_retries=3)\n"
         "list(claude.documents(Path(sys.argv[1]), options, Path(sys.argv[2])))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, tmp_path / "prompts.jsonl", write.answers], cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "prompts.jsonl", write.answers], cwd=ROOT
+    )
     while len(service.asked) < 10 and process.poll() is None:
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     time.sleep(0.1)
-    before = [line for line in write.answers.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    answered = {json.loads(line)["request"]["messages"][0]["content"] for line in before if '"text"' in line}
-    lost = len(service.asked) - len(answered)  # in the air at the kill: asked, perhaps charged, never heard
+    before = [
+        line for line in write.answers.read_text().splitlines(keepends=True) if line.endswith("\n")
+    ]
+    answered = {
+        json.loads(line)["request"]["messages"][0]["content"] for line in before if '"text"' in line
+    }
+    lost = len(service.asked) - len(
+        answered
+    )  # in the air at the kill: asked, perhaps charged, never heard
     assert 0 < len(answered) < 30 and lost <= 3
     done = write(prompts)
     assert done.texts == [f"About {prompt}." for prompt in prompts]
@@ -422,7 +528,9 @@ def test_a_file_of_something_else_is_not_taken_for_answers(service, write):
 # The key
 
 
-def test_the_key_is_in_no_file_and_no_message_even_if_the_service_repeats_it(service, write, tmp_path, capfd):
+def test_the_key_is_in_no_file_and_no_message_even_if_the_service_repeats_it(
+    service, write, tmp_path, capfd
+):
     service.answer = lambda request: (200, message(f"Your key is {KEY}."))
     assert write(["a"]).texts == ["Your key is [hidden]."]
     service.answer = lambda request: (400, {"error": {"message": f"bad key {KEY}"}})
@@ -430,15 +538,21 @@ def test_the_key_is_in_no_file_and_no_message_even_if_the_service_repeats_it(ser
         write(["b"])
     assert KEY in str(service.asked[0].headers)
     printed = capfd.readouterr()
-    assert KEY not in str(caught.value) + printed.out + printed.err and "[hidden]" in str(caught.value)
+    assert KEY not in str(caught.value) + printed.out + printed.err and "[hidden]" in str(
+        caught.value
+    )
     assert caught.value.__cause__ is None and caught.value.__suppress_context__
     for path in tmp_path.rglob("*"):
         assert KEY.encode() not in path.read_bytes(), path
 
 
 @pytest.mark.parametrize("key", [None, "", " ", "sk-ant\nsecret", '"sk-ant"', "schlüssel"])
-def test_without_a_usable_key_the_run_says_where_it_belongs_and_not_what_it_was(service, write, monkeypatch, key):
-    monkeypatch.delenv("ANTHROPIC_API_KEY") if key is None else monkeypatch.setenv("ANTHROPIC_API_KEY", key)
+def test_without_a_usable_key_the_run_says_where_it_belongs_and_not_what_it_was(
+    service, write, monkeypatch, key
+):
+    monkeypatch.delenv("ANTHROPIC_API_KEY") if key is None else monkeypatch.setenv(
+        "ANTHROPIC_API_KEY", key
+    )
     with pytest.raises(UserError, match="ANTHROPIC_API_KEY") as caught:
         write(["a"])
     assert not key or not key.strip() or key not in str(caught.value)
@@ -446,7 +560,11 @@ def test_without_a_usable_key_the_run_says_where_it_belongs_and_not_what_it_was(
 
 
 def test_the_key_is_no_option():
-    assert not [name for name in claude.ClaudeConfig.__dataclass_fields__ if "key" in name or "secret" in name]
+    assert not [
+        name
+        for name in claude.ClaudeConfig.__dataclass_fields__
+        if "key" in name or "secret" in name
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -473,7 +591,11 @@ def test_a_bad_prompt_is_told_by_its_line_before_anything_is_paid(service, tmp_p
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_bytes(b'{"prompt": "good"}\n' + line + b'\n{"prompt": "good too"}\n')
     with pytest.raises(UserError, match=r'prompts.jsonl:2: a line has to hold {"prompt": "…"}'):
-        list(claude.documents(prompts, claude.ClaudeConfig(claude_budget=1e9), tmp_path / "answers.jsonl"))
+        list(
+            claude.documents(
+                prompts, claude.ClaudeConfig(claude_budget=1e9), tmp_path / "answers.jsonl"
+            )
+        )
     assert service.asked == []
 
 
@@ -492,4 +614,9 @@ def test_without_the_package_the_command_says_what_to_install(service, write, mo
 
 def test_importing_the_source_does_not_load_the_package():
     code = "import sys; from corpus import claude; print('anthropic' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "False\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+        ).stdout
+        == "False\n"
+    )

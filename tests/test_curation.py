@@ -8,9 +8,20 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from console import UserError, explain, read_options
 from corpus import curation
-from corpus.curation import BANDS, MEASURES, ROWS, SETS, CurationConfig, Curator, Seen, View, ngrams, sketch
+from corpus.curation import (
+    BANDS,
+    MEASURES,
+    ROWS,
+    SETS,
+    CurationConfig,
+    Curator,
+    Seen,
+    View,
+    ngrams,
+    sketch,
+)
+from nanoloop.options import UserError, explain, read_options
 
 PROSE = """The committee met on Tuesday to discuss the new library that the town has wanted for years. Several people
 spoke in favour of the plan, and nobody spoke against it, although one man asked where the money would come from. The
@@ -35,7 +46,8 @@ def words(count: int, seed: int, vocabulary: int = 100_000) -> list[str]:
 def test_a_word_is_found_in_either_case_with_its_place_and_its_length_in_bytes():
     view = View("Été, été! x_Y internationalization internationalisation")
     places = [
-        view.raw.index(word.encode()) for word in ("Été", "été", "x_Y", "Y", "internationaliz", "internationalis")
+        view.raw.index(word.encode())
+        for word in ("Été", "été", "x_Y", "Y", "internationaliz", "internationalis")
     ]
     assert view.places.tolist() == places and view.lengths.tolist() == [5, 5, 1, 1, 20, 20]
     first, second, *others = view.hashes.tolist()
@@ -47,7 +59,19 @@ def test_scripts_without_spaces_have_a_word_for_every_character():
     assert len(View("今天天气很好").hashes) == 6 and len(View("добрый день").hashes) == 2
 
 
-@pytest.mark.parametrize("text", ["", " ", "?!", "a", "two words", "\ud800 lone surrogate", "x" * 10_000, "x\n" + " " * 10**6 + "x"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "?!",
+        "a",
+        "two words",
+        "\ud800 lone surrogate",
+        "x" * 10_000,
+        "x\n" + " " * 10**6 + "x",
+    ],
+)
 def test_any_text_can_be_looked_at(text):
     view = View(text)
     assert sketch([view]).shape == (1, BANDS) and len(view.shingles) >= 1
@@ -106,12 +130,19 @@ def test_a_measure_is_what_its_paper_says(name):
 
 @pytest.mark.parametrize("n", [2, 3])
 def test_the_share_of_the_most_frequent_ngram_is_what_a_loop_counts(n):
-    text = [random.Random(seed).choice("ab") * random.Random(seed).randint(1, 3) for seed in range(60)]
+    text = [
+        random.Random(seed).choice("ab") * random.Random(seed).randint(1, 3) for seed in range(60)
+    ]
     grams = Counter(tuple(text[i : i + n]) for i in range(len(text) - n + 1))
     shares = []
     for gram, count in grams.items():
         if count == max(grams.values()):
-            inside = {i + k for i in range(len(text) - n + 1) if tuple(text[i : i + n]) == gram for k in range(n)}
+            inside = {
+                i + k
+                for i in range(len(text) - n + 1)
+                if tuple(text[i : i + n]) == gram
+                for k in range(n)
+            }
             shares.append(sum(len(text[i]) for i in inside) / sum(map(len, text)))
     found = curation.repeated(View(" ".join(text)), n, top=True)
     assert any(found == pytest.approx(share) for share in shares)
@@ -120,7 +151,8 @@ def test_the_share_of_the_most_frequent_ngram_is_what_a_loop_counts(n):
 BROKEN = {
     "min_words=50": "Too short to be of use to anyone, and that is the truth of it.",
     "max_words=100000": PROSE * 2000,
-    "min_word_length=3": "a to be of it is as we go on. " * 10 + "we to a be do go of at in on. " * 2,
+    "min_word_length=3": "a to be of it is as we go on. " * 10
+    + "we to a be do go of at in on. " * 2,
     "max_word_length=10": PROSE + "incomprehensibilities " * 200,
     "max_symbols=0.1": PROSE + " # of that" * 30,
     "max_bullets=0.9": "- " + PROSE.replace("\n", "\n- "),
@@ -130,7 +162,9 @@ BROKEN = {
     "max_repeated_lines=0.3": PROSE + "So it is.\n" * 4,
     "max_repeated_line_chars=0.2": PROSE + "\n".join(PROSE.splitlines()[:2]),
     "max_repeated_paragraphs=0.3": PROSE + "\n\nSo it is." * 3,
-    "max_repeated_paragraph_chars=0.2": PROSE + "\n" + "\n\n".join([" ".join(PROSE.split()[:30])] * 2),
+    "max_repeated_paragraph_chars=0.2": PROSE
+    + "\n"
+    + "\n\n".join([" ".join(PROSE.split()[:30])] * 2),
     "max_lorem_ipsum_lines=0": PROSE + "Lorem ipsum.\n",
     "max_brace_lines=0": PROSE + "if {this} then that.\n",
     "max_top_ngrams=0.2": PROSE + " of that" * 40,
@@ -139,7 +173,9 @@ BROKEN = {
     "max_policy_lines=0.1": PROSE + "Read our privacy policy.\n",
     "min_punctuated_lines=0.12": PROSE.replace(".", ""),
     "max_repeated_line_chars=0.1": PROSE + PROSE.splitlines()[3] + "\n" + PROSE.splitlines()[3][:4],
-    "max_short_lines=0.67": "A short line.\nAnd\nmany more of them.\n" * 1 + "\n".join(map(str, range(20))) + ".",
+    "max_short_lines=0.67": "A short line.\nAnd\nmany more of them.\n" * 1
+    + "\n".join(map(str, range(20)))
+    + ".",
 }
 
 
@@ -149,7 +185,8 @@ def test_good_prose_keeps_every_published_rule(name):
 
 
 @pytest.mark.parametrize(
-    "name, rule", [(name, f"{rule}={limit:g}") for name in SETS for rule, limit in SETS[name].items()]
+    "name, rule",
+    [(name, f"{rule}={limit:g}") for name in SETS for rule, limit in SETS[name].items()],
 )
 def test_each_published_rule_drops_what_breaks_it(name, rule):
     """And rules of one set alone can be switched off, which shows that no other had dropped the text."""
@@ -160,11 +197,14 @@ def test_each_published_rule_drops_what_breaks_it(name, rule):
 
 def test_a_later_rule_counts():
     assert judge("four words are here", quality="gopher,min_words=5") == "min_words=5"
-    assert list(Curator(CurationConfig(quality="min_words=5,min_words=2")).rules.items()) == [("min_words", 2.0)]
+    assert list(Curator(CurationConfig(quality="min_words=5,min_words=2")).rules.items()) == [
+        ("min_words", 2.0)
+    ]
 
 
 @pytest.mark.parametrize(
-    "quality", ["gofer", "min_words", "min_words=", "min_wrds=3", "words=3", "min_words=3,", "min_words=-1"]
+    "quality",
+    ["gofer", "min_words", "min_words=", "min_wrds=3", "words=3", "min_words=3,", "min_words=-1"],
 )
 def test_a_rule_that_does_not_exist_is_told_with_those_that_do(quality):
     with pytest.raises(UserError, match="gopher, c4, fineweb.*min_NAME.*repeated_ngrams"):
@@ -178,7 +218,9 @@ def test_a_rule_that_does_not_exist_is_told_with_those_that_do(quality):
 def test_documents_in_other_languages_are_dropped():
     pytest.importorskip("py3langid")
     german = "Der Ausschuss traf sich am Dienstag, um über die neue Bücherei zu sprechen, die sich die Stadt wünscht."
-    assert judge(PROSE, languages="en,fr") is None and judge(german, languages="en,fr") == "language"
+    assert (
+        judge(PROSE, languages="en,fr") is None and judge(german, languages="en,fr") == "language"
+    )
     every = Curator(CurationConfig(languages="all"))
     assert every.judge(View(german)) is None and View(german).language == "de"
 
@@ -190,7 +232,9 @@ def test_a_missing_library_is_told_before_any_text_is_read(monkeypatch):
     assert "pip install py3langid" in explain(missing.value)
 
 
-QUESTION = "Which of the seven towns along the river was first to build a bridge of stone across it?"
+QUESTION = (
+    "Which of the seven towns along the river was first to build a bridge of stone across it?"
+)
 
 
 def test_thirteen_words_of_a_question_drop_a_document_and_twelve_do_not(tmp_path):
@@ -202,10 +246,16 @@ def test_thirteen_words_of_a_question_drop_a_document_and_twelve_do_not(tmp_path
 
 
 def test_every_text_in_a_folder_of_json_is_a_question(tmp_path):
-    rows = [{"id": 1, "nested": {"choices": ["no", QUESTION]}}, {"text": "été " * 5 + PROSE.replace(".", '"\n')}]
+    rows = [
+        {"id": 1, "nested": {"choices": ["no", QUESTION]}},
+        {"text": "été " * 5 + PROSE.replace(".", '"\n')},
+    ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     check = dict(decontaminate=str(tmp_path))
-    assert judge("x " + QUESTION, **check) == "decontaminate" and judge(PROSE, **check) == "decontaminate"
+    assert (
+        judge("x " + QUESTION, **check) == "decontaminate"
+        and judge(PROSE, **check) == "decontaminate"
+    )
     assert judge("été " * 6, **check) is None and judge("", **check) is None
     assert judge(" ".join(words(50, 1)), **check) is None
 
@@ -236,13 +286,22 @@ CHANGED = " ".join(PROSE.split()[:-1]) + " autumn.\n"
 def test_the_first_of_several_copies_stays():
     texts = [PROSE, "other text", PROSE, CHANGED, PROSE]
     assert verdicts(texts) == [None] * 5
-    assert verdicts(texts, duplicates="exact") == [None, None, "exact duplicate", None, "exact duplicate"]
+    assert verdicts(texts, duplicates="exact") == [
+        None,
+        None,
+        "exact duplicate",
+        None,
+        "exact duplicate",
+    ]
     near = [None, None, "exact duplicate", "near duplicate", "exact duplicate"]
     assert verdicts(texts, duplicates="near") == near
 
 
 def test_case_spaces_and_punctuation_do_not_hide_a_near_copy():
-    assert verdicts([PROSE, PROSE.upper().replace(". ", " !\n\n")], duplicates="near") == [None, "near duplicate"]
+    assert verdicts([PROSE, PROSE.upper().replace(". ", " !\n\n")], duplicates="near") == [
+        None,
+        "near duplicate",
+    ]
 
 
 def test_documents_without_words_are_no_copies_of_each_other():
@@ -266,7 +325,10 @@ def test_near_copies_are_found_as_often_as_the_formula_says(jaccard):
             " ".join(first[: shared + 4] + second[shared + 4 :]).replace(".", ""),
         ]
     views = list(map(View, texts))
-    both = [(set(a.shingles.tolist()), set(b.shingles.tolist())) for a, b in zip(views[::2], views[1::2])]
+    both = [
+        (set(a.shingles.tolist()), set(b.shingles.tolist()))
+        for a, b in zip(views[::2], views[1::2])
+    ]
     assert all(len(a & b) / len(a | b) == pytest.approx(jaccard, abs=0.01) for a, b in both)
     found = sum(np.isin(a, b).any() for a, b in zip(sketch(views[::2]), sketch(views[1::2])))
     assert found / pairs == pytest.approx(1 - (1 - jaccard**ROWS) ** BANDS, abs=0.08)
@@ -283,7 +345,9 @@ def test_memory_is_bounded_and_errors_come_as_often_as_the_docstring_says():
     lost = sum(any(part in seen.filter for part in row.tolist()) for row in new) / len(new)
     assert 0.5 < lost / (columns * Seen.RATE) < 2
     assert all(seen.verdict(row) for row in kept[::100])
-    seen.remember(rng.integers(0, 2**64, (9 * fits, columns), dtype=np.uint64))  # too many: more errors, no more memory
+    seen.remember(
+        rng.integers(0, 2**64, (9 * fits, columns), dtype=np.uint64)
+    )  # too many: more errors, no more memory
     assert seen.filter.size_in_bits / 8 < 1.01 * 2**20 and all(map(seen.verdict, new))
 
 

@@ -15,8 +15,10 @@ import pytest
 import corpus.sources
 import prepare_data
 from corpus import worker
-from console import UserError
-from prepare_data import Data, PrepareConfig, Tokenizer, TrainBatches, make_tokenizer, prepare
+from nanoloop.data import Data, TrainBatches
+from nanoloop.options import UserError
+from nanoloop.tokenizer import Tokenizer, make_tokenizer
+from prepare_data import PrepareConfig, prepare
 from tests.conftest import ROOT, make_documents
 
 UNICODE = [
@@ -41,7 +43,8 @@ def write_texts(folder, texts) -> str:
 
 def options(source, **more) -> PrepareConfig:
     return PrepareConfig(
-        source=(source,), **(dict(name="d", tokenizer="byte", val_fraction=0.2, test_fraction=0.2) | more)
+        source=(source,),
+        **(dict(name="d", tokenizer="byte", val_fraction=0.2, test_fraction=0.2) | more),
     )
 
 
@@ -67,22 +70,33 @@ def test_random_unicode_survives_encoding(tokenizers):
     rng = np.random.default_rng(0)
     for _ in range(50):
         points = rng.integers(0, 0x110000, size=40)
-        text = "".join(chr(p) for p in points if not 0xD800 <= p < 0xE000)  # surrogates are not characters
+        text = "".join(
+            chr(p) for p in points if not 0xD800 <= p < 0xE000
+        )  # surrogates are not characters
         for tokenizer in tokenizers:
             assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 LISTED = [
-    " \t\n\r\x0b\x0c\x85\xa0\u1680\u2003\u2028\u3000\ufeff", "'sdmtllveréSLLRED’ſK", "0123456789²⅓Ⅷ٣४〇",
-    "<|endoftext|>", "_-=+*/\\\"#@$%^&~`.,;:!?()[]{}", "e\u0301 naïve ÄÖ ß ǅ", "한국어日本語ไทยعربىעברית", "👩‍👩‍👧🏳️‍🌈😀",
-    "\x00\x01\x7f\ud7ff", "def f(self):\n    return  1\n\n\n",
-]  # fmt: skip
+    " \t\n\r\x0b\x0c\x85\xa0\u1680\u2003\u2028\u3000\ufeff",
+    "'sdmtllveréSLLRED’ſK",
+    "0123456789²⅓Ⅷ٣४〇",
+    "<|endoftext|>",
+    '_-=+*/\\"#@$%^&~`.,;:!?()[]{}',
+    "e\u0301 naïve ÄÖ ß ǅ",
+    "한국어日本語ไทยعربىעברית",
+    "👩‍👩‍👧🏳️‍🌈😀",
+    "\x00\x01\x7f\ud7ff",
+    "def f(self):\n    return  1\n\n\n",
+]
 
 
 def hard_texts(count: int, seed: int = 0):
     """Random text where cutting is delicate: white space, apostrophes, digits, scripts, and any character there is."""
     rng, characters = random.Random(seed), map(chr, range(0x110000))
-    known = [character for character in characters if unicodedata.category(character) not in ("Cn", "Cs")]
+    known = [
+        character for character in characters if unicodedata.category(character) not in ("Cn", "Cs")
+    ]
     for _ in range(count):
         pool = rng.choice([known, *map(list, LISTED), list("".join(LISTED)), LISTED])
         text = "".join(rng.choices(pool, k=rng.randint(0, 80)))
@@ -93,7 +107,9 @@ def hard_texts(count: int, seed: int = 0):
 def test_the_fast_encoder_gives_tiktokens_tokens(name):
     """On every character that this Python's Unicode tables know: on newer ones tiktoken's own versions differ."""
     pattern = {name: pattern for pattern, name in prepare_data.FAST_PATTERNS.items()}[name]
-    trained = make_tokenizer("bpe:1500", [*hard_texts(600, seed=1), (ROOT / "train.py").read_text()])
+    trained = make_tokenizer(
+        "bpe:1500", [*hard_texts(600, seed=1), (ROOT / "train.py").read_text()]
+    )
     tokenizer = Tokenizer("either", trained.tokens, trained.special, pattern)
     for text in [*hard_texts(3000), *(path.read_text() for path in ROOT.glob("*.py"))]:
         wanted = tokenizer.encoding.encode_to_numpy(text, disallowed_special=())
@@ -147,7 +163,11 @@ def test_a_tiktoken_encoding_is_taken_over_whole(monkeypatch, tokenizers):
     )
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: stand_in)
     tokenizer = make_tokenizer("gpt2", [])
-    assert tokenizer.vocab_size == 261 and tokenizer.end_of_text == 260 and tokenizer.tokens[258] is None
+    assert (
+        tokenizer.vocab_size == 261
+        and tokenizer.end_of_text == 260
+        and tokenizer.tokens[258] is None
+    )
     for text in UNICODE + ["abab cab"]:
         assert tokenizer.encode(text).tolist() == stand_in.encode_ordinary(text)
         assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -196,13 +216,16 @@ def test_a_large_vocabulary_takes_four_bytes_per_token(tmp_path):
 def test_the_stream_is_the_same_however_it_is_cut_into_shards(tmp_path):
     source = write_texts(tmp_path / "s", make_documents(30))
     whole, cut = (
-        Data(prepare(options(source, name=n, shard_tokens=size), tmp_path)) for n, size in (("a", 10**6), ("b", 97))
+        Data(prepare(options(source, name=n, shard_tokens=size), tmp_path))
+        for n, size in (("a", 10**6), ("b", 97))
     )
     assert len(cut.splits["train"].shards) > 10
     count = len(whole.splits["train"])
     assert np.array_equal(whole.splits["train"].read(0, count), cut.splits["train"].read(0, count))
     for start, length in [(0, 1), (96, 2), (97, 97), (90, 300), (count - 1, 1)]:
-        assert np.array_equal(whole.splits["train"].read(start, length), cut.splits["train"].read(start, length))
+        assert np.array_equal(
+            whole.splits["train"].read(start, length), cut.splits["train"].read(start, length)
+        )
 
 
 def test_splits_are_disjoint_whole_documents_and_their_bytes_add_up(tmp_path):
@@ -213,25 +236,37 @@ def test_splits_are_disjoint_whole_documents_and_their_bytes_add_up(tmp_path):
         tokens = stream.read(0, len(stream))
         bodies = data.tokenizer.decode_bytes(tokens).decode().split("<|endoftext|>")[1:]
         assert data.meta["splits"][split] == {
-            "documents": len(bodies), "tokens": len(tokens), "bytes": sum(len(b.encode()) for b in bodies)
-        }  # fmt: skip
+            "documents": len(bodies),
+            "tokens": len(tokens),
+            "bytes": sum(len(b.encode()) for b in bodies),
+        }
         assert data.tokenizer.token_bytes[tokens].sum() == data.meta["splits"][split]["bytes"]
         seen[split] = set(bodies)
-    assert sorted(b for bodies in seen.values() for b in bodies) == sorted(set(texts))  # no text is in two splits
+    assert sorted(b for bodies in seen.values() for b in bodies) == sorted(
+        set(texts)
+    )  # no text is in two splits
 
 
 def test_the_split_of_a_document_does_not_depend_on_the_others(tmp_path):
     texts = make_documents(40)
-    folders = [prepare(options(write_texts(tmp_path / n, part), name=n), tmp_path / "data") for n, part in
-               (("all", texts), ("half", texts[::-2]))]  # fmt: skip
-    all_val, half_val = (set(d.tokenizer.decode(d.splits["val"].read(0, len(d.splits["val"]))).split("<|endoftext|>"))
-                         for d in map(Data, folders))  # fmt: skip
+    folders = [
+        prepare(options(write_texts(tmp_path / n, part), name=n), tmp_path / "data")
+        for n, part in (("all", texts), ("half", texts[::-2]))
+    ]
+    all_val, half_val = (
+        set(
+            d.tokenizer.decode(d.splits["val"].read(0, len(d.splits["val"]))).split("<|endoftext|>")
+        )
+        for d in map(Data, folders)
+    )
     assert half_val == {text for text in all_val if text in texts[::-2] or not text}
 
 
 def test_one_single_document_is_split_by_position(tmp_path):
     (tmp_path / "one.txt").write_text("".join(chr(97 + i % 26) for i in range(1000)))
-    data = Data(prepare(options(str(tmp_path / "one.txt"), val_fraction=0.1, test_fraction=0.2), tmp_path))
+    data = Data(
+        prepare(options(str(tmp_path / "one.txt"), val_fraction=0.1, test_fraction=0.2), tmp_path)
+    )
     text = (tmp_path / "one.txt").read_text()
     for split, part in {"train": text[:700], "test": text[700:900], "val": text[900:]}.items():
         stream = data.splits[split]
@@ -243,7 +278,9 @@ def test_tiny_shakespeare_is_split_as_nanogpt_does(tmp_path):
     text = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"
     if not text.is_file():
         pytest.skip("the text is not here")
-    config = PrepareConfig(source=(str(text),), name="s", tokenizer="byte", val_fraction=0.1, test_fraction=0.0)
+    config = PrepareConfig(
+        source=(str(text),), name="s", tokenizer="byte", val_fraction=0.1, test_fraction=0.0
+    )
     data = Data(prepare(config, tmp_path))
     assert len(data.splits["train"]) == 1 + 1_003_854 and len(data.splits["val"]) == 1 + 111_540
     assert len(data.splits["test"]) == 0
@@ -251,16 +288,25 @@ def test_tiny_shakespeare_is_split_as_nanogpt_does(tmp_path):
 
 def test_preparing_twice_gives_the_same_bytes_and_fingerprint(tmp_path):
     source = write_texts(tmp_path / "s", make_documents(30))
-    folders = [prepare(options(source, tokenizer="bpe:300"), tmp_path / place) for place in ("x", "y")]
+    folders = [
+        prepare(options(source, tokenizer="bpe:300"), tmp_path / place) for place in ("x", "y")
+    ]
     for name in sorted(os.listdir(folders[0])):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
     changed = write_texts(tmp_path / "s2", make_documents(29) + ["another text"])
-    assert Data(prepare(options(changed, tokenizer="bpe:300"), tmp_path)).fingerprint != Data(folders[0]).fingerprint
+    assert (
+        Data(prepare(options(changed, tokenizer="bpe:300"), tmp_path)).fingerprint
+        != Data(folders[0]).fingerprint
+    )
 
 
-@pytest.mark.parametrize("more", [{}, {"workers": 2}, {"shuffle_buffer": 7}, {"duplicates": "near"}], ids=str)
+@pytest.mark.parametrize(
+    "more", [{}, {"workers": 2}, {"shuffle_buffer": 7}, {"duplicates": "near"}], ids=str
+)
 @pytest.mark.parametrize("writes_before_the_kill", [0, 1, 5])
-def test_a_killed_preparation_goes_on_to_the_same_bytes(tmp_path, monkeypatch, capsys, writes_before_the_kill, more):
+def test_a_killed_preparation_goes_on_to_the_same_bytes(
+    tmp_path, monkeypatch, capsys, writes_before_the_kill, more
+):
     source = write_texts(tmp_path / "s", make_documents(60) + make_documents(5))
     (tmp_path / "s" / "long.txt").write_text(" ".join(make_documents(30, seed=1)))
     monkeypatch.setattr(worker, "BATCH_BYTES", 1000)
@@ -294,7 +340,9 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(tmp_path, monkeypatch, c
 def test_a_preparation_with_other_options_does_not_go_on_with_the_old_one(tmp_path, monkeypatch):
     source = write_texts(tmp_path / "s", make_documents(30))
     with monkeypatch.context() as patched:
-        patched.setattr(prepare_data, "finish", lambda *args: None)  # leaves the partial folder, whole
+        patched.setattr(
+            prepare_data, "finish", lambda *args: None
+        )  # leaves the partial folder, whole
         prepare(options(source), tmp_path)
     data = Data(prepare(options(source, tokenizer="bpe:300"), tmp_path))
     assert data.tokenizer.vocab_size == 300 and int(data.splits["train"].read(0, 50).max()) < 300
@@ -321,14 +369,18 @@ def test_the_python_source_is_the_standard_library_without_tests():
     files = corpus.sources.python_files(SimpleNamespace(include_site_packages=False))
     names = {"/".join(path.parts[-2:]) for path in files}
     assert any(name.endswith("/argparse.py") for name in names) and "json/decoder.py" in names
-    assert not any({"test", "tests", "site-packages", "_vendor"} & set(path.parts) for path in files)
+    assert not any(
+        {"test", "tests", "site-packages", "_vendor"} & set(path.parts) for path in files
+    )
     more = corpus.sources.python_files(SimpleNamespace(include_site_packages=True))
     assert any(path.parts[-2:] == ("numpy", "__init__.py") for path in more)
 
 
 def test_shakespeare_offline_names_the_command_that_works(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(corpus.sources, "SHAKESPEARE_URL", "http://127.0.0.1:9/input.txt")  # nothing listens there
+    monkeypatch.setattr(
+        corpus.sources, "SHAKESPEARE_URL", "http://127.0.0.1:9/input.txt"
+    )  # nothing listens there
     result = command(prepare_data.main, "--source=shakespeare")
     assert result.code == 2 and "Traceback" not in result.err
     same = "--source=PATH/input.txt --name=shakespeare_char --tokenizer=byte --val_fraction=0.1 --test_fraction=0"
@@ -342,14 +394,22 @@ def test_shakespeare_downloads_once_and_is_checked(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus.sources, "SHAKESPEARE_URL", text.as_uri())
     with pytest.raises(UserError, match="SHA-256"):
         prepare(PrepareConfig(source=("shakespeare",)), tmp_path / "data")
-    monkeypatch.setattr(corpus.sources, "SHAKESPEARE_SHA256", hashlib.sha256(text.read_bytes()).hexdigest())
+    monkeypatch.setattr(
+        corpus.sources, "SHAKESPEARE_SHA256", hashlib.sha256(text.read_bytes()).hexdigest()
+    )
     folder = prepare(PrepareConfig(source=("shakespeare",)), tmp_path / "data")
     data = Data(folder)
     assert folder.name == "shakespeare_char" and data.tokenizer.name == "byte"
-    assert len(data.splits["train"]) == 631 and len(data.splits["val"]) == 71 and len(data.splits["test"]) == 0
+    assert (
+        len(data.splits["train"]) == 631
+        and len(data.splits["val"]) == 71
+        and len(data.splits["test"]) == 0
+    )
     text.unlink()
     again = PrepareConfig(source=("shakespeare",), overwrite=True)
-    assert Data(prepare(again, tmp_path / "data")).fingerprint == data.fingerprint  # from the copy it kept
+    assert (
+        Data(prepare(again, tmp_path / "data")).fingerprint == data.fingerprint
+    )  # from the copy it kept
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -384,7 +444,9 @@ def test_a_batch_is_a_pure_function_of_the_step(data):
     batches, fresh = TrainBatches(data, 32, 0, 8), TrainBatches(data, 32, 0, 8)
     later = batches(700)[0]  # asked for out of order
     assert np.array_equal(later, fresh(700)[0]) and np.array_equal(batches(0)[0], fresh(0)[0])
-    assert not np.array_equal(TrainBatches(data, 32, 1, 8)(0)[0], fresh(0)[0])  # another seed, another order
+    assert not np.array_equal(
+        TrainBatches(data, 32, 1, 8)(0)[0], fresh(0)[0]
+    )  # another seed, another order
 
 
 def test_an_epoch_shows_every_window_once_and_the_next_in_another_order(data):
@@ -401,9 +463,13 @@ def test_evaluation_asks_for_every_token_once_whatever_the_batch_size(data):
     for batch_size in (1, 5, 64):
         found = []
         for tokens, targets in data.eval_batches("val", 32, batch_size):
-            assert tokens.shape == targets.shape == (batch_size, 32)  # one shape: compiled models do not compile again
+            assert (
+                tokens.shape == targets.shape == (batch_size, 32)
+            )  # one shape: compiled models do not compile again
             found += targets[targets >= 0].tolist()
-            inside = targets[:, 1:] >= 0  # where a position's target is scored, its input is the target before it
+            inside = (
+                targets[:, 1:] >= 0
+            )  # where a position's target is scored, its input is the target before it
             assert np.array_equal(tokens[:, 1:][inside], targets[:, :-1][inside])
         assert found == stream.read(1, len(stream) - 1).tolist()
 
@@ -425,7 +491,9 @@ def flip_a_byte(path):
 
 
 DAMAGE = {
-    "truncated": lambda f: (f / "train_000000.bin").write_bytes((f / "train_000000.bin").read_bytes()[:-10]),
+    "truncated": lambda f: (f / "train_000000.bin").write_bytes(
+        (f / "train_000000.bin").read_bytes()[:-10]
+    ),
     "checksum": lambda f: flip_a_byte(f / "val_000000.bin"),
     "is missing": lambda f: (f / "test_000000.bin").unlink(),
     "not a token shard": lambda f: (f / "train_000000.bin").write_bytes(b"something else" * 1000),
@@ -471,11 +539,20 @@ def test_a_data_set_shorter_than_a_window_is_refused(data):
 
 def test_the_command_works_as_a_program(tmp_path):
     (tmp_path / "text.txt").write_text("hello world. " * 200)
-    run = [sys.executable, str(ROOT / "prepare_data.py"), "--source=text.txt", "--tokenizer=bpe:300"]
+    run = [
+        sys.executable,
+        str(ROOT / "prepare_data.py"),
+        "--source=text.txt",
+        "--tokenizer=bpe:300",
+    ]
     done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "data/text is ready" in done.stdout, done.stderr
     again = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
-    assert again.returncode == 2 and "--overwrite=True" in again.stderr and "Traceback" not in again.stderr
+    assert (
+        again.returncode == 2
+        and "--overwrite=True" in again.stderr
+        and "Traceback" not in again.stderr
+    )
 
 
 def test_a_tokenizer_can_be_shared_between_data_sets(tmp_path, data_dir):
@@ -483,7 +560,12 @@ def test_a_tokenizer_can_be_shared_between_data_sets(tmp_path, data_dir):
     (tmp_path / "text.txt").write_text("other words entirely")
     for name, source in (("folder", data_dir), ("file", data_dir / "tokenizer.json")):
         shared = Data(
-            prepare(PrepareConfig(source=(str(tmp_path / "text.txt"),), name=name, tokenizer=str(source)), tmp_path)
+            prepare(
+                PrepareConfig(
+                    source=(str(tmp_path / "text.txt"),), name=name, tokenizer=str(source)
+                ),
+                tmp_path,
+            )
         )
         assert shared.tokenizer.fingerprint == Data(data_dir).tokenizer.fingerprint
     with pytest.raises(UserError, match="text.txt cannot be read"):

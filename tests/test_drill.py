@@ -8,14 +8,25 @@ import pytest
 
 from tests.conftest import ROOT
 
-DRILLS = "kill shards terminal wandb clock files".split(), "disk_full checkpoints sigterm second_run spikes memory".split()
+DRILLS = (
+    "kill shards terminal wandb clock files".split(),
+    "disk_full checkpoints sigterm second_run spikes memory".split(),
+)
 
 
 @pytest.fixture(scope="module")
 def table() -> dict[str, list[str]]:
     """The rows that the drills print, half of them at a time on each of two cores; processes of their own, for they fork."""
-    start = dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    running = [subprocess.Popen([sys.executable, "-m", "tests.drill", *names], **start) for names in DRILLS]
+    start = dict(
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-m", "tests.drill", *names], **start) for names in DRILLS
+    ]
     printed = "".join(process.communicate()[0] for process in running)
     rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| `")]
     assert len(rows) == 12, printed

@@ -5,11 +5,11 @@ import os
 import subprocess
 import sys
 
+import checkpoint
+import console
 import pytest
 import torch
 
-import checkpoint
-import console
 import prepare_data
 import train
 from tests.conftest import ROOT, make_documents
@@ -19,12 +19,23 @@ from tests.conftest import ROOT, make_documents
 def place(tmp_path, monkeypatch, data_dir):
     """An empty working directory, and the flags of a small run in it."""
     monkeypatch.chdir(tmp_path)
-    return ["--block_size=32", "--n_layer=2", "--n_head=2", "--n_embd=32", "--value_embeds=1", "--max_steps=2",
-            "--batch_tokens=256", "--device=cpu", f"--data={data_dir}"]  # fmt: skip
+    return [
+        "--block_size=32",
+        "--n_layer=2",
+        "--n_head=2",
+        "--n_embd=32",
+        "--value_embeds=1",
+        "--max_steps=2",
+        "--batch_tokens=256",
+        "--device=cpu",
+        f"--data={data_dir}",
+    ]
 
 
 def assert_told(result, *words: str) -> None:
-    message = " ".join(result.err.replace("│", " ").split())  # the frame and the line breaks of long messages
+    message = " ".join(
+        result.err.replace("│", " ").split()
+    )  # the frame and the line breaks of long messages
     assert result.code == 2, result
     assert "Traceback" not in message and len(message) < 1500
     for word in words:
@@ -46,13 +57,25 @@ TRAIN_FLAGS = {
     "a rate below 0": (["--muon_lr=-0.1"], ["muon_lr=-0.1", "at least 0"]),
     "a rate that is no number": (["--learning_rate=nan"], ["learning_rate=nan", "finite"]),
     "a model for which there is no memory": (["--n_layer=99999999"], ["n_layer", "GB of memory"]),
-    "a batch for which there is no memory": (["--batch_tokens=3200000000000"], ["micro_batch_size", "GB of memory"]),
+    "a batch for which there is no memory": (
+        ["--batch_tokens=3200000000000"],
+        ["micro_batch_size", "GB of memory"],
+    ),
     "resume and overwrite": (["--resume=True", "--overwrite=True"], ["resume", "overwrite"]),
-    "missing data": (["--data=data/nothing"], ["data/nothing", "does not exist", "prepare_data.py"]),
-    "a data set shorter than a window": (["--block_size=65536", "--batch_tokens=65536"], ["65537", "--block_size"]),
+    "missing data": (
+        ["--data=data/nothing"],
+        ["data/nothing", "does not exist", "prepare_data.py"],
+    ),
+    "a data set shorter than a window": (
+        ["--block_size=65536", "--batch_tokens=65536"],
+        ["65537", "--block_size"],
+    ),
     "a vocabulary that is too small": (["--vocab_size=100"], ["vocab_size=100", "257"]),
     "weights that are not there": (["--init_from=out/nothing"], ["out/nothing", "no run"]),
-    "a checkpoint that is not there": (["--init_from=nothing.pt"], ["nothing.pt", "does not exist"]),
+    "a checkpoint that is not there": (
+        ["--init_from=nothing.pt"],
+        ["nothing.pt", "does not exist"],
+    ),
     "nothing to evaluate": (["--eval_only=True"], ["eval_only", "--init_from"]),
     "a prompt that is no text": (["--sample_prompt=\udc80"], ["cannot begin", "surrogates"]),
     "a device that is no device": (["--device=toaster"], ["device=toaster", "--device=cpu"]),
@@ -74,7 +97,8 @@ def test_the_same_mistake_in_a_config_file(place, command, mistake):
     key, value = flags[0][2:].split("=")
     with open("recipe.py", "w") as file:
         file.write(
-            "".join(f"{k} = {v!r}\n" for k, v in (flag[2:].split("=") for flag in place)) + f"{key} = {value!r}\n"
+            "".join(f"{k} = {v!r}\n" for k, v in (flag[2:].split("=") for flag in place))
+            + f"{key} = {value!r}\n"
         )
     assert_told(command(train.main, "recipe.py"), *words, "recipe.py")
     assert os.listdir() == ["recipe.py"]
@@ -85,12 +109,15 @@ def test_cuda_where_there_is_none(place, command):
     assert_told(command(train.main, *place, "--device=cuda"), "device=cuda", "--device=cpu")
 
 
-@pytest.mark.parametrize("content, words", [
-    (None, ["does not exist", "recipe.py"]),
-    ("n_layer = = 2", ["SyntaxError", "recipe.py"]),
-    ("n_layer = 2\nn_head = n_layers", ["NameError", "n_layers", "recipe.py"]),
-    ("import sys; sys.exit(0)", ["SystemExit", "recipe.py"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (None, ["does not exist", "recipe.py"]),
+        ("n_layer = = 2", ["SyntaxError", "recipe.py"]),
+        ("n_layer = 2\nn_head = n_layers", ["NameError", "n_layers", "recipe.py"]),
+        ("import sys; sys.exit(0)", ["SystemExit", "recipe.py"]),
+    ],
+)
 def test_a_config_file_that_cannot_be_run(place, command, content, words):
     if content is not None:
         with open("recipe.py", "w") as file:
@@ -120,7 +147,9 @@ def test_a_run_is_never_overwritten_by_accident(place, command):
     assert command(train.main, *place).code == 0
     before = {name: open(f"out/default/{name}", "rb").read() for name in os.listdir("out/default")}
     assert_told(command(train.main, *place), "out/default", "--resume=True", "--overwrite=True")
-    assert {name: open(f"out/default/{name}", "rb").read() for name in os.listdir("out/default")} == before
+    assert {
+        name: open(f"out/default/{name}", "rb").read() for name in os.listdir("out/default")
+    } == before
     assert command(train.main, *place, "--overwrite=True").code == 0
 
 
@@ -155,16 +184,30 @@ def test_a_tokenizer_that_does_not_match_the_checkpoint(place, command, tmp_path
     for i, text in enumerate(make_documents(60)):
         (tmp_path / "s" / f"{i}.txt").write_text(text)
     command(prepare_data.main, "--source=s", "--name=other", "--tokenizer=bpe:300")
-    result = command(train.main, *place[:-1], "--data=data/other", "--init_from=out/default", "--out=out/fine")
+    result = command(
+        train.main, *place[:-1], "--data=data/other", "--init_from=out/default", "--out=out/fine"
+    )
     assert_told(result, "data/other")
     command(prepare_data.main, "--source=s", "--name=same_size", "--tokenizer=bpe:257")
-    result = command(train.main, *place[:-1], "--data=data/same_size", "--init_from=out/default", "--out=out/fine")
+    result = command(
+        train.main,
+        *place[:-1],
+        "--data=data/same_size",
+        "--init_from=out/default",
+        "--out=out/fine",
+    )
     assert_told(result, "data/same_size", "tokenizer")
     assert not os.path.exists("out/fine")
 
 
-@pytest.mark.parametrize("error", ["torch.OutOfMemoryError('CUDA out of memory')", "MemoryError()",
-                                   "RuntimeError(\"DefaultCPUAllocator: can't allocate memory\")"])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        "torch.OutOfMemoryError('CUDA out of memory')",
+        "MemoryError()",
+        'RuntimeError("DefaultCPUAllocator: can\'t allocate memory")',
+    ],
+)
 def test_running_out_of_memory_names_the_knob(place, command, monkeypatch, error):
     def fail(*args, **kwargs):
         raise eval(error)
@@ -192,9 +235,15 @@ PREPARE_FLAGS = {
     "an empty folder": (["--source=empty"], ["empty", "no files"]),
     "an empty file": (["--source=empty.txt"], ["empty.txt", "1 empty"]),
     "a binary file": (["--source=binary.bin"], ["binary.bin", "1 binary"]),
-    "an unknown tokenizer": (["--source=text.txt", "--tokenizer=wordpiece"], ["wordpiece", "bpe:4096", "gpt2"]),
+    "an unknown tokenizer": (
+        ["--source=text.txt", "--tokenizer=wordpiece"],
+        ["wordpiece", "bpe:4096", "gpt2"],
+    ),
     "a vocabulary too small": (["--source=text.txt", "--tokenizer=bpe:100"], ["bpe:100", "257"]),
-    "a vocabulary that is no number": (["--source=text.txt", "--tokenizer=bpe:big"], ["bpe:big", "257"]),
+    "a vocabulary that is no number": (
+        ["--source=text.txt", "--tokenizer=bpe:big"],
+        ["bpe:big", "257"],
+    ),
     "nothing left to train on": (
         ["--source=text.txt", "--val_fraction=0.6", "--test_fraction=0.5"],
         ["0.6", "0.5", "below 1"],
@@ -202,9 +251,18 @@ PREPARE_FLAGS = {
     "a negative share": (["--source=text.txt", "--val_fraction=-0.1"], ["-0.1"]),
     "a name that is a path": (["--source=text.txt", "--name=../x"], ["../x", "--name=mine"]),
     "shards of nothing": (["--source=text.txt", "--shard_tokens=0"], ["shard_tokens=0"]),
-    "no memory for copies": (["--source=text.txt", "--duplicates_mb=0"], ["duplicates_mb=0", "at least 1"]),
-    "site-packages of a text": (["--source=text.txt", "--include_site_packages=True"], ["--source=python"]),
-    "an unknown key": (["--source=text.txt", "--tokeniser=byte"], ["--tokeniser=byte", "did you mean --tokenizer?"]),
+    "no memory for copies": (
+        ["--source=text.txt", "--duplicates_mb=0"],
+        ["duplicates_mb=0", "at least 1"],
+    ),
+    "site-packages of a text": (
+        ["--source=text.txt", "--include_site_packages=True"],
+        ["--source=python"],
+    ),
+    "an unknown key": (
+        ["--source=text.txt", "--tokeniser=byte"],
+        ["--tokeniser=byte", "did you mean --tokenizer?"],
+    ),
 }
 
 
@@ -239,6 +297,9 @@ def test_a_full_disk(place, command, monkeypatch):
 def test_a_program_ends_with_exit_code_2(tmp_path):
     """The same as a real program, once: the shell sees 2, standard error the message, and no traceback."""
     run = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "--n_layer=x"], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, str(ROOT / "train.py"), "--n_layer=x"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert run.returncode == 2 and "--n_layer" in run.stderr and "Traceback" not in run.stderr

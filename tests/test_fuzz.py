@@ -22,12 +22,12 @@ import traceback
 import typing
 from pathlib import Path
 
+import checkpoint
+import console
 import pytest
 import torch
 
 import bench
-import checkpoint
-import console
 import prepare_data
 import research.__main__
 import sample
@@ -35,13 +35,62 @@ import train
 from tests.conftest import make_documents
 
 TIMES = int(os.environ.get("NANOLOOP_FUZZ", "1"))
-SMALL = ("--block_size=16 --n_layer=1 --n_head=2 --n_embd=8 --value_embeds=1 --batch_tokens=64 --max_steps=2 --device=cpu "
-         "--dtype=float32 --compile=False --prepare=None").split()  # fmt: skip
+SMALL = (
+    "--block_size=16 --n_layer=1 --n_head=2 --n_embd=8 --value_embeds=1 --batch_tokens=64 --max_steps=2 --device=cpu "
+    "--dtype=float32 --compile=False --prepare=None"
+).split()
 NUMBERS = [-(2**63), -1, 0, 1, 2, 3, 5, 8, 16, 33, 10**12, 2**63, 10**40]
 REALS = [-1.0, -0.0, 0.0, 1e-300, 0.1, 0.5, 1.0, 1.5, 1e9, 1e300, math.inf, -math.inf, math.nan]
-WORDS = ["", " ", "None", "True", "maybe", "x", "é☃", "-", "--", "=", "a=b", "0x10", "1e3", "1,2", "[1]", "{}", "\n", "%s", "'",
-         "../x", "nothing/there", "x" * 5000, "FILE:", "FILE:x", "gpt2:", "a:b,c", "a:1,b:-1", ":", ",", "\udc80"]  # fmt: skip
-VALUES = [None, True, 0, -1, 2**70, 0.5, math.nan, math.inf, "", "x", "é" * 100, [], [[]], {}, {"a": None}, [1, "2"]]
+WORDS = [
+    "",
+    " ",
+    "None",
+    "True",
+    "maybe",
+    "x",
+    "é☃",
+    "-",
+    "--",
+    "=",
+    "a=b",
+    "0x10",
+    "1e3",
+    "1,2",
+    "[1]",
+    "{}",
+    "\n",
+    "%s",
+    "'",
+    "../x",
+    "nothing/there",
+    "x" * 5000,
+    "FILE:",
+    "FILE:x",
+    "gpt2:",
+    "a:b,c",
+    "a:1,b:-1",
+    ":",
+    ",",
+    "\udc80",
+]
+VALUES = [
+    None,
+    True,
+    0,
+    -1,
+    2**70,
+    0.5,
+    math.nan,
+    math.inf,
+    "",
+    "x",
+    "é" * 100,
+    [],
+    [[]],
+    {},
+    {"a": None},
+    [1, "2"],
+]
 
 
 class Late(Exception):
@@ -102,7 +151,12 @@ def run(main, *argv: str, stdin: str = "") -> tuple[int, str]:
 
 
 def fingerprints(*folders: str) -> dict[str, str]:
-    paths = [path for folder in folders for path in [Path(folder), *Path(folder).rglob("*")] if path.is_file()]
+    paths = [
+        path
+        for folder in folders
+        for path in [Path(folder), *Path(folder).rglob("*")]
+        if path.is_file()
+    ]
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
@@ -125,7 +179,11 @@ def any_value(rng: random.Random, kind) -> str:
     """For an option of this type: mostly a value of it, sometimes of another, sometimes nothing that is a value."""
     kinds = [part for part in typing.get_args(kind) or [kind]]
     pools = {int: NUMBERS, float: REALS, bool: [True, False], str: WORDS, type(None): [None]}
-    pool = [value for part in kinds for value in pools.get(part, [part if isinstance(part, str) else "x"])]
+    pool = [
+        value
+        for part in kinds
+        for value in pools.get(part, [part if isinstance(part, str) else "x"])
+    ]
     if rng.random() < 0.25:
         pool = NUMBERS + REALS + WORDS + [True, False, None]
     return str(rng.choice(pool))
@@ -133,21 +191,37 @@ def any_value(rng: random.Random, kind) -> str:
 
 def options_of(cls, leave_out: str) -> dict:
     types = typing.get_type_hints(cls)
-    return {field.name: types[field.name] for field in dataclasses.fields(cls) if field.name not in leave_out.split()}
+    return {
+        field.name: types[field.name]
+        for field in dataclasses.fields(cls)
+        if field.name not in leave_out.split()
+    }
 
 
 # Left out: what needs a network, minutes, a GPU, or is not of this program.
 PROGRAMS = {
-    "train": (train.main, options_of(train.TrainConfig, "wandb compile prepare"), [*SMALL, "--data=data/words"]),
-    "sample": (sample.main, options_of(sample.SampleConfig, "run num_samples"),
-               ["out/run", "--device=cpu", "--dtype=float32", "--max_new_tokens=3"]),
-    "prepare_data": (prepare_data.main, options_of(prepare_data.PrepareConfig, "workers source claude_model languages"),
-                     ["--source=text.txt", "--name=new", "--tokenizer=byte"]),
+    "train": (
+        train.main,
+        options_of(train.TrainConfig, "wandb compile prepare"),
+        [*SMALL, "--data=data/words"],
+    ),
+    "sample": (
+        sample.main,
+        options_of(sample.SampleConfig, "run num_samples"),
+        ["out/run", "--device=cpu", "--dtype=float32", "--max_new_tokens=3"],
+    ),
+    "prepare_data": (
+        prepare_data.main,
+        options_of(prepare_data.PrepareConfig, "workers source claude_model languages"),
+        ["--source=text.txt", "--name=new", "--tokenizer=byte"],
+    ),
     "bench": (bench.main, options_of(bench.BenchConfig, "wandb"), [*SMALL, "--data=data/words"]),
-}  # fmt: skip
+}
 
 
-@pytest.mark.parametrize("program, count", [("train", 60), ("sample", 30), ("prepare_data", 50), ("bench", 30)])
+@pytest.mark.parametrize(
+    "program, count", [("train", 60), ("sample", 30), ("prepare_data", 50), ("bench", 30)]
+)
 def test_any_options(place, monkeypatch, program, count):
     def measured(*args):
         raise console.UserError("here it would begin to measure")
@@ -159,7 +233,22 @@ def test_any_options(place, monkeypatch, program, count):
         names = rng.sample(sorted(options), rng.choice([1, 1, 1, 2, 3]))
         flags = [f"--{name}={any_value(rng, options[name])}" for name in names]
         if rng.random() < 0.1:
-            flags.append(rng.choice(["--", "--x", "-x", "--=", "=", "--n_layer", "config/none.py", "--help=1", "é", "--\udc80=1"]))
+            flags.append(
+                rng.choice(
+                    [
+                        "--",
+                        "--x",
+                        "-x",
+                        "--=",
+                        "=",
+                        "--n_layer",
+                        "config/none.py",
+                        "--help=1",
+                        "é",
+                        "--\udc80=1",
+                    ]
+                )
+            )
         before = fingerprints("text.txt", "data/words", "out/run")
         code, told = run(main, *base, *flags)
         if code == -2:  # a hundred million steps within a step are a wish like any other
@@ -167,7 +256,9 @@ def test_any_options(place, monkeypatch, program, count):
             continue
         check(f"{program} {flags}", code, told)
         free = {"--resume=True", "--overwrite=True"} & set(flags)
-        assert free or fingerprints("text.txt", "data/words", "out/run") == before, f"changed by {program} {flags}"
+        assert free or fingerprints("text.txt", "data/words", "out/run") == before, (
+            f"changed by {program} {flags}"
+        )
         for path in [*Path("out").glob("*"), *Path("data").glob("*"), Path("x"), Path("é☃")]:
             if path.is_dir() and path.name not in ("run", "words"):
                 shutil.rmtree(path)
@@ -225,27 +316,61 @@ def changed(rng: random.Random, value):
     return rng.choice(VALUES)
 
 
-SENTENCES = ["n_layer = {}", "max_steps = {}", "data = {}", "x = {}", "_x = {}", "import nothing", "raise {}", "1 / 0", "def f(: pass",
-             "(" * 300, "n_layer = n_layer", "import os", "def f(): return f()\nf()", "import sys; sys.exit({})", "0" * 5000,
-             "class A: pass", "out = {}", "_d = dial({}, {})", "learning_rate = {}", "from model import *", "\ttab = {}", "exit()",
-             "n_layer, n_head = {}", "lambda = {}", "optimizer = {}", "assert {}", "print({})", "open('nothing')"]  # fmt: skip
+SENTENCES = [
+    "n_layer = {}",
+    "max_steps = {}",
+    "data = {}",
+    "x = {}",
+    "_x = {}",
+    "import nothing",
+    "raise {}",
+    "1 / 0",
+    "def f(: pass",
+    "(" * 300,
+    "n_layer = n_layer",
+    "import os",
+    "def f(): return f()\nf()",
+    "import sys; sys.exit({})",
+    "0" * 5000,
+    "class A: pass",
+    "out = {}",
+    "_d = dial({}, {})",
+    "learning_rate = {}",
+    "from model import *",
+    "\ttab = {}",
+    "exit()",
+    "n_layer, n_head = {}",
+    "lambda = {}",
+    "optimizer = {}",
+    "assert {}",
+    "print({})",
+    "open('nothing')",
+]
 
 
 def test_any_config_file(place):
     for number, rng in enumerate(cases(80, "config")):
-        lines = [rng.choice(SENTENCES).replace("{}", repr(rng.choice(VALUES + NUMBERS + WORDS[:20]))) for _ in range(rng.randint(1, 3))]
+        lines = [
+            rng.choice(SENTENCES).replace("{}", repr(rng.choice(VALUES + NUMBERS + WORDS[:20])))
+            for _ in range(rng.randint(1, 3))
+        ]
         content = "\n".join(lines).encode(errors="surrogatepass")
         content = mutated(rng, content) if rng.random() < 0.4 else content
         Path("recipe.py").write_bytes(content)
         before = fingerprints("text.txt", "data/words", "out/run")
-        code, told = run(train.main, "recipe.py", *SMALL, "--data=data/words", f"--out=out/{number}")
+        code, told = run(
+            train.main, "recipe.py", *SMALL, "--data=data/words", f"--out=out/{number}"
+        )
         if code == -1 and b"Interrupt" in content:
             continue
         check(content, code, told)
         assert fingerprints("text.txt", "data/words", "out/run") == before, content
 
 
-@pytest.mark.parametrize("name, count", [("meta.json", 25), ("tokenizer.json", 25), ("train_000000.bin", 20), ("val_000000.bin", 10)])
+@pytest.mark.parametrize(
+    "name, count",
+    [("meta.json", 25), ("tokenizer.json", 25), ("train_000000.bin", 20), ("val_000000.bin", 10)],
+)
 def test_any_data_folder(place, name, count):
     good = Path("data/words", name).read_bytes()
     shutil.copytree("data/words", "data/bad")
@@ -265,11 +390,29 @@ def test_any_data_folder(place, name, count):
 def test_any_checkpoint(place):
     """Its bytes, or one of its values, are others; it is sampled from, resumed and fine-tuned."""
     path = Path("out/run/last.pt")
-    good, whole, previous = path.read_bytes(), checkpoint.load_checkpoint(path), Path("out/run").glob("*")
+    good, whole, previous = (
+        path.read_bytes(),
+        checkpoint.load_checkpoint(path),
+        Path("out/run").glob("*"),
+    )
     others = {other: other.read_bytes() for other in previous if other.name != "last.pt"}
-    ways = [(sample.main, ["out/bad/last.pt", "--device=cpu", "--dtype=float32", "--max_new_tokens=3"]),
-            (train.main, [*SMALL, "--data=data/words", "--out=out/bad", "--resume=True", "--max_steps=3"]),
-            (train.main, [*SMALL, "--data=data/words", "--out=out/new", "--init_from=out/bad", "--overwrite=True"])]  # fmt: skip
+    ways = [
+        (sample.main, ["out/bad/last.pt", "--device=cpu", "--dtype=float32", "--max_new_tokens=3"]),
+        (
+            train.main,
+            [*SMALL, "--data=data/words", "--out=out/bad", "--resume=True", "--max_steps=3"],
+        ),
+        (
+            train.main,
+            [
+                *SMALL,
+                "--data=data/words",
+                "--out=out/new",
+                "--init_from=out/bad",
+                "--overwrite=True",
+            ],
+        ),
+    ]
     for rng in cases(50, "checkpoint"):
         shutil.rmtree("out/bad", ignore_errors=True)
         Path("out/bad").mkdir()
@@ -277,7 +420,11 @@ def test_any_checkpoint(place):
             Path("out/bad", other.name).write_bytes(content)
         if rng.random() < 0.75:
             torch.save(exchanged := changed(rng, whole), "out/bad/last.pt")
-            told_of = [key for key in whole if not isinstance(exchanged, dict) or exchanged.get(key) is not whole[key]]
+            told_of = [
+                key
+                for key in whole
+                if not isinstance(exchanged, dict) or exchanged.get(key) is not whole[key]
+            ]
         else:
             Path("out/bad/last.pt").write_bytes(mutated(rng, good))
             told_of = "bytes"
@@ -299,11 +446,22 @@ def texts() -> dict[str, bytes]:
     stream = io.BytesIO()
     with pyarrow.ipc.new_stream(stream, table.schema) as writer:
         writer.write_table(table)
-    lines = "".join(json.dumps({"text": text, "split": "val"}) + "\n" for text in documents).encode()
+    lines = "".join(
+        json.dumps({"text": text, "split": "val"}) + "\n" for text in documents
+    ).encode()
     plain = "".join(documents).encode()
-    return {"a.txt": plain, "b.jsonl": lines, "c.parquet": file.getvalue(), "d.arrow": stream.getvalue(), "e.txt.gz": gzip.compress(plain),
-            "f.jsonl.zst": zstandard.compress(lines), "g.json": lines, "train.bin": bytes(3000), "h.bin": Path("data/words/val_000000.bin").read_bytes(),
-            "i": plain}  # fmt: skip
+    return {
+        "a.txt": plain,
+        "b.jsonl": lines,
+        "c.parquet": file.getvalue(),
+        "d.arrow": stream.getvalue(),
+        "e.txt.gz": gzip.compress(plain),
+        "f.jsonl.zst": zstandard.compress(lines),
+        "g.json": lines,
+        "train.bin": bytes(3000),
+        "h.bin": Path("data/words/val_000000.bin").read_bytes(),
+        "i": plain,
+    }
 
 
 def test_any_text(place):
@@ -314,13 +472,32 @@ def test_any_text(place):
         for name in rng.sample(sorted(good), rng.choice([1, 1, 2])):
             content = mutated(rng, good[name])
             if rng.random() < 0.2:  # a line that is JSON, but not what is expected
-                content += json.dumps(rng.choice([*VALUES, {"text": rng.choice(VALUES)}])).encode() + b"\n"
+                content += (
+                    json.dumps(rng.choice([*VALUES, {"text": rng.choice(VALUES)}])).encode() + b"\n"
+                )
             Path("texts", name).write_bytes(content)
-        flags = rng.sample(["--strict=True", "--text_key=text", "--text_key=n", "--duplicates=near", "--quality=gopher,c4", "--max_bytes=99",
-                            "--shuffle_buffer=3", "--overwrite=True"], rng.randrange(3))  # fmt: skip
+        flags = rng.sample(
+            [
+                "--strict=True",
+                "--text_key=text",
+                "--text_key=n",
+                "--duplicates=near",
+                "--quality=gopher,c4",
+                "--max_bytes=99",
+                "--shuffle_buffer=3",
+                "--overwrite=True",
+            ],
+            rng.randrange(3),
+        )
         tokenizer = rng.choice(["byte", "byte", "bpe:260"])
         before = fingerprints("texts", "text.txt", "data/words", "out")
-        argv = ["--source=texts", "--name=new", f"--tokenizer={tokenizer}", "--val_fraction=0.2", *flags]
+        argv = [
+            "--source=texts",
+            "--name=new",
+            f"--tokenizer={tokenizer}",
+            "--val_fraction=0.2",
+            *flags,
+        ]
         code, told = run(prepare_data.main, *argv)
         check(f"text {number} {flags} {os.listdir('texts')}", code, told)
         assert fingerprints("texts", "text.txt", "data/words", "out") == before
@@ -333,6 +510,8 @@ def test_any_text(place):
 def test_any_prompt(place):
     for rng in cases(20, "prompt"):
         Path("prompt.txt").write_bytes(mutated(rng, "once upon a time é☃".encode()))
-        prompt = rng.choice(["--prompt=FILE:prompt.txt", "--prompt=-", f"--prompt={rng.choice(WORDS)}"])
+        prompt = rng.choice(
+            ["--prompt=FILE:prompt.txt", "--prompt=-", f"--prompt={rng.choice(WORDS)}"]
+        )
         argv = ["out/run", "--device=cpu", "--dtype=float32", "--max_new_tokens=2", prompt]
         check(prompt, *run(sample.main, *argv, stdin=rng.choice(WORDS)))

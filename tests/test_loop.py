@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from console import UserError
+from nanoloop.options import UserError
 from research import loop
 from research.ledger import Ledger
 from research.patch import ROOT, Invalid, from_tree, hash_of, make_change, read_tree
@@ -63,19 +63,40 @@ def quick_judge(ledger: Ledger, pause: float = 0.0):
     """The referee without its training: real rules for what a change may touch, real verdicts, made-up scores."""
 
     def judge(repo: Path, tree: str, hypothesis: str, **row) -> dict:
-        row |= {"kind": "trial", "state": "begun", "hypothesis": hypothesis, "diff": "", "differences": []}
-        row |= {"parent": loop.git(repo, "rev-parse", "HEAD").strip(), "mean": None, "interval": None}
+        row |= {
+            "kind": "trial",
+            "state": "begun",
+            "hypothesis": hypothesis,
+            "diff": "",
+            "differences": [],
+        }
+        row |= {
+            "parent": loop.git(repo, "rev-parse", "HEAD").strip(),
+            "mean": None,
+            "interval": None,
+        }
         try:
             change = from_tree(read_tree(repo), Path(tree), repo)
         except Invalid as refused:
-            told = {"state": "done", "verdict": "invalid", "reason": str(refused), "idea": hash_of(str(refused))}
+            told = {
+                "state": "done",
+                "verdict": "invalid",
+                "reason": str(refused),
+                "idea": hash_of(str(refused)),
+            }
             return ledger.append(row | told)
-        row |= {"diff": change.diff, "idea": change.idea, "added": change.added, "removed": change.removed}
+        row |= {
+            "diff": change.diff,
+            "idea": change.idea,
+            "added": change.added,
+            "removed": change.removed,
+        }
         ledger.append(row)
         new = [line for line in change.diff.splitlines() if line.startswith("+")][-1]
         if "EFFECT" not in new:
             return ledger.append(
-                row | {"state": "done", "verdict": "crash", "reason": "the candidate ended with code 1"}
+                row
+                | {"state": "done", "verdict": "crash", "reason": "the candidate ended with code 1"}
             )
         rng, effect = np.random.default_rng(len(ledger.trials())), eval(new.split("=")[1])
         rules = dict(alpha=Night.of(ledger.trials()).alpha(), noise=Noise(0.004, 8))
@@ -95,7 +116,12 @@ def quick_judge(ledger: Ledger, pause: float = 0.0):
 
 
 def start(
-    folder: Path, agent: str, tries: int | None, minutes: float = 0.025, pause: float = 0.0, tell=lambda text: None
+    folder: Path,
+    agent: str,
+    tries: int | None,
+    minutes: float = 0.025,
+    pause: float = 0.0,
+    tell=lambda text: None,
 ):
     loop.run(agent, folder, quick_judge(Ledger(folder), pause), None, tries, minutes, tell=tell)
 
@@ -107,9 +133,22 @@ def outcomes(folder: Path) -> list[str]:
     return [row["reason"] if row["verdict"] == "none" else row["verdict"] for row in rows]
 
 
-EXPECTED = ["keep", "reject", "reject", "the agent ended with exit code 3", "invalid", "nothing was changed",
-            "nothing was changed", "the idea of", "the agent was stopped after 2 seconds", "crash",
-            "reject", "reject", "unusable", "keep"]  # fmt: skip
+EXPECTED = [
+    "keep",
+    "reject",
+    "reject",
+    "the agent ended with exit code 3",
+    "invalid",
+    "nothing was changed",
+    "nothing was changed",
+    "the idea of",
+    "the agent was stopped after 2 seconds",
+    "crash",
+    "reject",
+    "reject",
+    "unusable",
+    "keep",
+]
 
 
 @pytest.fixture(scope="module")
@@ -118,14 +157,20 @@ def night(tmp_path_factory):
     folder = tmp_path_factory.mktemp("night")
     before = {path: path.read_bytes() for path in ROOT.glob("*.py")}
     printed: list[str] = []
-    start(folder / "out", make_agent(folder / "agent", list(BAG)), tries=len(BAG), tell=printed.append)
-    assert before == {path: path.read_bytes() for path in ROOT.glob("*.py")}, "the user's checkout was touched"
+    start(
+        folder / "out", make_agent(folder / "agent", list(BAG)), tries=len(BAG), tell=printed.append
+    )
+    assert before == {path: path.read_bytes() for path in ROOT.glob("*.py")}, (
+        "the user's checkout was touched"
+    )
     return folder, printed
 
 
 def test_a_mixed_bag_is_judged(night):
     found = outcomes(night[0] / "out")
-    assert [one.startswith(expected) for one, expected in zip(found, EXPECTED, strict=True)] == [True] * len(BAG), found
+    assert [one.startswith(expected) for one, expected in zip(found, EXPECTED, strict=True)] == [
+        True
+    ] * len(BAG), found
     assert len(night[1]) == 1 + len(BAG) and "attempt 2 | reject | worse" in night[1][2]
 
 
@@ -133,8 +178,15 @@ def test_what_is_kept_is_a_commit_that_carries_its_verdict(night):
     repo = night[0] / "out/repo"
     messages = loop.git(repo, "log", "--format=%B%x00", "kept").split("\0")
     assert len([message for message in messages if message.strip()]) == 3
-    title, trailers = messages[0].strip().splitlines()[0], loop.git(repo, "log", "-1", "--format=%(trailers:only)")
-    assert title == "Better still." and "Verdict: keep" in trailers and "Evidence: better: -0.0" in trailers
+    title, trailers = (
+        messages[0].strip().splitlines()[0],
+        loop.git(repo, "log", "-1", "--format=%(trailers:only)"),
+    )
+    assert (
+        title == "Better still."
+        and "Verdict: keep" in trailers
+        and "Evidence: better: -0.0" in trailers
+    )
     assert "EFFECT = -0.03\nEFFECT = -0.04 - 0.0\n" in (repo / "model.py").read_text()
     trial = Ledger(night[0] / "out").trials()[-1]
     assert f"Trial: {trial['id']}" in trailers and f"Parent: {trial['parent']}" in trailers
@@ -147,10 +199,15 @@ def test_the_agent_is_told_the_brief_and_the_lessons_as_figures(night):
     assert 0 < rows[0]["false_discovery_budget_left"] <= 0.05
     verdicts = [row["verdict"] for row in rows if "verdict" in row]
     assert (
-        verdicts.count("keep") == 1 and "invalid" in verdicts and "crash" in verdicts and verdicts.count("reject") == 4
+        verdicts.count("keep") == 1
+        and "invalid" in verdicts
+        and "crash" in verdicts
+        and verdicts.count("reject") == 4
     )
     kept = next(row for row in rows if row.get("verdict") == "keep")
-    assert kept["mean"] == pytest.approx(-0.03, abs=0.01) and kept["hypothesis"] == "A better start."
+    assert (
+        kept["mean"] == pytest.approx(-0.03, abs=0.01) and kept["hypothesis"] == "A better start."
+    )
     assert [row for row in rows if row.get("same_as") and row["same_as"] in row["reason"]] != []
     assert next(row for row in rows if row.get("verdict") == "invalid")["reason"].startswith(
         "it touches prepare_data.py"
@@ -242,13 +299,22 @@ def test_the_hours_end_the_loop(tmp_path):
     start_time = time.monotonic()
     agent = make_agent(tmp_path / "agent", ["always new"])
     loop.run(
-        agent, tmp_path / "out", quick_judge(Ledger(tmp_path / "out")), 1 / 3600, None, 1.0, tell=lambda text: None
+        agent,
+        tmp_path / "out",
+        quick_judge(Ledger(tmp_path / "out")),
+        1 / 3600,
+        None,
+        1.0,
+        tell=lambda text: None,
     )
     assert time.monotonic() - start_time < 10 and 1 <= len(outcomes(tmp_path / "out")) < 20
 
 
 def test_an_agent_that_changes_the_ledger_or_the_repository_ends_the_loop(tmp_path):
-    for act in ("open('../../../ledger.jsonl', 'w')", "open('../../../repo/model.py', 'a').write('x = 1')"):
+    for act in (
+        "open('../../../ledger.jsonl', 'w')",
+        "open('../../../repo/model.py', 'a').write('x = 1')",
+    ):
         with pytest.raises(UserError, match="cannot be trusted|can be trusted"):
             start(tmp_path / "out", f'{sys.executable} -c "{act}"', tries=None)
 

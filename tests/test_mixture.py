@@ -8,9 +8,10 @@ import torch
 
 import prepare_data
 import train
-from checkpoint import load_checkpoint
-from console import UserError
-from prepare_data import PrepareConfig, Rows, TrainBatches, open_data, prepare
+from nanoloop.checkpoint import load_checkpoint
+from nanoloop.data import Rows, TrainBatches, open_data
+from nanoloop.options import UserError
+from prepare_data import PrepareConfig, prepare
 from tests.conftest import make_documents
 
 
@@ -24,7 +25,9 @@ def folders(tmp_path_factory) -> dict[str, str]:
             digits = "".join(str(ord(c) % 10) for c in text)
             text = {"lower": text, "upper": text.upper(), "digits": digits}[name]
             (root / name / f"{index:03}.txt").write_text(text)
-        options = PrepareConfig(source=(str(root / name),), tokenizer="byte", val_fraction=0.15, test_fraction=0.1)
+        options = PrepareConfig(
+            source=(str(root / name),), tokenizer="byte", val_fraction=0.15, test_fraction=0.1
+        )
         made[name] = str(prepare(options, root / "data"))
     return made
 
@@ -32,7 +35,9 @@ def folders(tmp_path_factory) -> dict[str, str]:
 def kinds(tokens: np.ndarray) -> list[str]:
     """Which folder each row of tokens came from, by its letters."""
     lower, upper = ((tokens >= first) & (tokens <= last) for first, last in ((97, 122), (65, 90)))
-    return ["lower" if a else "upper" if b else "digits" for a, b in zip(lower.any(1), upper.any(1))]
+    return [
+        "lower" if a else "upper" if b else "digits" for a, b in zip(lower.any(1), upper.any(1))
+    ]
 
 
 def mixture(folders: dict, **shares: float):
@@ -49,7 +54,9 @@ def test_at_every_moment_each_source_has_had_its_share(folders, shares):
     counts, batches = dict.fromkeys(data.sources, 0), TrainBatches(data, 16, seed=1, batch_size=1)
     for n in range(3000):
         name, k = batches.draw(n)
-        assert k == counts[name], "the sequences of a source are taken in turn, none twice, none left out"
+        assert k == counts[name], (
+            "the sequences of a source are taken in turn, none twice, none left out"
+        )
         counts[name] += 1
         for source, (share, _) in data.sources.items():
             assert abs(counts[source] - share * (n + 1)) < len(shares) / 2 + 0.01
@@ -58,7 +65,9 @@ def test_at_every_moment_each_source_has_had_its_share(folders, shares):
 def test_a_batch_holds_each_source_in_its_share(folders):
     batches = TrainBatches(mixture(folders, lower=0.65, upper=0.35), 32, seed=1, batch_size=20)
     drawn = [kinds(batches(step)[0]) for step in range(10)]
-    assert all(row.count("upper") == 7 for row in drawn) and all(row.count("lower") == 13 for row in drawn)
+    assert all(row.count("upper") == 7 for row in drawn) and all(
+        row.count("lower") == 13 for row in drawn
+    )
 
 
 def test_a_global_batch_of_a_mixture_is_the_same_however_it_is_split(folders):
@@ -67,7 +76,9 @@ def test_a_global_batch_of_a_mixture_is_the_same_however_it_is_split(folders):
     for batch_size, grad_accum, world_size in ((3, 4, 1), (3, 1, 4), (2, 3, 2), (1, 6, 2)):
         split = TrainBatches(data, 16, 3, batch_size, grad_accum, world_size)
         for step in (0, 5):
-            parts = [split(step, m, rank)[0] for m in range(grad_accum) for rank in range(world_size)]
+            parts = [
+                split(step, m, rank)[0] for m in range(grad_accum) for rank in range(world_size)
+            ]
             assert np.array_equal(np.concatenate(parts), whole(step)[0])
 
 
@@ -85,7 +96,9 @@ def test_each_epoch_of_a_source_shows_all_of_its_windows_once(folders):
 def test_one_folder_is_a_mixture_of_one(folders):
     alone, same = open_data(folders["lower"]), open_data(folders["lower"] + ":1")
     for step in range(5):
-        assert np.array_equal(TrainBatches(alone, 16, 1, 8)(step)[0], TrainBatches(same, 16, 1, 8)(step)[0])
+        assert np.array_equal(
+            TrainBatches(alone, 16, 1, 8)(step)[0], TrainBatches(same, 16, 1, 8)(step)[0]
+        )
 
 
 def test_other_shares_are_other_data(folders):
@@ -94,18 +107,31 @@ def test_other_shares_are_other_data(folders):
     assert prints[0] == prints[1] != prints[2]
 
 
-@pytest.mark.parametrize("spec", ["{lower}:0.5,{upper}", "{lower}:0,{upper}:1", "{lower}:-1,{upper}:1",
-                                  "{lower}:nan,{upper}:1", "{lower}:x,{upper}:1", "{lower}:1,nowhere:1",
-                                  "{lower}:1,{lower}:1"])  # fmt: skip
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "{lower}:0.5,{upper}",
+        "{lower}:0,{upper}:1",
+        "{lower}:-1,{upper}:1",
+        "{lower}:nan,{upper}:1",
+        "{lower}:x,{upper}:1",
+        "{lower}:1,nowhere:1",
+        "{lower}:1,{lower}:1",
+    ],
+)
 def test_a_mixture_that_makes_no_sense_is_refused_in_words(folders, spec):
     with pytest.raises(UserError) as caught:
         open_data(spec.format(**folders))
-    assert any(word in str(caught.value) for word in ("FOLDER:SHARE", "does not exist", "same name"))
+    assert any(
+        word in str(caught.value) for word in ("FOLDER:SHARE", "does not exist", "same name")
+    )
 
 
 def test_folders_with_other_tokenizers_are_refused(folders, tmp_path):
     (tmp_path / "a.txt").write_text(" ".join(make_documents(30)))
-    other = prepare(PrepareConfig(source=(str(tmp_path / "a.txt"),), tokenizer="bpe:300"), tmp_path / "data")
+    other = prepare(
+        PrepareConfig(source=(str(tmp_path / "a.txt"),), tokenizer="bpe:300"), tmp_path / "data"
+    )
     with pytest.raises(UserError, match="another tokenizer"):
         open_data(f"{folders['lower']}:1,{other}:1")
 
@@ -119,7 +145,9 @@ def test_a_run_reports_each_source_and_their_mean(folders, config, tmp_path):
     summary = train.train(config(data=spec, max_steps=6))
     mean = 0.75 * summary["val_bpb_lower"] + 0.25 * summary["val_bpb_upper"]
     assert summary["val_bpb"] == pytest.approx(mean) and summary["val_loss_lower"] > 0
-    alone = train.train(config(data=folders["upper"], init_from=str(tmp_path / "run"), eval_only=True, out=None))
+    alone = train.train(
+        config(data=folders["upper"], init_from=str(tmp_path / "run"), eval_only=True, out=None)
+    )
     assert alone["val_bpb"] == pytest.approx(summary["val_bpb_upper"])
     assert "val_bpb_upper" not in alone
 
@@ -137,7 +165,9 @@ def test_a_run_on_a_mixture_resumes_exactly(folders, config, tmp_path):
 def test_a_source_that_is_repeated_too_often_is_named_once_with_the_number(folders, config, capsys):
     spec = f"{folders['lower']}:0.2,{folders['upper']}:0.8"
     summary = train.train(config(data=spec, max_steps=110, log_interval=10))
-    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning:")]
+    warnings = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("warning:")
+    ]
     tokens = len(open_data(folders["upper"]).splits["train"])
     expected = 0.8 * summary["tokens"] / (tokens - tokens % 32)  # whole windows of 32
     assert expected > 4 and len(warnings) == 1
@@ -157,7 +187,9 @@ def test_every_row_begins_a_document_and_no_token_is_used_twice(folders, block_s
         row = rows.read(index)
         assert len(row) == block_size + 1 and row[0] == end_of_text
     for start, length in rows.pieces[: rows.first[-1]]:
-        assert rows.stream.read(start, 1)[0] == end_of_text, "a piece of a document is its beginning"
+        assert rows.stream.read(start, 1)[0] == end_of_text, (
+            "a piece of a document is its beginning"
+        )
         used[start : start + length] += 1
     assert used.max() == 1 and rows.cropped == pytest.approx(1 - used.mean())
 
@@ -174,7 +206,9 @@ def test_best_fit_crops_less_than_taking_documents_as_they_come(folders):
 
 
 def test_a_run_with_aligned_documents_says_what_it_crops_and_learns(folders, config, capsys):
-    summary = train.train(config(data=folders["lower"], align_documents=True, document_mask=True, max_steps=30))
+    summary = train.train(
+        config(data=folders["lower"], align_documents=True, document_mask=True, max_steps=30)
+    )
     assert "of tokens cropped" in capsys.readouterr().out and summary["val_loss"] < 4
 
 
@@ -184,7 +218,9 @@ def test_a_run_with_aligned_documents_goes_on_with_them(folders, config, tmp_pat
     train.train(config(**options, align_documents=True, out=str(tmp_path / "whole")))
     train.train(config(**options, align_documents=True), lambda: ["stop"])
     train.train(config(**options, resume=True))
-    whole, parts = (load_checkpoint(tmp_path / name / "last.pt")["model"] for name in ("whole", "run"))
+    whole, parts = (
+        load_checkpoint(tmp_path / name / "last.pt")["model"] for name in ("whole", "run")
+    )
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
@@ -200,7 +236,8 @@ def test_a_mask_between_documents_changes_no_checkpoint_but_its_own(folders, con
     train.train(config(data=folders["lower"], document_mask=True))
     saved = load_checkpoint(tmp_path / "run" / "last.pt")["config"]
     assert (
-        saved["document_mask"] and saved["document_token"] == prepare_data.Data(folders["lower"]).tokenizer.end_of_text
+        saved["document_mask"]
+        and saved["document_token"] == prepare_data.Data(folders["lower"]).tokenizer.end_of_text
     )
 
 
@@ -208,7 +245,9 @@ def test_a_mask_between_documents_changes_no_checkpoint_but_its_own(folders, con
 # Tasks
 
 
-def test_tasks_are_graded_at_each_evaluation_and_from_a_checkpoint(folders, config, tmp_path, capsys):
+def test_tasks_are_graded_at_each_evaluation_and_from_a_checkpoint(
+    folders, config, tmp_path, capsys
+):
     options = dict(data=folders["lower"], block_size=64, eval_tasks="modular,copying")
     summary = train.train(config(**options, max_steps=4, eval_interval=2))
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -218,7 +257,9 @@ def test_tasks_are_graded_at_each_evaluation_and_from_a_checkpoint(folders, conf
     assert again["acc_copying"] == summary["acc_copying"]
 
 
-@pytest.mark.parametrize("tasks, told", [("copyng", "did you mean copying"), ("python", "block_size")])
+@pytest.mark.parametrize(
+    "tasks, told", [("copyng", "did you mean copying"), ("python", "block_size")]
+)
 def test_tasks_that_cannot_be_set_are_told_before_training(folders, config, tmp_path, tasks, told):
     with pytest.raises(UserError, match=told):
         train.train(config(data=folders["lower"], eval_tasks=tasks))

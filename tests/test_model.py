@@ -23,8 +23,12 @@ VARIANTS = {
     "layer_norm_gelu": replace(SMALL, norm="layer", bias=True, activation="gelu", qk_norm=False),
     "bigrams": replace(SMALL, bigram_rows=50 * 50),
     "hashed_bigrams": replace(SMALL, bigram_rows=37, position="learned", residual_scalars=False),
-    "documents": replace(SMALL, document_mask=True, document_token=0, window_pattern="SL", window_size=5),
-    "learned_windows": replace(SMALL, position="learned", residual_scalars=False, window_pattern="S", window_size=3),
+    "documents": replace(
+        SMALL, document_mask=True, document_token=0, window_pattern="SL", window_size=5
+    ),
+    "learned_windows": replace(
+        SMALL, position="learned", residual_scalars=False, window_pattern="S", window_size=3
+    ),
 }
 
 
@@ -60,10 +64,16 @@ def naive_attention(q, k, v, window: int, scale: float, documents=None) -> torch
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
-@pytest.mark.parametrize("T, S, window", [(9, 9, 9), (9, 9, 4), (9, 9, 1), (1, 9, 9), (1, 9, 4), (3, 9, 9), (3, 9, 4)])
+@pytest.mark.parametrize(
+    "T, S, window", [(9, 9, 9), (9, 9, 4), (9, 9, 1), (1, 9, 9), (1, 9, 4), (3, 9, 9), (3, 9, 4)]
+)
 def test_attention_is_the_naive_one(T, S, window, kv_heads):
     torch.manual_seed(0)
-    q, k, v = torch.randn(2, 4, T, 8), torch.randn(2, kv_heads, S, 8), torch.randn(2, kv_heads, S, 8)
+    q, k, v = (
+        torch.randn(2, 4, T, 8),
+        torch.randn(2, kv_heads, S, 8),
+        torch.randn(2, kv_heads, S, 8),
+    )
     torch.testing.assert_close(attend(q, k, v, window, 0.3), naive_attention(q, k, v, window, 0.3))
 
 
@@ -71,7 +81,11 @@ def test_attention_is_the_naive_one(T, S, window, kv_heads):
 def test_flex_attention_is_the_naive_one(kv_heads):
     """The kernel for windows on GPUs, run here without compilation."""
     torch.manual_seed(0)
-    q, k, v = torch.randn(2, 4, 32, 16), torch.randn(2, kv_heads, 32, 16), torch.randn(2, kv_heads, 32, 16)
+    q, k, v = (
+        torch.randn(2, 4, 32, 16),
+        torch.randn(2, kv_heads, 32, 16),
+        torch.randn(2, kv_heads, 32, 16),
+    )
     documents = torch.tensor([[0] * 9 + [1] * 23, [1] * 30 + [2] * 2])
     for within in (None, documents):
         expected = naive_attention(q, k, v, 5, 0.3, within)
@@ -128,7 +142,11 @@ def test_a_prediction_depends_on_no_other_row(name):
 def test_a_window_hides_what_lies_before_it():
     """Two layers with a window of 3 and no full layer between reach back 4 tokens, not further."""
     config = replace(SMALL, n_layer=3, window_pattern="S", window_size=3, value_embeds=1)
-    assert [config.window(layer) for layer in range(3)] == [3, 3, 16]  # the last layer always sees all
+    assert [config.window(layer) for layer in range(3)] == [
+        3,
+        3,
+        16,
+    ]  # the last layer always sees all
     model, tokens = random_model(config), random_tokens(1, 16)
     seen = []
     model.h[2].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -140,12 +158,21 @@ def test_a_window_hides_what_lies_before_it():
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_decoding_with_a_cache_gives_the_full_passs_logits(name):
-    model, tokens = random_model(VARIANTS[name]), random_tokens(2, 16).clamp(min=1)  # 0 begins another document
+    model, tokens = (
+        random_model(VARIANTS[name]),
+        random_tokens(2, 16).clamp(min=1),
+    )  # 0 begins another document
     full, cache = model(tokens), KVCache(model.config, 2, torch.float32, torch.device("cpu"))
-    torch.testing.assert_close(model(tokens[:, :5], cache=cache)[:, 0], full[:, 4], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(model(tokens[:, 5:8], cache=cache)[:, 0], full[:, 7], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        model(tokens[:, :5], cache=cache)[:, 0], full[:, 4], atol=1e-4, rtol=1e-4
+    )
+    torch.testing.assert_close(
+        model(tokens[:, 5:8], cache=cache)[:, 0], full[:, 7], atol=1e-4, rtol=1e-4
+    )
     for t in range(8, 16):
-        torch.testing.assert_close(model(tokens[:, t : t + 1], cache=cache)[:, 0], full[:, t], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            model(tokens[:, t : t + 1], cache=cache)[:, 0], full[:, t], atol=1e-4, rtol=1e-4
+        )
 
 
 def test_decoding_in_bfloat16_errs_no_more_than_the_full_pass():
@@ -163,11 +190,18 @@ def test_decoding_in_bfloat16_errs_no_more_than_the_full_pass():
 def test_a_whole_cache_hides_what_is_not_there_yet(name):
     """The cache of a CUDA graph: every step is given all places, those to come filled with what must not count."""
     model, tokens = random_model(VARIANTS[name]), random_tokens(2, 16).clamp(min=1)
-    full, cache = model(tokens), KVCache(model.config, 2, torch.float32, torch.device("cpu"), whole=True)
+    full, cache = (
+        model(tokens),
+        KVCache(model.config, 2, torch.float32, torch.device("cpu"), whole=True),
+    )
     cache.both.fill_(100.0)
-    torch.testing.assert_close(model(tokens[:, :5], cache=cache)[:, 0], full[:, 4], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        model(tokens[:, :5], cache=cache)[:, 0], full[:, 4], atol=1e-4, rtol=1e-4
+    )
     for t in range(5, 16):
-        torch.testing.assert_close(model(tokens[:, t : t + 1], cache=cache)[:, 0], full[:, t], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            model(tokens[:, t : t + 1], cache=cache)[:, 0], full[:, t], atol=1e-4, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -188,7 +222,9 @@ def test_the_loss_is_the_cross_entropy_of_the_logits_and_skips_minus_one():
 
 @pytest.mark.parametrize("softcap", [15.0, None])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
-def test_a_loss_in_parts_is_the_loss_with_the_gradients_of_the_whole(monkeypatch, dtype, tolerance, softcap):
+def test_a_loss_in_parts_is_the_loss_with_the_gradients_of_the_whole(
+    monkeypatch, dtype, tolerance, softcap
+):
     """Where the logits of all positions would be too many at once: here 33 positions, 7 at a time."""
     model, tokens, targets = (
         random_model(replace(SMALL, logit_softcap=softcap)),
@@ -210,12 +246,19 @@ def test_a_loss_in_parts_is_the_loss_with_the_gradients_of_the_whole(monkeypatch
 
 def test_a_loss_in_parts_never_has_all_logits(monkeypatch):
     """The largest of all tensors that a step makes: 48 positions × 512 logits, or no more than the head's weights."""
-    model, tokens, largest = random_model(replace(SMALL, vocab_size=512, n_embd=32)), random_tokens(3, 16), []
+    model, tokens, largest = (
+        random_model(replace(SMALL, vocab_size=512, n_embd=32)),
+        random_tokens(3, 16),
+        [],
+    )
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             made = function(*args, **(kwargs or {}))
-            largest[-1] = max([largest[-1]] + [t.numel() for t in tree_leaves(made) if isinstance(t, torch.Tensor)])
+            largest[-1] = max(
+                [largest[-1]]
+                + [t.numel() for t in tree_leaves(made) if isinstance(t, torch.Tensor)]
+            )
             return made
 
     for limit in (2**28, 2048):
@@ -241,15 +284,30 @@ def test_initial_deviations_are_those_of_the_table():
     torch.manual_seed(0)
     modern = dict(GPT(replace(SMALL, n_embd=128, vocab_size=1000)).named_parameters())
     hidden = 0.6 / math.sqrt(128)
-    expected = {"wte.weight": 0.8, "value_embeds.3.weight": 0.01, "h.0.attn.c_q.weight": hidden, "h.2.mlp.c_fc.weight": hidden,
-                "h.0.attn.c_proj.weight": 0.0, "h.3.mlp.c_proj.weight": 0.0, "lm_head.weight": 0.001,
-                "h.3.attn.value_gate.weight": 0.0}  # fmt: skip
+    expected = {
+        "wte.weight": 0.8,
+        "value_embeds.3.weight": 0.01,
+        "h.0.attn.c_q.weight": hidden,
+        "h.2.mlp.c_fc.weight": hidden,
+        "h.0.attn.c_proj.weight": 0.0,
+        "h.3.mlp.c_proj.weight": 0.0,
+        "lm_head.weight": 0.001,
+        "h.3.attn.value_gate.weight": 0.0,
+    }
     for name, deviation in expected.items():
         assert modern[name].std().item() == pytest.approx(deviation, rel=0.05), name
-    classic = dict(GPT(replace(SMALL, n_embd=128, vocab_size=1000, **GPT2_SWITCHES)).named_parameters())
+    classic = dict(
+        GPT(replace(SMALL, n_embd=128, vocab_size=1000, **GPT2_SWITCHES)).named_parameters()
+    )
     residual = 0.02 / math.sqrt(2 * 4)
-    expected = {"wte.weight": 0.02, "wpe.weight": 0.02, "h.0.attn.c_q.weight": 0.02, "h.0.attn.c_proj.weight": residual,
-                "h.0.mlp.c_proj.weight": residual, "h.1.mlp.c_fc.bias": 0.0}  # fmt: skip
+    expected = {
+        "wte.weight": 0.02,
+        "wpe.weight": 0.02,
+        "h.0.attn.c_q.weight": 0.02,
+        "h.0.attn.c_proj.weight": residual,
+        "h.0.mlp.c_proj.weight": residual,
+        "h.1.mlp.c_fc.bias": 0.0,
+    }
     for name, deviation in expected.items():
         assert classic[name].std().item() == pytest.approx(deviation, rel=0.05), name
 
@@ -276,7 +334,9 @@ def test_one_batch_can_be_learnt_by_heart(name):
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.3
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())  # nothing is left out
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters()
+    )  # nothing is left out
 
 
 def test_dropout_acts_in_training_only():
@@ -302,20 +362,23 @@ def test_flops_count_every_matrix_product():
     config = GPTConfig(block_size=8, vocab_size=64, n_layer=2, n_head=2, n_embd=16, value_embeds=0)
     matrices = 2 * (4 * 16 * 16 + 2 * 4 * 16 * 16) + 64 * 16
     assert GPT(config).flops_per_token() == 6 * matrices + 12 * 16 * (8 + 8)
-    assert GPT(replace(config, window_pattern="SL", window_size=4)).flops_per_token() == 6 * matrices + 12 * 16 * (
-        4 + 8
-    )
+    assert GPT(
+        replace(config, window_pattern="SL", window_size=4)
+    ).flops_per_token() == 6 * matrices + 12 * 16 * (4 + 8)
 
 
-@pytest.mark.parametrize("wrong, message", [
-    (dict(n_embd=30), "n_embd=30 is not divisible by n_head=4"),
-    (dict(n_kv_head=3), "n_head=4 is not divisible by n_kv_head=3"),
-    (dict(n_embd=36), "even head size"),
-    (dict(value_embeds=3), "value_embeds=3 is not 0 to 2"),
-    (dict(window_pattern="SXL"), "SXL"),
-    (dict(n_layer=0), "n_layer=0"),
-    (dict(dropout=1.0), "dropout=1.0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (dict(n_embd=30), "n_embd=30 is not divisible by n_head=4"),
+        (dict(n_kv_head=3), "n_head=4 is not divisible by n_kv_head=3"),
+        (dict(n_embd=36), "even head size"),
+        (dict(value_embeds=3), "value_embeds=3 is not 0 to 2"),
+        (dict(window_pattern="SXL"), "SXL"),
+        (dict(n_layer=0), "n_layer=0"),
+        (dict(dropout=1.0), "dropout=1.0"),
+    ],
+)
 def test_sizes_that_do_not_fit_are_refused_with_both_numbers(wrong, message):
     with pytest.raises(ValueError, match=message):
         replace(SMALL, **wrong)
@@ -336,7 +399,9 @@ def greedy_by_definition(model: GPT, prompt: list[int], count: int) -> list[int]
 @pytest.mark.parametrize("name", VARIANTS)
 def test_greedy_text_is_that_of_full_passes(name):
     model = random_model(VARIANTS[name])
-    assert model.generate([[3, 1, 4]], 13, temperature=0) == [greedy_by_definition(model, [3, 1, 4], 13)]
+    assert model.generate([[3, 1, 4]], 13, temperature=0) == [
+        greedy_by_definition(model, [3, 1, 4], 13)
+    ]
 
 
 def recorded(function, arguments):
@@ -354,10 +419,14 @@ def recorded(function, arguments):
 def test_a_recorded_step_writes_the_same_text(name, monkeypatch):
     """Nothing in a step may depend on a number that Python knows: it would stay as it was when it was recorded."""
     model, prompts = random_model(VARIANTS[name]), [[7], [3, 1, 4, 1, 5], [9, 2]]
-    expected = model.generate(prompts, 30, temperature=0)  # beyond the context: the cache is begun anew
+    expected = model.generate(
+        prompts, 30, temperature=0
+    )  # beyond the context: the cache is begun anew
     monkeypatch.setattr(torch.cpu, "make_graphed_callables", recorded, raising=False)
     assert model.generate(prompts, 30, temperature=0) == expected
-    assert model.generate(prompts, 3, temperature=0) == [row[:3] for row in expected]  # too short to be recorded
+    assert model.generate(prompts, 3, temperature=0) == [
+        row[:3] for row in expected
+    ]  # too short to be recorded
 
 
 @pytest.mark.parametrize("name", ["modern", "gpt2", "windows"])
@@ -389,7 +458,11 @@ def test_generation_ends_at_the_stop_token_and_streams_what_it_draws():
     free = model.generate([[3]], 12, temperature=0)[0]
     stop = free[4]
     cut = model.generate(
-        [[3]], 12, temperature=0, stop_token=stop, on_token=lambda column: columns.append(column.item())
+        [[3]],
+        12,
+        temperature=0,
+        stop_token=stop,
+        on_token=lambda column: columns.append(column.item()),
     )
     assert cut == [free[: free.index(stop)]]
     assert columns == free[: free.index(stop) + 1]
@@ -415,19 +488,26 @@ def test_sampling_follows_temperature_top_k_and_top_p():
 
     def shares(**options) -> list[float]:
         options = dict(temperature=1.0, top_k=None, top_p=None) | options
-        return (sample_token(logits, generator=generator, **options).bincount(minlength=4) / 4000).tolist()
+        return (
+            sample_token(logits, generator=generator, **options).bincount(minlength=4) / 4000
+        ).tolist()
 
     assert shares() == pytest.approx([0.5, 0.25, 0.15, 0.1], abs=0.03)
     assert shares(temperature=0) == [1, 0, 0, 0]
-    assert shares(temperature=0.5) == pytest.approx([x**2 / 0.345 for x in (0.5, 0.25, 0.15, 0.1)], abs=0.03)
+    assert shares(temperature=0.5) == pytest.approx(
+        [x**2 / 0.345 for x in (0.5, 0.25, 0.15, 0.1)], abs=0.03
+    )
     assert shares(top_k=2) == pytest.approx([2 / 3, 1 / 3, 0, 0], abs=0.03)
-    assert shares(top_p=0.7) == pytest.approx([2 / 3, 1 / 3, 0, 0], abs=0.03)  # 0.5 does not hold 0.7, 0.75 does
+    assert shares(top_p=0.7) == pytest.approx(
+        [2 / 3, 1 / 3, 0, 0], abs=0.03
+    )  # 0.5 does not hold 0.7, 0.75 does
     assert shares(top_p=0.4) == shares(top_p=1e-300) == [1, 0, 0, 0]  # which is 0 in float32
     assert shares(top_k=99) == pytest.approx([0.5, 0.25, 0.15, 0.1], abs=0.03)
 
 
 @pytest.mark.parametrize(
-    "wrong", [dict(prompts=[]), dict(prompts=[[]]), dict(temperature=-1), dict(top_k=0), dict(top_p=0)]
+    "wrong",
+    [dict(prompts=[]), dict(prompts=[[]]), dict(temperature=-1), dict(top_k=0), dict(top_p=0)],
 )
 def test_generation_refuses_what_it_cannot_do(wrong):
     with pytest.raises(ValueError):
@@ -453,7 +533,9 @@ def test_gpt2_weights_give_gpt2s_logits(tmp_path):
     tokens = torch.randint(0, 300, (2, 24))
     torch.testing.assert_close(ours(tokens), theirs(tokens).logits, atol=1e-4, rtol=1e-4)
     prompt = tokens[0, :6].tolist()
-    theirs_text = theirs.generate(tokens[:1, :6], max_new_tokens=10, do_sample=False, pad_token_id=0)[0, 6:].tolist()
+    theirs_text = theirs.generate(
+        tokens[:1, :6], max_new_tokens=10, do_sample=False, pad_token_id=0
+    )[0, 6:].tolist()
     assert ours.generate([prompt], 10, temperature=0)[0] == theirs_text
 
 
@@ -485,8 +567,15 @@ def test_a_gpu_writes_the_same_text_from_a_captured_graph(name):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_compiled_loss_in_parts_on_a_gpu_takes_less_memory(monkeypatch):
-    config = GPTConfig(block_size=1024, vocab_size=50304, n_layer=1, n_head=1, n_embd=64, value_embeds=0)
-    model, tokens, taken, grads = GPT(config, torch.bfloat16).cuda(), torch.randint(50304, (8, 1024)).cuda(), [], []
+    config = GPTConfig(
+        block_size=1024, vocab_size=50304, n_layer=1, n_head=1, n_embd=64, value_embeds=0
+    )
+    model, tokens, taken, grads = (
+        GPT(config, torch.bfloat16).cuda(),
+        torch.randint(50304, (8, 1024)).cuda(),
+        [],
+        [],
+    )
     for limit in (2**40, 2**26):
         monkeypatch.setattr("model.MANY_LOGITS", limit)
         torch.compiler.reset()

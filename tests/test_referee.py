@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import prepare_data
-from console import UserError
+from nanoloop.options import UserError
 from research import __main__ as program
 from research import judge, ledger, patch, runs, sandbox, score
 from tests.conftest import ROOT
@@ -50,13 +50,18 @@ def test_a_patch_a_tree_and_an_option_say_the_same(tmp_path):
 
 
 def test_lines_of_code_are_counted_in_the_spine_alone():
-    files = {"model.py": BASE["model.py"] + b"# a comment\n\nx = 1\n", "config/new.py": b"n_layer = 1\n"}
+    files = {
+        "model.py": BASE["model.py"] + b"# a comment\n\nx = 1\n",
+        "config/new.py": b"n_layer = 1\n",
+    }
     change = patch.make_change(BASE, files)
     assert (change.added, change.removed) == (1, 0)
 
 
 def test_a_new_option_is_appended_and_a_string_is_quoted():
-    change = patch.from_settings(BASE, "config/quickstart.py", "activation=gelu window_pattern=SL dropout=0.1")
+    change = patch.from_settings(
+        BASE, "config/quickstart.py", "activation=gelu window_pattern=SL dropout=0.1"
+    )
     text = change.files["config/quickstart.py"]
     assert text.endswith("activation = 'gelu'\nwindow_pattern = 'SL'\ndropout = 0.1\n")
 
@@ -86,8 +91,14 @@ def box(tmp_path_factory):
 def test_what_a_killed_judge_left_is_removed_and_a_living_ones_stays(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", "pass"])
     child.wait()
-    dead, alive, elsewhere = (tmp_path / f"slot-{name}-x_1" for name in (
-        f"{platform.node()}-{child.pid}", f"{platform.node()}-{os.getpid()}", f"another.machine-{child.pid}"))  # fmt: skip
+    dead, alive, elsewhere = (
+        tmp_path / f"slot-{name}-x_1"
+        for name in (
+            f"{platform.node()}-{child.pid}",
+            f"{platform.node()}-{os.getpid()}",
+            f"another.machine-{child.pid}",
+        )
+    )
     for folder in (dead, alive, elsewhere):
         (folder / "root").mkdir(parents=True)
     sandbox.Sandbox(tmp_path, [min(os.sched_getaffinity(0))]).close()
@@ -108,11 +119,17 @@ def test_a_run_prints_writes_and_ends_as_it_likes(box, tmp_path):
 
 
 def test_a_run_that_lasts_too_long_is_ended_with_all_its_processes(box, tmp_path):
-    source = "import os, sys, time\nos.fork()\nos.setsid() if os.getpid() != 2 else 0\ntime.sleep(60)"
+    source = (
+        "import os, sys, time\nos.fork()\nos.setsid() if os.getpid() != 2 else 0\ntime.sleep(60)"
+    )
     before = set(os.listdir("/proc"))
     result = run(box, tmp_path, source, seconds=1.0)
     time.sleep(0.3)
-    left = [pid for pid in set(os.listdir("/proc")) - before if pid.isdigit() and parent(pid) == box.starter.pid]
+    left = [
+        pid
+        for pid in set(os.listdir("/proc")) - before
+        if pid.isdigit() and parent(pid) == box.starter.pid
+    ]
     assert result.late and result.status and result.seconds < 5 and not left
 
 
@@ -151,7 +168,11 @@ box.finish()
     deadline, run = time.monotonic() + 10, []
     while time.monotonic() < deadline and not run:
         run = [pid for pid in os.listdir("/proc") if pid.isdigit() and parent(pid) == int(starter)]
-    pids = [starter, *run, *(pid for pid in os.listdir("/proc") if pid.isdigit() and str(parent(pid)) in run)]
+    pids = [
+        starter,
+        *run,
+        *(pid for pid in os.listdir("/proc") if pid.isdigit() and str(parent(pid)) in run),
+    ]
     assert len(pids) >= 2
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -165,12 +186,21 @@ def test_without_namespaces_a_run_goes_on_without(box, tmp_path, monkeypatch):
     monkeypatch.setattr(box, "isolation", "none (for this test)")
     source = "import os\nprint(os.getuid())\nopen('OUT/last.pt', 'w').write('weights')"
     result = run(box, tmp_path, source, last_pt=tmp_path / "got")
-    assert (result.status, result.text, (tmp_path / "got").read_text()) == (0, f"{os.getuid()}\n", "weights")
+    assert (result.status, result.text, (tmp_path / "got").read_text()) == (
+        0,
+        f"{os.getuid()}\n",
+        "weights",
+    )
 
 
 def test_held_out_files_of_the_library_are_not_readable_but_work(tmp_path):
     """The quickstart's text is the interpreter's own library, which every run needs: its held-out files are covered."""
-    plan = {"source": ["python"], "include_site_packages": False, "val_fraction": 0.02, "test_fraction": 0.0}
+    plan = {
+        "source": ["python"],
+        "include_site_packages": False,
+        "val_fraction": 0.02,
+        "test_fraction": 0.0,
+    }
     data = type("Data", (), {"meta": {"prepared_from": plan}})
     covers = {path: cover for cover, path in runs.library_covers(data, tmp_path / "covers")}
     held_out = [path for path in covers if path.endswith(".py")]
@@ -194,13 +224,17 @@ def test_the_judges_score_is_the_trainers_own(data_dir, tmp_path, box):
     options = dict(n_layer=1, n_head=2, n_embd=32, block_size=32, value_embeds=1, batch_tokens=512)
     flags = [f"--{key}={value}" for key, value in options.items()]
     config = train.read_options(
-        train.TrainConfig, [*flags, f"--data={data_dir}", "--max_steps=20", "--device=cpu", "--dtype=float32"], "x"
+        train.TrainConfig,
+        [*flags, f"--data={data_dir}", "--max_steps=20", "--device=cpu", "--dtype=float32"],
+        "x",
     )
     summary = train.train(train.replace(config, out=str(tmp_path / "run")))
     tree = patch.write_tree(BASE, tmp_path / "tree")
     data = prepare_data.Data(data_dir)
     for max_tokens in (2**16, 2 * score.STRETCH):
-        bpb, _, rounding = score.score(box, tree, tmp_path / "run" / "last.pt", data, "val", 60, max_tokens)
+        bpb, _, rounding = score.score(
+            box, tree, tmp_path / "run" / "last.pt", data, "val", 60, max_tokens
+        )
         assert rounding < 1e-5
         assert bpb == pytest.approx(summary["val_bpb"], rel=1e-5 if max_tokens == 2**16 else 0.1)
 
@@ -215,7 +249,9 @@ def test_a_long_split_is_scored_in_stretches_from_all_over_it(data_dir, block_si
     plan = score.make_plan(data, "val", block_size, count * score.STRETCH, np.random.default_rng(0))
     targets = plan.targets[plan.counted]
     starts = np.linspace(0, len(stream) - score.STRETCH, count, dtype=int)
-    scored = np.concatenate([np.append(end, stream.read(start, score.STRETCH)) for start in starts.tolist()])
+    scored = np.concatenate(
+        [np.append(end, stream.read(start, score.STRETCH)) for start in starts.tolist()]
+    )
     assert targets[targets >= 0].tolist() == scored[1:].tolist()
     assert starts[0] == 0 and starts[-1] + score.STRETCH == len(stream)
 
@@ -242,7 +278,10 @@ def test_a_torn_line_costs_itself_alone(tmp_path):
     with open(book.path, "a") as file:
         file.write('{"id": "b", "sta')
     book.append({"id": "a", "state": "done"})
-    assert book.trials() == [{"id": "a", "state": "done"}] and len(book.path.read_bytes().splitlines()) == 3
+    assert (
+        book.trials() == [{"id": "a", "state": "done"}]
+        and len(book.path.read_bytes().splitlines()) == 3
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -252,13 +291,17 @@ def test_a_torn_line_costs_itself_alone(tmp_path):
 @pytest.fixture
 def project(data_dir, tmp_path, monkeypatch):
     """A copy of the recipe with a tiny config; research(command, …) runs the program on it: its exit code."""
-    root = patch.write_tree(BASE | {"config/tiny.py": TINY.format(data=data_dir).encode()}, tmp_path / "root")
+    root = patch.write_tree(
+        BASE | {"config/tiny.py": TINY.format(data=data_dir).encode()}, tmp_path / "root"
+    )
     monkeypatch.setattr(patch, "ROOT", root)
     folder = str(tmp_path / "book")
     shared = ["--config=config/tiny.py", f"--folder={folder}"]
 
     def research(command: str, *argv: str):
-        code = program.main([command, *argv, *(shared if command in ("try", "noise") else shared[1:])])
+        code = program.main(
+            [command, *argv, *(shared if command in ("try", "noise") else shared[1:])]
+        )
         return code
 
     research.root, research.book = root, ledger.Ledger(Path(folder))
@@ -269,7 +312,12 @@ def test_a_better_recipe_is_kept_and_the_trial_can_be_done_again(project, capsys
     bad = project.root / "config" / "tiny.py"
     bad.write_text(bad.read_text() + "muon_lr = 0.0001\nembed_lr = 0.0001\nhead_lr = 0.00001\n")
     settings = "muon_lr=0.02 embed_lr=0.3 head_lr=0.006"
-    assert project("try", f"--set={settings}", "--max_pairs=5", "--workers=2", "--hypothesis=Far too low") == 0
+    assert (
+        project(
+            "try", f"--set={settings}", "--max_pairs=5", "--workers=2", "--hypothesis=Far too low"
+        )
+        == 0
+    )
     row = project.book.trials()[-1]
     assert row["verdict"] == "keep" and row["mean"] < -0.5 and row["state"] == "done"
     assert {pair["split"] for pair in row["pairs"]} == {"val", "test"}
@@ -296,7 +344,9 @@ def test_a_crash_is_recorded_and_its_words_are_marked(project, capsys):
     assert project("try", f"--tree={tree}") == 3
     row = project.book.trials()[-1]
     assert (
-        row["verdict"] == "crash" and row["reason"] == "training ended with exit status 5" and "keep" in row["stderr"]
+        row["verdict"] == "crash"
+        and row["reason"] == "training ended with exit status 5"
+        and "keep" in row["stderr"]
     )
     project("show", row["id"])
     shown = capsys.readouterr().out
@@ -308,7 +358,12 @@ def test_a_crash_is_recorded_and_its_words_are_marked(project, capsys):
 def test_the_noise_floor_is_stored_and_used(project, capsys):
     project("noise", "--pairs=3")
     row = project.book.trials()[-1]
-    assert row["kind"] == "noise" and len(row["differences"]) == 3 and row["noise"] > 0 and row["seed_spread"] > 0
+    assert (
+        row["kind"] == "noise"
+        and len(row["differences"]) == 3
+        and row["noise"] > 0
+        and row["seed_spread"] > 0
+    )
     assert "noise floor" in capsys.readouterr().out
     options = runs.Options(config="config/tiny.py", folder=str(project.book.path.parent))
     assert judge.known_noise(project.book, options).sd == pytest.approx(row["noise"])
@@ -336,4 +391,6 @@ def test_a_ray_cluster_of_two_workers_keeps_the_same_ledger(project):
     finally:
         ray.shutdown()
     row = project.book.trials()[-1]
-    assert row["verdict"] in ("reject", "undecided") and row["pairs"][0]["isolation"] == "namespaces"
+    assert (
+        row["verdict"] in ("reject", "undecided") and row["pairs"][0]["isolation"] == "namespaces"
+    )

@@ -28,7 +28,10 @@ from corpus.worker import Row
 from tests.conftest import ROOT
 
 LETTERS = "etaoinshrdlu"
-WORDS = ["".join(random.Random(i).choices(LETTERS, k=random.Random(-i).randint(2, 9))) for i in range(2000)]
+WORDS = [
+    "".join(random.Random(i).choices(LETTERS, k=random.Random(-i).randint(2, 9)))
+    for i in range(2000)
+]
 
 
 def prose(seed: int, count: int) -> str:
@@ -63,17 +66,37 @@ class Corpus:
     def __init__(self, documents, tokenizer, folder, behind=0):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.tokenizer, self.counted = folder, tokenizer, prepare_data.beginning({})
-        writer = prepare_data.Writer(prepare_data.PrepareConfig(source=("s",)), folder, tokenizer, self.counted)
+        writer = prepare_data.Writer(
+            prepare_data.PrepareConfig(source=("s",)), folder, tokenizer, self.counted
+        )
         for source, where, split, text, *verdict in documents:
             view, content, sample = View(text), b"", ""
             if not verdict or not verdict[0]:
-                content = np.append(tokenizer.end_of_text, tokenizer.encode(text)).astype(tokenizer.dtype).tobytes()
+                content = (
+                    np.append(tokenizer.end_of_text, tokenizer.encode(text))
+                    .astype(tokenizer.dtype)
+                    .tobytes()
+                )
                 sample = sample_row(view, behind, split, where)
-            row = Row(source, where, text[:160], None, len(view.raw), split, *verdict or [None], b"", content, sample)
+            row = Row(
+                source,
+                where,
+                text[:160],
+                None,
+                len(view.raw),
+                split,
+                *verdict or [None],
+                b"",
+                content,
+                sample,
+            )
             writer.add(row)
         writer.flush([1, 0, behind])
         shards = {split: sorted(folder.glob(f"{split}_*.bin")) for split in SPLITS}
-        self.shards = {split: [prepare_data.open_shard(path, "") for path in paths] for split, paths in shards.items()}
+        self.shards = {
+            split: [prepare_data.open_shard(path, "") for path in paths]
+            for split, paths in shards.items()
+        }
 
     def figures(self, **meta) -> dict:
         return summarize(self.folder, self.counted, meta, self.tokenizer, self.shards)
@@ -101,7 +124,10 @@ def boilerplate():
 
 
 def near_copies_across():
-    return [("shelf 1", f"copy{i}", "val", prose(10 * i, 300).replace(WORDS[40], "changed")) for i in range(20)]
+    return [
+        ("shelf 1", f"copy{i}", "val", prose(10 * i, 300).replace(WORDS[40], "changed"))
+        for i in range(20)
+    ]
 
 
 def long_span():
@@ -111,11 +137,25 @@ def long_span():
 
 
 def blob():
-    return [("shelf 0", "blob.txt", "train", base64.b64encode(random.Random(1).randbytes(20_000)).decode())]
+    return [
+        (
+            "shelf 0",
+            "blob.txt",
+            "train",
+            base64.b64encode(random.Random(1).randbytes(20_000)).decode(),
+        )
+    ]
 
 
 def binary():
-    return [("shelf 0", "image.dat", "train", random.Random(2).randbytes(3_000).decode("utf-8", "replace"))]
+    return [
+        (
+            "shelf 0",
+            "image.dat",
+            "train",
+            random.Random(2).randbytes(3_000).decode("utf-8", "replace"),
+        )
+    ]
 
 
 def other_language():
@@ -156,8 +196,14 @@ def test_all_planted_faults_together_are_named_with_reason_and_remedy(tmp_path):
     plants = [plant for plant in PLANTED if plant is not other_source]
     documents = good_corpus() + [row for plant in plants for row in plant()]
     warnings = Corpus(documents, misfit, tmp_path).warnings(name="bad")
-    value, page = json.loads((tmp_path / "report.json").read_text()), (tmp_path / "report.html").read_text()
-    for name in [PLANTED[plant] for plant in plants] + ["the tokenizer does not fit", "little text"]:
+    value, page = (
+        json.loads((tmp_path / "report.json").read_text()),
+        (tmp_path / "report.html").read_text(),
+    )
+    for name in [PLANTED[plant] for plant in plants] + [
+        "the tokenizer does not fit",
+        "little text",
+    ]:
         assert any(warning.startswith(name) for warning in warnings), name
         assert name.split(":")[0] in page
     assert all(len(found) > 20 and len(advice) > 40 for found, advice in value["warnings"])
@@ -185,13 +231,20 @@ def test_an_empty_split_is_named_unless_none_was_wanted(tokenizer, tmp_path):
 
 def test_epochs_are_those_of_the_recipes(tokenizer, tmp_path):
     epochs = Corpus(good_corpus(20), tokenizer, tmp_path).figures()["epochs"]
-    trained = sum(1 + len(tokenizer.encode(text)) for _, _, split, text in good_corpus(20) if split == "train")
+    trained = sum(
+        1 + len(tokenizer.encode(text)) for _, _, split, text in good_corpus(20) if split == "train"
+    )
     for name in ("quickstart", "gpt2"):
-        assert epochs[name] == runpy.run_path(str(ROOT / "config" / f"{name}.py"))["max_tokens"] / trained
+        assert (
+            epochs[name]
+            == runpy.run_path(str(ROOT / "config" / f"{name}.py"))["max_tokens"] / trained
+        )
 
 
 def test_a_language_that_was_told_counts_more_than_the_script(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(View, "language", property(lambda view: "en" if len(view.text) % 4 else "nl"))
+    monkeypatch.setattr(
+        View, "language", property(lambda view: "en" if len(view.text) % 4 else "nl")
+    )
     corpus = Corpus(good_corpus(), tokenizer, tmp_path)
     assert any("is not en" in warning for warning in corpus.warnings(languages="all"))
     assert "nl" in json.loads((tmp_path / "report.json").read_text())["language"]
@@ -209,7 +262,9 @@ def test_documents_and_bytes_are_counted_by_rule_split_and_source(tokenizer, tmp
     ]
     f = Corpus(documents, tokenizer, tmp_path).figures()
     assert (f["kept"]["documents"], f["kept"]["bytes"], f["kept"]["words"]) == (2, 12, 3)
-    assert f["dropped"]["min_words=50"]["bytes"] == 8 and f["examples"]["min_words=50"] == [[8, "3", "dropped!"]]
+    assert f["dropped"]["min_words=50"]["bytes"] == 8 and f["examples"]["min_words=50"] == [
+        [8, "3", "dropped!"]
+    ]
     assert {name: row["documents"] for name, row in f["source"].items()} == {"a": 1, "b": 1}
     assert f["split"]["val"]["bytes"] == 5 and sum(f["lengths"]) == 2
 
@@ -241,7 +296,15 @@ def test_the_control_group_is_whole_documents_of_train_about_as_many_as_val(tmp_
 def test_characters_are_counted_by_their_kind():
     counts = study([["train", "w", "Ab1 .дом中文é\x01"]], False)["kinds"]
     kinds = {name: counts[name] for name in report.NAMES if counts[name] and name != "inside"}
-    assert kinds == {"Latin": 3, "digits": 1, "space": 1, "signs": 1, "Cyrillic": 3, "Chinese": 2, "control": 1}
+    assert kinds == {
+        "Latin": 3,
+        "digits": 1,
+        "space": 1,
+        "signs": 1,
+        "Cyrillic": 3,
+        "Chinese": 2,
+        "control": 1,
+    }
 
 
 def test_divergence_is_jensen_and_shannons():
@@ -249,13 +312,17 @@ def test_divergence_is_jensen_and_shannons():
     assert divergence(np.array([1, 0]), np.array([0, 7])) == pytest.approx(1)
     entropy = lambda p: -sum(x * np.log2(x) for x in p if x)  # noqa: E731
     p, q = np.array([0.5, 0.3, 0.2]), np.array([0.1, 0.1, 0.8])
-    assert divergence(p * 10, q * 70) == pytest.approx(entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2)
+    assert divergence(p * 10, q * 70) == pytest.approx(
+        entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2
+    )
 
 
 @pytest.mark.parametrize("held_out", [2, 10])
 def test_a_small_validation_split_is_not_called_unlike_train(held_out, tokenizer, tmp_path):
     """Few tokens differ from many by chance alone: a control group of the same size shows by how much."""
-    documents = [("s", f"{i}", "val" if i % 100 < held_out else "train", prose(i, 150)) for i in range(300)]
+    documents = [
+        ("s", f"{i}", "val" if i % 100 < held_out else "train", prose(i, 150)) for i in range(300)
+    ]
     corpus = Corpus(documents, tokenizer, tmp_path)
     both = corpus.figures()["divergence"]
     assert both["val"] > 0.01 and both["chance"] / 2 < both["val"] < 2 * both["chance"]
@@ -266,7 +333,8 @@ def test_near_copies_are_estimated_from_a_sample_of_any_size(tokenizer, tmp_path
     """A fifth of the held-out documents stands in train with one word changed; nothing else is copied."""
     documents = [("s", f"{i}", "train", prose(i, 60)) for i in range(600)]
     documents += [
-        ("s", f"v{i}", "val", prose(i if i % 5 == 0 else i + 10_000, 60).replace(".", "!")) for i in range(1, 601)
+        ("s", f"v{i}", "val", prose(i if i % 5 == 0 else i + 10_000, 60).replace(".", "!"))
+        for i in range(1, 601)
     ]
     everything = Corpus(documents, tokenizer, tmp_path / "all").figures()
     part = Corpus(documents, tokenizer, tmp_path / "part", behind=3 * SAMPLE_BYTES).figures()
@@ -274,15 +342,19 @@ def test_near_copies_are_estimated_from_a_sample_of_any_size(tokenizer, tmp_path
     assert everything["sample"]["documents"] == 1200 and 300 < part["sample"]["documents"] < 500
     for name in ("near_copies", "near_copies_across"):
         assert part[name] == pytest.approx(everything[name], abs=0.08)
-    assert part["kept"]["documents"] == 1200 and part["kept"]["bytes"] == everything["kept"]["bytes"]
+    assert (
+        part["kept"]["documents"] == 1200 and part["kept"]["bytes"] == everything["kept"]["bytes"]
+    )
     assert part["kept"]["words"] == pytest.approx(everything["kept"]["words"], rel=0.02)
 
 
 def test_the_sample_is_the_same_however_late_its_documents_came():
     """Of what was taken early, as much is left as would have been taken at the end."""
     views = [View(prose(i, 60)) for i in range(2000)]
-    first, late = ([sample_row(view, behind, "train", "w") for view in views]
-                   for behind in (SAMPLE_BYTES, 6 * SAMPLE_BYTES))  # fmt: skip
+    first, late = (
+        [sample_row(view, behind, "train", "w") for view in views]
+        for behind in (SAMPLE_BYTES, 6 * SAMPLE_BYTES)
+    )
     assert all(first)
     assert [row for row in first if json.loads(row)[0] * 6 < 1] == [row for row in late if row]
     assert 240 < len(list(filter(None, late))) < 420
@@ -295,7 +367,9 @@ def test_a_license_in_front_of_many_documents_does_not_draw_them_into_the_sample
 
 
 def repeats(*texts: str) -> list[list]:
-    return study([["train", where, text] for where, text in zip("abc", texts)], False)["examples"].get("repeated", [])
+    return study([["train", where, text] for where, text in zip("abc", texts)], False)[
+        "examples"
+    ].get("repeated", [])
 
 
 def test_a_repeated_span_is_found_with_its_place_and_length():
@@ -335,7 +409,9 @@ def test_text_cannot_become_part_of_the_page(tmp_path, monkeypatch):
     """Text, file names and source names come from anywhere; the page loads nothing and runs nothing."""
     hostile = "</pre><script>alert(1)</script><img src=http://x/y onerror=alert(2)> {{ 7 * 7 }} \x1b[31m | "
     byte = prepare_data.make_tokenizer("byte", [])
-    hostile_rows = [(hostile, hostile, "train", (hostile + "\n") * 6, rule) for rule in (None, None, hostile)]
+    hostile_rows = [
+        (hostile, hostile, "train", (hostile + "\n") * 6, rule) for rule in (None, None, hostile)
+    ]
     monkeypatch.setattr(View, "language", property(lambda view: hostile))
     rows = [("s", "w", "train", "plain text\n" * 6, rule) for rule in (None, None, "rule")]
     plain = Corpus(rows, byte, tmp_path / "p")
@@ -343,10 +419,19 @@ def test_text_cannot_become_part_of_the_page(tmp_path, monkeypatch):
     page = (tmp_path / "report.html").read_text()
     found = Page(page)
     plain.warnings(name="plain")
-    known = set(Page((tmp_path / "p" / "report.html").read_text()).tags) | {"p", "th", "code", "i", "span"}
+    known = set(Page((tmp_path / "p" / "report.html").read_text()).tags) | {
+        "p",
+        "th",
+        "code",
+        "i",
+        "span",
+    }
     assert set(found.tags) <= known
     assert not {"script", "img", "link", "iframe"} & set(found.tags)
-    assert not any("http" in value or "alert" in value for value in found.values) and "url(" not in page
+    assert (
+        not any("http" in value or "alert" in value for value in found.values)
+        and "url(" not in page
+    )
     assert not any("\x1b" in warning or "\n" in warning for warning in warnings)
 
 

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from console import UserError
+from nanoloop.options import UserError
 from research import report
 from research.ledger import Ledger
 from research.report import LogOptions
@@ -25,19 +25,39 @@ def make_ledger(folder, count: int = 12) -> Ledger:
         "seconds": 312.5,
     }
     ledger.append(
-        {"id": "n1", "kind": "noise", "state": "done", "differences": list(rng.normal(0, 0.004, 8)), **shared}
+        {
+            "id": "n1",
+            "kind": "noise",
+            "state": "done",
+            "differences": list(rng.normal(0, 0.004, 8)),
+            **shared,
+        }
     )
-    ledger.append({"id": "a1", "kind": "attempt", "state": "done", "outcome": "nothing was changed", "number": 1})
+    ledger.append(
+        {
+            "id": "a1",
+            "kind": "attempt",
+            "state": "done",
+            "outcome": "nothing was changed",
+            "number": 1,
+        }
+    )
     for index in range(count):
         verdict = ("keep", "reject", "reject", "undecided", "keep (simpler)", "reject")[index % 6]
         gain = {"k": -0.02, "u": -0.004}.get(verdict[0], abs(rng.normal(0.03, 0.02)))
-        scores = [(level + rng.normal(0, 0.002), level + gain + rng.normal(0, 0.002)) for _ in range(1 + index % 4)]
+        scores = [
+            (level + rng.normal(0, 0.002), level + gain + rng.normal(0, 0.002))
+            for _ in range(1 + index % 4)
+        ]
         tokens, pairs = np.linspace(50_000, 2_000_000, 200), []
         for seed, both in enumerate(scores):
             pairs.append({"seed": seed, "split": "val"})
             for arm, bpb, shift in zip(("baseline", "candidate"), both, (2.4, 2.4 + gain * 5)):
                 losses = shift + 6 * np.exp(-tokens / 2e5) + rng.normal(0, 0.02, len(tokens))
-                pairs[-1][arm] = {"bpb": bpb, "curve": [[int(x), float(y)] for x, y in zip(tokens, losses)]}
+                pairs[-1][arm] = {
+                    "bpb": bpb,
+                    "curve": [[int(x), float(y)] for x, y in zip(tokens, losses)],
+                }
         differences = [candidate - baseline for baseline, candidate in scores]
         diff = "--- a/model.py\n+++ b/model.py\n@@ -1,2 +1,2 @@\n class MLP:\n"
         diff += f"-    width = {index}\n+    width = {index + 1}  # {HOSTILE}\n"
@@ -72,7 +92,9 @@ def make_ledger(folder, count: int = 12) -> Ledger:
         "verdict": "invalid",
         "reason": "it touches prepare_data.py",
     }
-    ledger.append(refused | shared | {"hypothesis": None, "diff": None, "mean": None, "interval": None})
+    ledger.append(
+        refused | shared | {"hypothesis": None, "diff": None, "mean": None, "interval": None}
+    )
     crashed = {
         "id": "t-crash",
         "kind": "trial",
@@ -80,8 +102,17 @@ def make_ledger(folder, count: int = 12) -> Ledger:
         "verdict": "crash",
         "reason": "training ended with exit status 1",
     }
-    broken = {"seed": 3, "split": "val", "baseline": {"bpb": 1.5, "curve": [[1, float("nan")], [2, 3.0]]}, "failed": {}}
-    ledger.append(crashed | shared | {"hypothesis": "Bold.", "stderr": "Traceback\n" + HOSTILE, "pairs": [broken]})
+    broken = {
+        "seed": 3,
+        "split": "val",
+        "baseline": {"bpb": 1.5, "curve": [[1, float("nan")], [2, 3.0]]},
+        "failed": {},
+    }
+    ledger.append(
+        crashed
+        | shared
+        | {"hypothesis": "Bold.", "stderr": "Traceback\n" + HOSTILE, "pairs": [broken]}
+    )
     ledger.append({"id": "t-begun", "kind": "trial", "state": "begun", **shared})
     return ledger
 
@@ -113,7 +144,9 @@ def made(tmp_path_factory):
 
 def test_every_trial_is_on_the_page_once_and_newest_first(made):
     ids = re.findall(r'data-value="(t[\w-]+)"', made[1])
-    assert ids == [row["id"] for row in reversed(Ledger(made[0]).trials()) if row["kind"] == "trial"]
+    assert ids == [
+        row["id"] for row in reversed(Ledger(made[0]).trials()) if row["kind"] == "trial"
+    ]
     assert made[1].count("<tbody ") == 15
     assert "13 of them measured" in made[1]  # twelve, and the one that was begun and never ended
 
@@ -121,7 +154,10 @@ def test_every_trial_is_on_the_page_once_and_newest_first(made):
 def test_the_page_needs_nothing_beside_it(made):
     for tag, attributes in Page(made[1]).elements:
         for name, value in attributes.items():
-            assert not re.match(r"(https?:)?//", value or "") and name not in ("href", "srcset"), (tag, attributes)
+            assert not re.match(r"(https?:)?//", value or "") and name not in ("href", "srcset"), (
+                tag,
+                attributes,
+            )
         assert tag not in ("link", "iframe", "object", "form") and (
             tag != "img" or attributes["src"].startswith("data:image/png")
         )
@@ -141,9 +177,13 @@ def test_the_picture_shows_scores_on_the_validation_split_alone(monkeypatch):
     from matplotlib.axes import Axes
 
     drawn, plot = [], Axes.plot
-    monkeypatch.setattr(Axes, "plot", lambda axes, *data, **how: drawn.append(data[1]) or plot(axes, *data, **how))
-    pairs = [{"split": "val", "baseline": {"bpb": 1.5}, "candidate": {"bpb": 1.4}},
-             {"split": "test", "baseline": {"bpb": 2.5}, "candidate": {"bpb": 2.4}}]  # fmt: skip
+    monkeypatch.setattr(
+        Axes, "plot", lambda axes, *data, **how: drawn.append(data[1]) or plot(axes, *data, **how)
+    )
+    pairs = [
+        {"split": "val", "baseline": {"bpb": 1.5}, "candidate": {"bpb": 1.4}},
+        {"split": "test", "baseline": {"bpb": 2.5}, "candidate": {"bpb": 2.4}},
+    ]
     report.progress([{"verdict": "keep", "pairs": pairs}])
     assert [list(line) for line in drawn if len(line)] == [[1.5], [1.4]]
 

@@ -16,10 +16,11 @@ import pytest
 
 import corpus.sources
 import prepare_data
-from console import UserError
-from corpus.sources import find_units
 from corpus import worker
-from prepare_data import Data, PrepareConfig, prepare
+from corpus.sources import find_units
+from nanoloop.data import Data
+from nanoloop.options import UserError
+from prepare_data import PrepareConfig, prepare
 from tests.conftest import ROOT, make_documents
 
 zstandard = pytest.importorskip("zstandard")
@@ -33,7 +34,11 @@ def prepared(tmp_path, source, name="d", **more) -> Data:
 
 
 def texts_of(data: Data) -> list[str]:
-    bodies = [data.tokenizer.decode(stream.read(0, len(stream))) for stream in data.splits.values() if len(stream)]
+    bodies = [
+        data.tokenizer.decode(stream.read(0, len(stream)))
+        for stream in data.splits.values()
+        if len(stream)
+    ]
     return [text for body in bodies for text in body.split("<|endoftext|>")[1:]]
 
 
@@ -42,7 +47,9 @@ def notes_of(data: Data) -> dict[str, int]:
 
 
 def json_lines(texts, key="text") -> bytes:
-    return b"".join(json.dumps({"id": i, key: text}).encode() + b"\n" for i, text in enumerate(texts))
+    return b"".join(
+        json.dumps({"id": i, key: text}).encode() + b"\n" for i, text in enumerate(texts)
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -53,7 +60,9 @@ def write_parquet(path):
     import pyarrow
     from pyarrow import parquet
 
-    parquet.write_table(pyarrow.table({"n": list(range(len(TEXTS))), "text": TEXTS}), path, row_group_size=7)
+    parquet.write_table(
+        pyarrow.table({"n": list(range(len(TEXTS))), "text": TEXTS}), path, row_group_size=7
+    )
 
 
 def write_saved(path):
@@ -99,8 +108,12 @@ def test_a_large_compressed_file_is_read_whole(tmp_path, pack):
 def test_compressed_text_is_text(tmp_path):
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "a.txt.gz").write_bytes(gzip.compress(b"first text"))
-    (tmp_path / "s" / "b.txt").write_bytes(zstandard.compress(b"second text"))  # its first bytes tell, not its name
-    assert sorted(texts_of(prepared(tmp_path, tmp_path / "s", test_fraction=0, val_fraction=0))) == [
+    (tmp_path / "s" / "b.txt").write_bytes(
+        zstandard.compress(b"second text")
+    )  # its first bytes tell, not its name
+    assert sorted(
+        texts_of(prepared(tmp_path, tmp_path / "s", test_fraction=0, val_fraction=0))
+    ) == [
         "first text",
         "second text",
     ]
@@ -111,7 +124,9 @@ def test_another_field_can_hold_the_text_and_a_wrong_one_is_named(tmp_path):
     from pyarrow import parquet
 
     (tmp_path / "a.jsonl").write_bytes(json_lines(["x", "y"], key="body"))
-    assert set(texts_of(prepared(tmp_path, tmp_path / "a.jsonl", text_key="body", val_fraction=0))) == {"x", "y"}
+    assert set(
+        texts_of(prepared(tmp_path, tmp_path / "a.jsonl", text_key="body", val_fraction=0))
+    ) == {"x", "y"}
     parquet.write_table(pyarrow.table({"body": ["x"], "n": [1]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match="no column 'text'.*--text_key.*body, n"):
         prepared(tmp_path, tmp_path / "a.parquet", name="p")
@@ -130,12 +145,27 @@ def test_folders_globs_and_files_give_files_in_a_fixed_order(tmp_path):
         (tmp_path / "s" / name).write_text("x")
 
     def names(*sources):
-        units = find_units(SimpleNamespace(source=tuple(map(str, sources)), text_key=None), tmp_path)
+        units = find_units(
+            SimpleNamespace(source=tuple(map(str, sources)), text_key=None), tmp_path
+        )
         return [(os.path.basename(unit.path), os.path.basename(unit.source)) for unit in units]
 
-    assert names(tmp_path / "s") == [("a.txt", "s"), ("b.txt", "s"), ("c.txt", "s"), ("d.txt", "deep")]
-    assert [name for name, _ in names(tmp_path / "s" / "*b.txt", tmp_path / "s" / "a.txt")] == ["b.txt", "a.txt"]
-    assert [name for name, _ in names(tmp_path / "s" / "b.txt", tmp_path / "s")] == ["b.txt", "a.txt", "c.txt", "d.txt"]
+    assert names(tmp_path / "s") == [
+        ("a.txt", "s"),
+        ("b.txt", "s"),
+        ("c.txt", "s"),
+        ("d.txt", "deep"),
+    ]
+    assert [name for name, _ in names(tmp_path / "s" / "*b.txt", tmp_path / "s" / "a.txt")] == [
+        "b.txt",
+        "a.txt",
+    ]
+    assert [name for name, _ in names(tmp_path / "s" / "b.txt", tmp_path / "s")] == [
+        "b.txt",
+        "a.txt",
+        "c.txt",
+        "d.txt",
+    ]
 
 
 @pytest.mark.parametrize("lines", [False, True])
@@ -145,16 +175,24 @@ def test_standard_input_is_a_text_or_with_text_key_json_lines(tmp_path, monkeypa
     (tmp_path / "data" / "d.0123.stdin").touch()  # what a run that was killed has left
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
     data = prepared(tmp_path, "-", text_key="text" if lines else None)
-    assert len(texts_of(data)) == (len(TEXTS) + 1 if lines else 4)  # one text spells the separator; else three parts
-    assert sum(split["bytes"] for split in data.meta["splits"].values()) == len("".join(TEXTS).encode())
+    assert len(texts_of(data)) == (
+        len(TEXTS) + 1 if lines else 4
+    )  # one text spells the separator; else three parts
+    assert sum(split["bytes"] for split in data.meta["splits"].values()) == len(
+        "".join(TEXTS).encode()
+    )
     assert not list((tmp_path / "data").glob("*.stdin"))
 
 
 def test_synthetic_text_keeps_its_own_splits(tmp_path):
     data = prepared(tmp_path, "synthetic:addition", max_documents=200, val_fraction=0.5)
     assert sum(split["documents"] for split in data.meta["splits"].values()) == 200
-    lines = {split: set("".join(data.tokenizer.decode(s.read(0, len(s))).split("<|endoftext|>")).splitlines())
-             for split, s in data.splits.items()}  # fmt: skip
+    lines = {
+        split: set(
+            "".join(data.tokenizer.decode(s.read(0, len(s))).split("<|endoftext|>")).splitlines()
+        )
+        for split, s in data.splits.items()
+    }
     assert lines["val"] and not lines["val"] & lines["train"] and not lines["test"] & lines["train"]
 
 
@@ -189,7 +227,9 @@ def test_a_hub_data_set_is_streamed_and_runs_no_code_of_its_own(tmp_path, monkey
         return load("json", data_files=str(tmp_path / "a.jsonl"), **options)
 
     monkeypatch.setattr(datasets, "load_dataset", local)
-    data = prepared(tmp_path, "hf:some/name", hf_config="small", hf_split="train", tokenizer="bpe:300")
+    data = prepared(
+        tmp_path, "hf:some/name", hf_config="small", hf_split="train", tokenizer="bpe:300"
+    )
     assert data.fingerprint == plain.fingerprint
     assert asked == {"name": "some/name", "config": "small", "split": "train", "streaming": True}
 
@@ -230,7 +270,11 @@ def test_ready_tokens_and_text_are_not_taken_together(tmp_path, data_dir):
     shard(tmp_path / "a_val.bin", [256, 30])
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(UserError, match="one after the other"):
-        prepared(tmp_path, (str(tmp_path / "a_val.bin"), str(tmp_path / "a.txt")), tokenizer=str(data_dir))
+        prepared(
+            tmp_path,
+            (str(tmp_path / "a_val.bin"), str(tmp_path / "a.txt")),
+            tokenizer=str(data_dir),
+        )
 
 
 def test_shards_of_another_tokenizer_are_refused(tmp_path, data_dir):
@@ -249,12 +293,18 @@ def nanogpt_folder(folder, text: str):
     folder.mkdir()
     (folder / "input.txt").write_text(text)
     characters = sorted(set(text))
-    ids = np.array([characters.index(c) for c in text] if len(text) < 10**5 else
-                   np.searchsorted(characters, list(text)), dtype=np.uint16)  # fmt: skip
+    ids = np.array(
+        [characters.index(c) for c in text]
+        if len(text) < 10**5
+        else np.searchsorted(characters, list(text)),
+        dtype=np.uint16,
+    )
     cut = int(len(text) * 0.9)
     ids[:cut].tofile(folder / "train.bin")
     ids[cut:].tofile(folder / "val.bin")
-    (folder / "meta.pkl").write_bytes(b"cos\nsystem\n(S'touch pickled'\ntR.")  # one that would run a command
+    (folder / "meta.pkl").write_bytes(
+        b"cos\nsystem\n(S'touch pickled'\ntR."
+    )  # one that would run a command
     return folder
 
 
@@ -264,7 +314,9 @@ def test_nanogpts_characters_and_the_text_give_the_same_tokens(tmp_path, monkeyp
     text = known.read_text() if known.is_file() else "".join(make_documents(50))
     folder = nanogpt_folder(tmp_path / "nano", text)
     imported = prepared(tmp_path, folder, name="imported", tokenizer=None)
-    direct = prepared(tmp_path, folder / "input.txt", name="direct", val_fraction=0.1, test_fraction=0)
+    direct = prepared(
+        tmp_path, folder / "input.txt", name="direct", val_fraction=0.1, test_fraction=0
+    )
     assert imported.fingerprint == direct.fingerprint and imported.tokenizer.name == "byte"
     assert not (tmp_path / "pickled").exists()
     (folder / "input.txt").unlink()
@@ -276,7 +328,9 @@ def test_nanogpts_gpt2_tokens_are_taken_over(tmp_path, data_dir):
     (tmp_path / "owt").mkdir()
     np.array([65, 66, 256], dtype=np.uint16).tofile(tmp_path / "owt" / "train.bin")
     np.array([67, 256], dtype=np.uint16).tofile(tmp_path / "owt" / "val.bin")
-    data = prepared(tmp_path, tmp_path / "owt", tokenizer=str(data_dir))  # the default would be gpt2
+    data = prepared(
+        tmp_path, tmp_path / "owt", tokenizer=str(data_dir)
+    )  # the default would be gpt2
     assert data.splits["train"].read(0, 3).tolist() == [65, 66, 256]
     assert data.splits["val"].read(0, 2).tolist() == [67, 256]
 
@@ -286,13 +340,32 @@ def test_nanogpts_gpt2_tokens_are_taken_over(tmp_path, data_dir):
 
 
 def test_broken_json_lines_are_counted_with_their_line(tmp_path):
-    lines = [b'{"text": "good"}', b"", b"{broken", b'{"text": 3}', b'["text"]', b'{"text": ""}', b'{"text": "\xff"}',
-             b'{"text": "\\ud83d\\ude00 \\ud83d"}', b'{"other": "x"}', b"[" * 100_000, b'{"text": "last"}']  # fmt: skip
+    lines = [
+        b'{"text": "good"}',
+        b"",
+        b"{broken",
+        b'{"text": 3}',
+        b'["text"]',
+        b'{"text": ""}',
+        b'{"text": "\xff"}',
+        b'{"text": "\\ud83d\\ude00 \\ud83d"}',
+        b'{"other": "x"}',
+        b"[" * 100_000,
+        b'{"text": "last"}',
+    ]
     (tmp_path / "a.jsonl").write_bytes(b"\r\n".join(lines))
     data = prepared(tmp_path, tmp_path / "a.jsonl", val_fraction=0, test_fraction=0)
     assert texts_of(data) == ["good", "�", "😀 ���", "last"]
-    assert notes_of(data) == {"broken JSON": 2, "no text": 3, "empty": 1, "invalid UTF-8 replaced": 2}
-    assert data.meta["notes"]["broken JSON"]["examples"] == [f"{tmp_path}/a.jsonl:3", f"{tmp_path}/a.jsonl:10"]
+    assert notes_of(data) == {
+        "broken JSON": 2,
+        "no text": 3,
+        "empty": 1,
+        "invalid UTF-8 replaced": 2,
+    }
+    assert data.meta["notes"]["broken JSON"]["examples"] == [
+        f"{tmp_path}/a.jsonl:3",
+        f"{tmp_path}/a.jsonl:10",
+    ]
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress], ids=["gz", "zst"])
@@ -302,7 +375,11 @@ def test_a_corrupt_compressed_file_gives_what_came_before_the_fault(tmp_path, pa
     texts = [rng.bytes(500).hex() for _ in range(400)]
     packed = bytearray(b"".join(pack(json_lines(texts[i : i + 100])) for i in range(0, 400, 100)))
     middle = len(packed) * 5 // 8
-    packed = packed[:middle] + bytes(100) * (fault == "damaged") + packed[middle + 100 :] * (fault == "damaged")
+    packed = (
+        packed[:middle]
+        + bytes(100) * (fault == "damaged")
+        + packed[middle + 100 :] * (fault == "damaged")
+    )
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "a.jsonl").write_bytes(packed)
     (tmp_path / "s" / "b.txt").write_text("the next file")
@@ -395,21 +472,30 @@ def test_limits_end_the_reading(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(json_lines(TEXTS))
     few = prepared(tmp_path, tmp_path / "a.jsonl", max_documents=7, val_fraction=0, test_fraction=0)
     assert texts_of(few) == TEXTS[:7]
-    small = prepared(tmp_path, tmp_path / "a.jsonl", name="b", max_bytes=1000, val_fraction=0, test_fraction=0)
+    small = prepared(
+        tmp_path, tmp_path / "a.jsonl", name="b", max_bytes=1000, val_fraction=0, test_fraction=0
+    )
     sizes = np.cumsum([len(text) for text in TEXTS])
     assert small.meta["splits"]["train"]["documents"] == 1 + int(np.searchsorted(sizes, 1000))
 
 
-def test_a_shuffle_moves_documents_within_its_buffer_and_repeats_with_its_seed(tmp_path, monkeypatch):
+def test_a_shuffle_moves_documents_within_its_buffer_and_repeats_with_its_seed(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(worker, "BATCH_BYTES", 1)  # it is filled by whole batches
     (tmp_path / "s").mkdir()
     for i in range(100):
         (tmp_path / "s" / f"{i:03}.txt").write_text(str(i))
     none = dict(val_fraction=0, test_fraction=0, shuffle_buffer=25)
-    datas = [prepared(tmp_path, tmp_path / "s", name=f"{i}", seed=seed, **none) for i, seed in enumerate((0, 0, 1))]
+    datas = [
+        prepared(tmp_path, tmp_path / "s", name=f"{i}", seed=seed, **none)
+        for i, seed in enumerate((0, 0, 1))
+    ]
     found = [int(text) for text in texts_of(datas[0])]
     windows = [found[i : i + 25] for i in range(0, 100, 25)]
-    assert [sorted(window) for window in windows] == [list(range(i, i + 25)) for i in range(0, 100, 25)]
+    assert [sorted(window) for window in windows] == [
+        list(range(i, i + 25)) for i in range(0, 100, 25)
+    ]
     assert all(window != sorted(window) for window in windows)
     assert datas[0].fingerprint == datas[1].fingerprint != datas[2].fingerprint
 
@@ -424,8 +510,12 @@ def large(tmp_path_factory):
     folder = tmp_path_factory.mktemp("large")
     texts = [" ".join(make_documents(20, seed=i)) for i in range(2000)]
     (folder / "a.jsonl").write_bytes(json_lines(texts))
-    tokenizer = prepared(folder, folder / "a.jsonl", name="tokenizer", tokenizer="bpe:300", max_documents=50).folder
-    options = dict(source=(str(folder / "a.jsonl"),), name="d", tokenizer=str(tokenizer), duplicates="near")
+    tokenizer = prepared(
+        folder, folder / "a.jsonl", name="tokenizer", tokenizer="bpe:300", max_documents=50
+    ).folder
+    options = dict(
+        source=(str(folder / "a.jsonl"),), name="d", tokenizer=str(tokenizer), duplicates="near"
+    )
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(prepare_data, "SMALL_BYTES", 10**9)
         whole = prepare(PrepareConfig(**options), folder / "one")
@@ -461,13 +551,19 @@ def test_a_worker_that_dies_is_told_and_the_work_goes_on_afterwards(tmp_path, la
     same_folder(prepare(PrepareConfig(**options, workers=2), tmp_path), whole)
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bytes_and_leaves_no_process(tmp_path, large):
+def test_killed_at_random_moments_it_ends_with_the_same_bytes_and_leaves_no_process(
+    tmp_path, large
+):
     options, whole = large
-    code = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); import prepare_data as p; p.COMMIT_SECONDS = 0.05; "
-            f"p.prepare(p.PrepareConfig(**{options!r}, workers=2), p.Path({str(tmp_path)!r}))")  # fmt: skip
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import prepare_data as p; p.COMMIT_SECONDS = 0.05; "
+        f"p.prepare(p.PrepareConfig(**{options!r}, workers=2), p.Path({str(tmp_path)!r}))"
+    )
     rng, kills = np.random.default_rng(0), 0
     for _ in range(6):
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
         with_time = 0.3 + 0.6 * rng.random()
         try:
             process.wait(timeout=with_time)
@@ -494,11 +590,18 @@ def test_a_full_disk_keeps_what_is_done(tmp_path, large, monkeypatch, command):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(prepare_data, "COMMIT_SECONDS", 0)
-    flags = [f"--source={options['source'][0]}", "--name=d", f"--tokenizer={options['tokenizer']}", "--duplicates=near"]
+    flags = [
+        f"--source={options['source'][0]}",
+        "--name=d",
+        f"--tokenizer={options['tokenizer']}",
+        "--duplicates=near",
+    ]
     with monkeypatch.context() as patched:
         patched.setattr(prepare_data, "append_tokens", full)
         result = command(prepare_data.main, *flags)
-    assert result.code == 2 and "make room on the disk" in result.err and "Traceback" not in result.err
+    assert (
+        result.code == 2 and "make room on the disk" in result.err and "Traceback" not in result.err
+    )
     result = command(prepare_data.main, *flags)
     assert result.code == 0 and "going on with" in result.out
     same_folder(tmp_path / "data" / "d", whole)
@@ -506,10 +609,21 @@ def test_a_full_disk_keeps_what_is_done(tmp_path, large, monkeypatch, command):
 
 def test_ctrl_c_ends_with_a_word_and_no_process_left(tmp_path, large):
     options, _ = large
-    flags = [f"--source={options['source'][0]}", f"--tokenizer={options['tokenizer']}", "--workers=2", "--name=d"]
-    process = subprocess.Popen([sys.executable, str(ROOT / "prepare_data.py"), *flags], cwd=tmp_path, text=True,
-                               stderr=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
+    flags = [
+        f"--source={options['source'][0]}",
+        f"--tokenizer={options['tokenizer']}",
+        "--workers=2",
+        "--name=d",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "prepare_data.py"), *flags],
+        cwd=tmp_path,
+        text=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not (tmp_path / "data" / "d.partial" / "tokenizer.json").exists():
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them

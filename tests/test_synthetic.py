@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 import prepare_data
-from console import UserError
 from corpus import synthetic
+from nanoloop.options import UserError
 from tests.conftest import ROOT
 
 
@@ -89,7 +89,9 @@ def test_an_induction_prompt_has_one_earlier_place_to_look_at():
 def test_an_answer_is_one_line_that_a_space_sets_off(task):
     """So a document can be a list of items, and a prompt is cut into the same tokens with and without its answer."""
     for prompt, answer in items(task):
-        assert answer and "\n" not in answer and answer == answer.strip() and prompt == prompt.strip()
+        assert (
+            answer and "\n" not in answer and answer == answer.strip() and prompt == prompt.strip()
+        )
 
 
 def test_a_prompt_has_the_same_tokens_alone_as_before_its_answer():
@@ -98,7 +100,10 @@ def test_a_prompt_has_the_same_tokens_alone_as_before_its_answer():
         for task in synthetic.TASKS:
             for prompt, answer in items(task, 50):
                 parts = [*tokenizer.encode(prompt), *tokenizer.encode(f" {answer}\n")]
-                assert parts == list(tokenizer.encode(f"{prompt} {answer}\n")), (tokenizer.name, prompt)
+                assert parts == list(tokenizer.encode(f"{prompt} {answer}\n")), (
+                    tokenizer.name,
+                    prompt,
+                )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -128,7 +133,9 @@ def test_no_held_out_prompt_is_trained_on_whatever_the_seeds(tasks):
 
 
 def test_one_item_in_ten_is_held_out():
-    sizes = {split: len(prompts) for split, prompts in prompts_by_split("addition", 0, 2000).items()}
+    sizes = {
+        split: len(prompts) for split, prompts in prompts_by_split("addition", 0, 2000).items()
+    }
     total = sum(sizes.values())
     assert 0.04 < sizes["val"] / total < 0.06 and 0.04 < sizes["test"] / total < 0.06
 
@@ -146,7 +153,9 @@ def test_a_small_task_is_not_exhausted():
 
 def test_what_stands_at_an_index_depends_on_the_seed_and_the_index_alone():
     whole = list(synthetic.documents("all", 7, 60))
-    assert list(synthetic.documents("all", 7, 60, first=40)) == [row for row in whole if row[0] >= 40]
+    assert list(synthetic.documents("all", 7, 60, first=40)) == [
+        row for row in whole if row[0] >= 40
+    ]
     assert list(synthetic.documents("all", 8, 60)) != whole
 
 
@@ -155,8 +164,12 @@ def test_another_process_makes_the_same_text():
     code = "import json; from corpus import synthetic; print(json.dumps(list(synthetic.documents('all', 7, 20))))"
     for hash_seed in ("1", "2"):
         environment = {"PYTHONHASHSEED": hash_seed, "PATH": "/usr/bin:/bin"}
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert [tuple(row) for row in json.loads(done.stdout)] == list(synthetic.documents("all", 7, 20)), done.stderr
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert [tuple(row) for row in json.loads(done.stdout)] == list(
+            synthetic.documents("all", 7, 20)
+        ), done.stderr
 
 
 def test_all_tasks_of_a_mixture_get_an_equal_share():
@@ -179,7 +192,9 @@ class Candidate:
         self.say, self.calls = say, []
 
     def generate(self, prompts, max_new_tokens, temperature):
-        self.calls.append(SimpleNamespace(prompts=prompts, max_new_tokens=max_new_tokens, temperature=temperature))
+        self.calls.append(
+            SimpleNamespace(prompts=prompts, max_new_tokens=max_new_tokens, temperature=temperature)
+        )
         texts = [self.say(BYTES.decode(prompt[1:])) for prompt in prompts]
         return [list(text.encode())[:max_new_tokens] for text in texts]
 
@@ -193,8 +208,14 @@ def know(prompt: str) -> str:
     "say, accuracy",
     [
         (lambda prompt: f" {know(prompt)}\n", 1.0),
-        (lambda prompt: f" {know(prompt)}\n{prompt}", 1.0),  # what comes after the line end does not count
-        (lambda prompt: f" {know(prompt)}", 0.0),  # an answer that does not end might go on: 57 is not 579
+        (
+            lambda prompt: f" {know(prompt)}\n{prompt}",
+            1.0,
+        ),  # what comes after the line end does not count
+        (
+            lambda prompt: f" {know(prompt)}",
+            0.0,
+        ),  # an answer that does not end might go on: 57 is not 579
         (lambda prompt: f" {know(prompt)}0\n", 0.0),
         (lambda prompt: f"{know(prompt)}\n", 0.0),
         (lambda prompt: "", 0.0),
@@ -219,17 +240,24 @@ def test_the_exam_is_the_same_every_time_and_greedy():
     synthetic.task_accuracy(candidate, BYTES, synthetic.exam(BYTES, "lookup", 64, count=100))
     assert [len(call.prompts) for call in candidate.calls] == [64, 36]
     assert all(call.temperature == 0 for call in candidate.calls)
-    assert all(prompt[0] == BYTES.end_of_text for call in candidate.calls for prompt in call.prompts)
+    assert all(
+        prompt[0] == BYTES.end_of_text for call in candidate.calls for prompt in call.prompts
+    )
 
 
 def test_the_longest_answer_and_its_line_end_can_be_written():
     papers = synthetic.exam(BYTES, "sorting", 64)
     prompts, answers, longest = papers["sorting"]
-    assert longest == max(len(f" {answer}\n") for answer in answers) and len(prompts) == len(answers) == 200
+    assert (
+        longest == max(len(f" {answer}\n") for answer in answers)
+        and len(prompts) == len(answers) == 200
+    )
 
 
 def test_items_that_do_not_fit_into_the_context_are_refused_with_the_size_they_need():
-    with pytest.raises(UserError, match=r"task python needs --block_size=(\d+) or more, not 64") as caught:
+    with pytest.raises(
+        UserError, match=r"task python needs --block_size=(\d+) or more, not 64"
+    ) as caught:
         synthetic.exam(BYTES, "addition,python", block_size=64)
     needed = int(str(caught.value).split("--block_size=")[1].split()[0])
     assert synthetic.exam(BYTES, "python", block_size=needed)
@@ -238,7 +266,9 @@ def test_items_that_do_not_fit_into_the_context_are_refused_with_the_size_they_n
 
 
 def test_an_unknown_task_is_refused_with_the_nearest_and_all_names():
-    with pytest.raises(UserError, match="'sortin': did you mean sorting.*addition, modular, copying") as caught:
+    with pytest.raises(
+        UserError, match="'sortin': did you mean sorting.*addition, modular, copying"
+    ) as caught:
         synthetic.task_names("addition,sortin")
     assert all(task in str(caught.value) for task in synthetic.TASKS)
     with pytest.raises(UserError, match="''"):
@@ -254,7 +284,11 @@ def test_a_real_model_takes_the_exam(data_dir):
     from model import GPT, GPTConfig
 
     torch.manual_seed(0)
-    model = GPT(GPTConfig(block_size=64, vocab_size=257, n_layer=1, n_head=2, n_embd=16, value_embeds=0))
+    model = GPT(
+        GPTConfig(block_size=64, vocab_size=257, n_layer=1, n_head=2, n_embd=16, value_embeds=0)
+    )
     papers = synthetic.exam(BYTES, "addition,induction", 64, count=30)
     result = synthetic.task_accuracy(model, BYTES, papers)
-    assert set(result) == {"acc_addition", "acc_induction"} and all(share <= 0.2 for share in result.values())
+    assert set(result) == {"acc_addition", "acc_induction"} and all(
+        share <= 0.2 for share in result.values()
+    )

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("optuna")  # an optional extra
 
-from console import UserError
+from nanoloop.options import UserError
 from research.patch import ROOT, Invalid
 from research.tune import read_space, search
 
@@ -18,13 +18,19 @@ SPACE = read_space(SPACE_TEXT, NAMES)
 
 def bowl(settings: dict, seed: int, place=()) -> float:
     """Lowest, 1.5, at muon_lr 0.02, n_layer 4 and swiglu."""
-    far = abs(settings["muon_lr"] / 0.02 - 1) + abs(settings["n_layer"] - 4) + (settings["activation"] == "relu2")
+    far = (
+        abs(settings["muon_lr"] / 0.02 - 1)
+        + abs(settings["n_layer"] - 4)
+        + (settings["activation"] == "relu2")
+    )
     return 1.5 + 0.1 * far
 
 
 def test_a_space_is_read_as_it_is_written(tmp_path):
     assert (SPACE["muon_lr"].low, SPACE["muon_lr"].high, SPACE["muon_lr"].log) == (0.001, 0.1, True)
-    assert (SPACE["n_layer"].low, SPACE["n_layer"].high) == (1, 6) and SPACE["activation"].choices == (
+    assert (SPACE["n_layer"].low, SPACE["n_layer"].high) == (1, 6) and SPACE[
+        "activation"
+    ].choices == (
         "relu2",
         "swiglu",
     )
@@ -33,8 +39,18 @@ def test_a_space_is_read_as_it_is_written(tmp_path):
     assert read_space(str(tmp_path / "space"), NAMES) == SPACE
 
 
-@pytest.mark.parametrize("text", ["", "muon_rl=log(0.1,1)", "muon_lr=log(0,1)", "n_layer=int(4,2)",
-                                  "n_layer=int(a,4)", "seed=int(1,9)", "data=a|b"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "muon_rl=log(0.1,1)",
+        "muon_lr=log(0,1)",
+        "n_layer=int(4,2)",
+        "n_layer=int(a,4)",
+        "seed=int(1,9)",
+        "data=a|b",
+    ],
+)
 def test_a_space_that_makes_no_sense_is_told_in_words(text):
     with pytest.raises(UserError):
         read_space(text, NAMES)
@@ -78,10 +94,16 @@ def test_what_lies_behind_by_more_than_noise_gets_one_seed_and_a_near_tie_gets_a
         return 1.5 + 0.01 * abs(settings["n_layer"] - 4)
 
     start = {"n_layer": 4}
-    study = search({"n_layer": SPACE["n_layer"]}, steps, tmp_path, tries=15, seeds=3, sd=0.006, start=start)
+    study = search(
+        {"n_layer": SPACE["n_layer"]}, steps, tmp_path, tries=15, seeds=3, sd=0.006, start=start
+    )
     seeds = {layers: [seed for other, seed in seen if other == layers] for layers, _ in seen}
     assert seeds[4][:3] == [0, 1, 2] and study.best_params == start
-    assert all(set(seeds[layers]) == ({0, 1, 2} if abs(layers - 4) == 1 else {0}) for layers in seeds if layers != 4)
+    assert all(
+        set(seeds[layers]) == ({0, 1, 2} if abs(layers - 4) == 1 else {0})
+        for layers in seeds
+        if layers != 4
+    )
 
 
 def test_a_setting_that_cannot_be_scored_does_not_end_the_search(tmp_path):

@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from console import UserError
-from research.verdict import MAX_PAIRS, Night, Noise, boundaries, confirm, decide, round_level, smallest_effect
+from nanoloop.options import UserError
+from research.verdict import (
+    MAX_PAIRS,
+    Night,
+    Noise,
+    boundaries,
+    confirm,
+    decide,
+    round_level,
+    smallest_effect,
+)
 from tests.simulate_verdict import SHAPES, changeless_nights, mixed_nights, simulate
 
 NOISE = Noise(0.004, 8)
@@ -30,7 +39,9 @@ RULES = dict(alpha=Night().alpha(), minimum_effect=0.001, max_pairs=8)
 )
 def test_nights_of_changeless_patches_keep_something_false_within_the_level(shape, noise):
     """10,000 nights of 100 patches; the first budget is half of the night's level."""
-    share, pairs = changeless_nights(10_000, 100, np.random.default_rng(0), shape=shape, noise=noise)
+    share, pairs = changeless_nights(
+        10_000, 100, np.random.default_rng(0), shape=shape, noise=noise
+    )
     assert share < 0.05 / 2
     assert pairs < 6
 
@@ -45,7 +56,11 @@ def test_without_a_noise_floor_noise_that_is_mostly_a_gain_breaks_the_level():
     """Said in the documentation, so it has to be true: why `noise` comes before `try`."""
     rng = np.random.default_rng(2)
     share, _ = changeless_nights(
-        200, 100, rng, shape="mostly a little better, sometimes much worse (exponential)", noise=None
+        200,
+        100,
+        rng,
+        shape="mostly a little better, sometimes much worse (exponential)",
+        noise=None,
     )
     assert share > 0.3
 
@@ -56,7 +71,9 @@ def test_the_simulation_can_tell_a_bad_procedure(monkeypatch):
 
     def naive(d, level, max_pairs, noise, minimum_effect, margin):
         low = -stats.ttest_1samp(d, 0, axis=1).statistic if d.shape[1] > 1 else np.zeros(len(d))
-        return np.where(low > stats.t.isf(0.05, max(1, d.shape[1] - 1)), simulation.BETTER, simulation.CONTINUE)
+        return np.where(
+            low > stats.t.isf(0.05, max(1, d.shape[1] - 1)), simulation.BETTER, simulation.CONTINUE
+        )
 
     monkeypatch.setattr(simulation, "look", naive)
     assert changeless_nights(100, 100, np.random.default_rng(3))[0] > 0.9
@@ -70,7 +87,10 @@ def test_what_is_kept_in_a_night_with_real_finds_is_rarely_false():
 @pytest.mark.parametrize("level, max_pairs", [(0.02, 8), (0.005, 8), (0.02, 3), (0.01, 12)])
 def test_noise_reaches_the_boundaries_with_exactly_the_level(level, max_pairs):
     """The Markov chain of the angle against plain simulation of 400,000 trials."""
-    x, n = np.random.default_rng(5).standard_normal((400_000, max_pairs)) * 7, np.arange(1, max_pairs + 1)
+    x, n = (
+        np.random.default_rng(5).standard_normal((400_000, max_pairs)) * 7,
+        np.arange(1, max_pairs + 1),
+    )
     mean = x.cumsum(1) / n
     with np.errstate(all="ignore"):
         statistic = mean * np.sqrt(n * (n - 1) / ((x * x).cumsum(1) - n * mean**2))
@@ -88,7 +108,14 @@ def test_the_only_look_of_three_pairs_is_the_t_test():
 
 @pytest.mark.parametrize(
     "effect, least, most, pairs",
-    [(-1, 0, 0, 2), (0, 0, 0.002, 4.5), (0.5, 0, 0.1, 8), (1, 0.15, 0.5, 12), (2, 0.9, 1, 14), (4, 0.999, 1, 10)],
+    [
+        (-1, 0, 0, 2),
+        (0, 0, 0.002, 4.5),
+        (0.5, 0, 0.1, 8),
+        (1, 0.15, 0.5, 12),
+        (2, 0.9, 1, 14),
+        (4, 0.999, 1, 10),
+    ],
 )
 def test_what_is_much_better_is_found_and_losers_are_cheap(effect, least, most, pairs):
     """Gain in noise deviations: the share kept and the mean number of pairs, both rounds together."""
@@ -101,7 +128,9 @@ def test_the_smallest_effect_is_found_with_its_stated_power():
     gain = smallest_effect(1.0, 8, Night().alpha(), power=0.8)
     kept, _ = simulate(4_000, Night().alpha(), np.random.default_rng(7), gain, noise=None)
     assert 1 < gain < 2 and 0.7 < kept.mean() < 0.85  # a little is lost to early looks
-    assert smallest_effect(1.0, 16, Night().alpha()) < gain < smallest_effect(1.0, 4, Night().alpha())
+    assert (
+        smallest_effect(1.0, 16, Night().alpha()) < gain < smallest_effect(1.0, 4, Night().alpha())
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -139,7 +168,13 @@ def test_the_night_is_rebuilt_from_the_ledger():
         {"kind": "noise", "state": "done", "differences": [0.01]},
         {"kind": "trial", "state": "done", "verdict": "reject", "differences": [0.01]},
         {"kind": "trial", "state": "done", "verdict": "keep (simpler)", "differences": [0.0]},
-        {"kind": "trial", "state": "done", "verdict": "keep (simpler)", "differences": [0.0], "replay_of": "t1"},
+        {
+            "kind": "trial",
+            "state": "done",
+            "verdict": "keep (simpler)",
+            "differences": [0.0],
+            "replay_of": "t1",
+        },
         {"kind": "trial", "state": "done", "verdict": "crash", "differences": [0.01]},
         {"kind": "trial", "state": "begun"},
         {"kind": "trial", "state": "interrupted"},
@@ -171,7 +206,12 @@ def test_a_clear_winner_is_kept_and_a_near_tie_earns_more_pairs():
 
 
 def test_the_last_pair_gives_an_answer():
-    for values in ([-0.004, 0.001, -0.006, -0.002] * 2, [-0.004, 0.003, -0.001, 0.002] * 2, [0.001] * 8, [-0.002] * 8):
+    for values in (
+        [-0.004, 0.001, -0.006, -0.002] * 2,
+        [-0.004, 0.003, -0.001, 0.002] * 2,
+        [0.001] * 8,
+        [-0.002] * 8,
+    ):
         for lines in (0, -3):
             assert decide(values, noise=NOISE, lines=lines, **RULES) is not None
     assert decide([-0.006, 0.003, -0.009, -0.003] * 2, noise=NOISE, **RULES).verdict == "undecided"
@@ -201,7 +241,10 @@ def test_finding_no_difference_is_not_equality():
     noisy = [-0.008, 0.009, -0.007, 0.006, 0.008, -0.009, 0.007, -0.005]
     decision = decide(noisy, noise=NOISE, lines=-10, **RULES)
     assert decision.verdict in ("reject", "undecided")
-    assert decide([value / 4 for value in noisy], noise=NOISE, lines=-10, **RULES).verdict == "keep (simpler)"
+    assert (
+        decide([value / 4 for value in noisy], noise=NOISE, lines=-10, **RULES).verdict
+        == "keep (simpler)"
+    )
 
 
 def test_worse_by_the_margin_passes_for_equal_no_oftener_than_the_level():

@@ -16,10 +16,17 @@ from pathlib import Path
 
 import torch
 
-from console import explained, first_line, require
+from nanoloop.options import explained, first_line, require
 
 # Floating-point operations per second, dense bf16, from the data sheets; by what is in the name of the card.
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "5090": 210e12}
+PEAK_FLOPS = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "4090": 165e12,
+    "5090": 210e12,
+}
 
 
 def describe(model, device, batches) -> tuple[int, float, float | None]:
@@ -29,7 +36,10 @@ def describe(model, device, batches) -> tuple[int, float, float | None]:
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     print(f"{n_params:,} parameters on {card}, activations {model.compute_dtype}")
     ranks, rows, T = batches.world_size, batches.batch_size, batches.block_size
-    split = f"{ranks} ranks × " * (ranks > 1) + f"{batches.grad_accum} micro-steps × {rows} sequences × {T}"
+    split = (
+        f"{ranks} ranks × " * (ranks > 1)
+        + f"{batches.grad_accum} micro-steps × {rows} sequences × {T}"
+    )
     print(f"{ranks * batches.grad_accum * rows * T:,} tokens a step: {split}")
     peak = next((peak * ranks for name, peak in PEAK_FLOPS.items() if name in card), None)
     return n_params, model.flops_per_token(), peak
@@ -40,13 +50,23 @@ def pick_device(device: str, dtype: str):
 
     Raises UserError where the device cannot be used.
     """
-    fastest = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    fastest = (
+        "cuda"
+        if torch.cuda.is_available()
+        else "mps"
+        if torch.backends.mps.is_available()
+        else "cpu"
+    )
     with explained(f"device={device} cannot be used here", "try --device=cpu"):
         found = torch.empty(0, device=fastest if device == "auto" else device).device
-        if found.type == "cuda" and "LOCAL_RANK" in os.environ:  # each of torchrun's processes has a card of its own
+        if (
+            found.type == "cuda" and "LOCAL_RANK" in os.environ
+        ):  # each of torchrun's processes has a card of its own
             found = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(found)
-    bf16 = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16", False)  # multiplied natively
+    bf16 = getattr(torch.cpu, "get_capabilities", dict)().get(
+        "avx512_bf16", False
+    )  # multiplied natively
     if found.type == "cuda":
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     fastest = "bfloat16" if bf16 else "float16" if found.type == "cuda" else "float32"
@@ -69,7 +89,9 @@ def require_memory(config, rows: int, trains_here: bool) -> None:
     is trained; of `rows` sequences the logits and some activations.
     """
     width, layers, vocab = config.n_embd, config.n_layer, config.vocab_size
-    weights = layers * (10 * width**2 + 2000) + width * (vocab + config.bigram_rows)  # 2000: a layer's Python objects
+    weights = layers * (10 * width**2 + 2000) + width * (
+        vocab + config.bigram_rows
+    )  # 2000: a layer's Python objects
     held = rows * config.block_size * (8 * vocab + 20 * width * layers)
     needed, limit = (12 * weights + held if trains_here else 4 * weights), memory_limit()
     told = f"{weights:,} weights, and {rows:,} sequences at once, take {needed / 1e9:,.0f} GB of memory at least, and"
@@ -82,13 +104,20 @@ def try_compile(model, rows: int, device, wanted: bool | None):
     compiler works."""
     if not (device.type == "cuda" if wanted is None else wanted):
         return model
-    compiled, tokens = torch.compile(model, dynamic=False), torch.zeros(rows, model.config.block_size).long().to(device)
+    compiled, tokens = (
+        torch.compile(model, dynamic=False),
+        torch.zeros(rows, model.config.block_size).long().to(device),
+    )
     if device.type == "cuda":
-        choose_attention(model.config, rows, device, model.compute_dtype)  # compiling fixes the choice
+        choose_attention(
+            model.config, rows, device, model.compute_dtype
+        )  # compiling fixes the choice
     print("compiling the model", flush=True)
     try:
         with torch.random.fork_rng():  # dropout in here takes no random number from the run
-            compiled(tokens, tokens.clone()).backward()  # one tensor in both is compiled as a special case
+            compiled(
+                tokens, tokens.clone()
+            ).backward()  # one tensor in both is compiled as a special case
     except Exception as error:  # of many kinds: no C++ compiler, no Triton, a card too old for it
         print(f"torch.compile does not work here, going on without it ({first_line(error)})")
         compiled = model
@@ -128,7 +157,11 @@ def to_device(array, device, slots: int = 4):
     if device.type != "cuda":
         return tensor.to(device)
     fresh = len(turns) < slots
-    buffer, copied = (torch.empty_like(tensor, pin_memory=True), torch.cuda.Event()) if fresh else turns.popleft()
+    buffer, copied = (
+        (torch.empty_like(tensor, pin_memory=True), torch.cuda.Event())
+        if fresh
+        else turns.popleft()
+    )
     copied.synchronize()  # an event that is new has come already
     arrived = buffer.copy_(tensor).to(device, non_blocking=True)
     copied.record()
@@ -144,12 +177,26 @@ def time_attention(config, rows: int, device, dtype) -> dict[str, float]:
     import torch
     import torch.nn.attention as kernels
 
-    heads, times = (config.n_head, config.n_kv_head or config.n_head, config.n_kv_head or config.n_head), {}
-    size, how = config.n_embd // config.n_head, {"is_causal": True, "enable_gqa": heads[0] != heads[1]}
-    qkv = [torch.zeros(rows, n, config.block_size, size, device=device, dtype=dtype, requires_grad=True) for n in heads]
+    heads, times = (
+        (config.n_head, config.n_kv_head or config.n_head, config.n_kv_head or config.n_head),
+        {},
+    )
+    size, how = (
+        config.n_embd // config.n_head,
+        {"is_causal": True, "enable_gqa": heads[0] != heads[1]},
+    )
+    qkv = [
+        torch.zeros(
+            rows, n, config.block_size, size, device=device, dtype=dtype, requires_grad=True
+        )
+        for n in heads
+    ]
     for name in ("CUDNN", "FLASH", "EFFICIENT", "FA3"):
         backend = getattr(kernels.SDPBackend, f"{name.replace('FA3', 'FLASH')}_ATTENTION")
-        with contextlib.suppress(Exception), kernels.sdpa_kernel(backend):  # it has not all of them, or not for these
+        with (
+            contextlib.suppress(Exception),
+            kernels.sdpa_kernel(backend),
+        ):  # it has not all of them, or not for these
             if name == "FA3":
                 kernels.activate_flash_attention_impl(name)
             for step in range(8):
@@ -181,7 +228,9 @@ def peak_memory_mb(device=None) -> float:
     if device and device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     # macOS counts bytes, Linux kibibytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        2**20 if sys.platform == "darwin" else 2**10
+    )
 
 
 def keep_memory() -> None:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from console import UserError, explain, first_line
+from nanoloop.options import UserError, explain, first_line
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Ranks: torchrun tells each process its place by environment variables.
@@ -42,13 +42,19 @@ def together():
         yield
         return
     store, number, count = next(dist.rendezvous("env://", timeout=datetime.timedelta(minutes=5)))
-    store = dist.PrefixStore(f"start {restarts()}", store)  # or ranks started anew would call the dead ones
-    warnings.simplefilter("ignore", FutureWarning)  # of torch 2.13, about names that 2.11 has no others for
+    store = dist.PrefixStore(
+        f"start {restarts()}", store
+    )  # or ranks started anew would call the dead ones
+    warnings.simplefilter(
+        "ignore", FutureWarning
+    )  # of torch 2.13, about names that 2.11 has no others for
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     patience = datetime.timedelta(hours=2)  # the others wait while the first prepares data or saves
     stdout = sys.stdout
     try:
-        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=patience)
+        dist.init_process_group(
+            backend, store=store, rank=number, world_size=count, timeout=patience
+        )
         with open(os.devnull, "w") as nowhere:
             sys.stdout = nowhere if number else stdout
             yield
@@ -56,15 +62,23 @@ def together():
         # The first to fail speaks. The others made the same mistake, or failed because it is gone.
         if store.add("failed", 1) > 1:
             os._exit(1)
-        lost = isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
-        told = f"another process of this run has ended ({first_line(error)})" if lost else explain(error)
+        lost = isinstance(error, RuntimeError) and any(
+            word in str(error) for word in ("gloo", "NCCL", "Connection")
+        )
+        told = (
+            f"another process of this run has ended ({first_line(error)})"
+            if lost
+            else explain(error)
+        )
         if not told:
             raise
         raise UserError(f"{told.removeprefix('error: ')} [rank {number} of {count}]") from None
     finally:
         sys.stdout = stdout
     dist.destroy_process_group()
-    if number:  # all is written; taking down an interpreter whose connections had threads was seen to abort
+    if (
+        number
+    ):  # all is written; taking down an interpreter whose connections had threads was seen to abort
         os._exit(0)
 
 
@@ -141,7 +155,9 @@ def placed(tensor: Tensor, like: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     # Every rank has the whole tensor: nothing has to be sent.
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return distribute_tensor(
+        tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None
+    )
 
 
 def share(function, stack: Tensor, rows: int, sharded: bool) -> Tensor:

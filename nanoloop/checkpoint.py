@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from console import (UserError, explained, if_possible, replace_file, replace_folder, require, sha256_of_file,
-                     typed, write_json)  # fmt: skip
 from model import GPTConfig
-from parallel import all_sum, local, placed, rank, world_size
+from nanoloop.files import if_possible, replace_file, replace_folder, sha256_of_file, write_json
+from nanoloop.options import UserError, explained, require, typed
+from nanoloop.ranks import all_sum, local, placed, rank, world_size
 
 CHECKPOINT_FORMAT = 3
 
@@ -30,7 +30,10 @@ def state_of(model, optimizers) -> dict | None:
     params = dict(model.named_parameters())
     bad = sum(not local(p).isfinite().all() for p in params.values())
     states = {p: state for optimizer in optimizers for p, state in optimizer.state.items()}
-    state = {"model": model.state_dict(), "optimizer": {name: states[p] for name, p in params.items() if p in states}}
+    state = {
+        "model": model.state_dict(),
+        "optimizer": {name: states[p] for name, p in params.items() if p in states},
+    }
     return None if all_sum(torch.tensor(float(bad))) else state
 
 
@@ -41,25 +44,42 @@ def load_state(checkpoint: dict, model, optimizers=(), sharded: bool = False) ->
     """
     params, own = dict(model.named_parameters()), model.state_dict()
     checkpoint = read_tensors(checkpoint, params if sharded else None)
-    weights = {name: w[: len(own[name])] if name == "wpe.weight" else w for name, w in checkpoint["model"].items()}
+    weights = {
+        name: w[: len(own[name])] if name == "wpe.weight" else w
+        for name, w in checkpoint["model"].items()
+    }
     model.load_state_dict({name: placed(w, own.get(name, w)) for name, w in weights.items()})
     holder = {p: o.state for o in optimizers for group in o.param_groups for p in group["params"]}
     for name, state in checkpoint["optimizer"].items() if holder else ():
         p = params[name]
-        holder[p][p] = {key: placed(value, p) if value.ndim else value.to(p.device) for key, value in state.items()}
+        holder[p][p] = {
+            key: placed(value, p) if value.ndim else value.to(p.device)
+            for key, value in state.items()
+        }
 
 
-def save_checkpoint(path: Path, checkpoint: dict, keep_old: Path | None = None, sharded: bool = False) -> bool:
+def save_checkpoint(
+    path: Path, checkpoint: dict, keep_old: Path | None = None, sharded: bool = False
+) -> bool:
     """Write `checkpoint` to `path`, whole or not at all; keep_old: the name under which the one before stays. Returns
     whether the disk took it; if not, that was said, and what is there stays.
 
     checkpoint: "model", name to tensor; "optimizer", name of a parameter to its state; and plain values.
     """
     if sharded:
-        steps = begin_folder, write_shards, lambda path, checkpoint: end_folder(path, checkpoint, keep_old)
+        steps = (
+            begin_folder,
+            write_shards,
+            lambda path, checkpoint: end_folder(path, checkpoint, keep_old),
+        )
         # The ranks go from step to step together, and none goes on when another could not.
-        return all(not all_sum(torch.tensor(float(not if_possible(path, step, checkpoint)))) for step in steps)
-    return rank() > 0 or if_possible(path, replace_file, lambda file: torch.save(checkpoint, file), keep_old)
+        return all(
+            not all_sum(torch.tensor(float(not if_possible(path, step, checkpoint))))
+            for step in steps
+        )
+    return rank() > 0 or if_possible(
+        path, replace_file, lambda file: torch.save(checkpoint, file), keep_old
+    )
 
 
 def partial_name(path: Path) -> Path:
@@ -78,13 +98,20 @@ def write_shards(path: Path, checkpoint: dict) -> None:
 
     tensors, held = {}, set()
     for name, tensor in checkpoint["model"].items():
-        tied = local(tensor).data_ptr() in held  # one table under two names: safetensors wants it twice
+        tied = (
+            local(tensor).data_ptr() in held
+        )  # one table under two names: safetensors wants it twice
         tensors[f"model/{name}"] = tensor.clone() if tied else tensor
         held.add(local(tensor).data_ptr())
     for name, state in checkpoint["optimizer"].items():
         tensors |= {f"optimizer/{name}/{key}": tensor for key, tensor in state.items()}
     try:
-        dcp.save(tensors, storage_writer=dcp.HuggingFaceStorageWriter(str(partial_name(path)), save_distributed=True))
+        dcp.save(
+            tensors,
+            storage_writer=dcp.HuggingFaceStorageWriter(
+                str(partial_name(path)), save_distributed=True
+            ),
+        )
     except CheckpointException as error:  # of all ranks, by rank
         raise next(iter(error.failures.values()))[0] from None
 
@@ -92,7 +119,9 @@ def write_shards(path: Path, checkpoint: dict) -> None:
 def end_folder(path: Path, checkpoint: dict, keep_old: Path | None) -> None:
     if rank() == 0:
         files = {file.name: sha256_of_file(file) for file in partial_name(path).iterdir()}
-        plain = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
+        plain = {
+            key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")
+        }
         write_json(partial_name(path) / "checkpoint.json", {"files": files} | plain)
         replace_folder(partial_name(path), path, keep_old)
 
@@ -111,32 +140,56 @@ def read_tensors(checkpoint: dict, like: dict[str, Tensor] | None = None) -> dic
     for key, about in reader.read_metadata().state_dict_metadata.items():
         own = (like or {}).get(key.split("/")[1])
         cut = own is not None and own.shape == about.size
-        tensors[key] = torch.empty_like(own) if cut else torch.empty(about.size, dtype=about.properties.dtype)
+        tensors[key] = (
+            torch.empty_like(own) if cut else torch.empty(about.size, dtype=about.properties.dtype)
+        )
     with warnings.catch_warnings(action="ignore"):  # that one process reads it alone
         dcp.load(tensors, storage_reader=reader, no_dist=world_size() == 1)
     model, optimizer = {}, {}
     for key, tensor in tensors.items():
         kind, name, *rest = key.split("/")
-        (model if kind == "model" else optimizer.setdefault(name, {}))[rest[0] if rest else name] = tensor.detach()
+        (model if kind == "model" else optimizer.setdefault(name, {}))[
+            rest[0] if rest else name
+        ] = tensor.detach()
     return checkpoint | {"model": model, "optimizer": optimizer}
 
 
 def load_checkpoint(path: Path) -> dict:
     """Read a checkpoint onto the CPU; of a folder the plain values, whose tensors `read_tensors` gives. Raises
     UserError where it is missing, damaged or of another version."""
-    require(path.exists(), f"checkpoint '{path}' does not exist: train first, or name a run that is there")
-    with explained(f"'{path}' is damaged or no checkpoint of this program", "it was not used, take another"):
+    require(
+        path.exists(),
+        f"checkpoint '{path}' does not exist: train first, or name a run that is there",
+    )
+    with explained(
+        f"'{path}' is damaged or no checkpoint of this program", "it was not used, take another"
+    ):
         if path.is_dir():
             checkpoint = json.loads((path / "checkpoint.json").read_text("utf-8"))
-            damaged = [name for name, sha256 in checkpoint["files"].items() if sha256_of_file(path / name) != sha256]
-            require(not damaged, f"'{path}' is damaged (the checksum of {damaged} differs): it was not used")
+            damaged = [
+                name
+                for name, sha256 in checkpoint["files"].items()
+                if sha256_of_file(path / name) != sha256
+            ]
+            require(
+                not damaged,
+                f"'{path}' is damaged (the checksum of {damaged} differs): it was not used",
+            )
             checkpoint |= {"folder": str(path), "model": None, "optimizer": None}
         else:
-            with zipfile.ZipFile(path) as archive:  # torch writes a checksum of every tensor but does not look at it
+            with zipfile.ZipFile(
+                path
+            ) as archive:  # torch writes a checksum of every tensor but does not look at it
                 damaged = archive.testzip()
-            require(damaged is None, f"'{path}' is damaged (the checksum of {damaged} differs): it was not used")
+            require(
+                damaged is None,
+                f"'{path}' is damaged (the checksum of {damaged} differs): it was not used",
+            )
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        version, *_ = (checkpoint[key] for key in ("format", "config", "model", "tokenizer", "step", "optimizer"))
+        version, *_ = (
+            checkpoint[key]
+            for key in ("format", "config", "model", "tokenizer", "step", "optimizer")
+        )
     told = f"'{path}' has checkpoint format {version}, this program reads {CHECKPOINT_FORMAT}"
     require(version == CHECKPOINT_FORMAT, f"{told}: use the version of the program that wrote it")
     return checkpoint
@@ -148,7 +201,9 @@ def load_latest(out: Path) -> dict | None:
     for path in paths:
         try:
             return load_checkpoint(path)
-        except UserError as error:  # put aside, so that the next save does not keep it in place of a good one
+        except (
+            UserError
+        ) as error:  # put aside, so that the next save does not keep it in place of a good one
             print(f"passed over, and renamed to .damaged: {error}")
             path.rename(path.with_suffix(".damaged"))
     require(not paths, f"no checkpoint in '{out}' can be read: type --overwrite=True to begin anew")
@@ -163,10 +218,15 @@ def load_weights(source: str) -> dict:
     if path.suffix == ".pt":
         return read_tensors(load_checkpoint(path))
     known = source.startswith("gpt2") or (path / "config.json").is_file()
-    require(known, f"'{source}' is no run, checkpoint or folder of GPT-2, nor gpt2, gpt2-medium, gpt2-large, gpt2-xl")
+    require(
+        known,
+        f"'{source}' is no run, checkpoint or folder of GPT-2, nor gpt2, gpt2-medium, gpt2-large, gpt2-xl",
+    )
     remedy = "it takes `pip install transformers` and a network, or the path of a local folder of GPT-2's files"
     with explained(f"'{source}' could not be loaded", remedy):
-        return runpy.run_path(str(Path(__file__).with_name("config") / "gpt2_classic.py"))["published_weights"](source)
+        return runpy.run_path(str(Path(__file__).parent.parent / "config" / "gpt2_classic.py"))[
+            "published_weights"
+        ](source)
 
 
 def adopt(config, begin: dict | None, data, resuming: bool):
@@ -185,13 +245,24 @@ def adopt(config, begin: dict | None, data, resuming: bool):
         fixed = typed(type(config), begin["config"], shape + course)
         if not resuming:
             fixed["block_size"] = min(config.block_size, fixed["block_size"])
-        theirs, ours = begin["tokenizer"], data.tokenizer  # GPT-2's weights come without one: then the size has to do
+        theirs, ours = (
+            begin["tokenizer"],
+            data.tokenizer,
+        )  # GPT-2's weights come without one: then the size has to do
         same = theirs == ours.to_json() if theirs else fixed["vocab_size"] == ours.vocab_size
         told = f"'{data.folder}' has another tokenizer than the weights: prepare data with theirs"
-        require(same, f"{told} (--tokenizer=gpt2 for GPT-2, else the path of the data they were trained on)")
-        told = f"'{data.folder}' is not the data that the run was begun with: its fingerprint differs"
+        require(
+            same,
+            f"{told} (--tokenizer=gpt2 for GPT-2, else the path of the data they were trained on)",
+        )
+        told = (
+            f"'{data.folder}' is not the data that the run was begun with: its fingerprint differs"
+        )
         require(not resuming or begin["data"] == data.fingerprint, told)
     for name, value in fixed.items():
         told = f"{name}={getattr(config, name)}, but {'the checkpoint' if begin else 'the data'} needs {value}"
-        require(getattr(config, name) in (getattr(type(config), name), value), f"{told}: leave the option out")
+        require(
+            getattr(config, name) in (getattr(type(config), name), value),
+            f"{told}: leave the option out",
+        )
     return replace(config, **fixed)
