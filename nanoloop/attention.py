@@ -1,0 +1,102 @@
+"""Fused causal attention: PyTorch's best kernel for the mask and the device.
+
+Shapes in comments: B batch, H heads of queries, G heads of keys and values, D head size,
+T positions of queries, S positions of keys (S > T when a cache holds earlier ones).
+"""
+
+import contextlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+# The fastest first. PyTorch takes the first kernel that can do the shapes and the mask.
+CUDA_KERNELS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
+def kernel_priority(device: torch.device) -> contextlib.AbstractContextManager:
+    """Prefer the fastest attention kernels on CUDA while the context is active."""
+    if device.type == "cuda":
+        return sdpa_kernel(CUDA_KERNELS, set_priority=True)
+    return contextlib.nullcontext()
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int,
+    scale: float,
+    dropout: float = 0.0,
+    documents: Tensor | None = None,
+    positions: Tensor | None = None,
+) -> Tensor:
+    """Attend from each position to itself and the `window - 1` positions before it.
+
+    q: (B, H, T, D); k, v: (B, G, S, D); returns (B, H, T, D) in q's dtype.
+    documents: (B, T) int64, the number of each position's document; attention stays within it.
+    positions: (T,) int64, the positions of the queries among the keys; None: the last T of S.
+    """
+    dtype = q.dtype
+    T = q.size(2)
+    S = k.size(2)
+    if q.device.type == "cpu" and q.requires_grad:
+        # PyTorch's backward pass takes up to four times as long in bfloat16 on CPUs.
+        q = q.float()
+        k = k.float()
+        v = v.float()
+    options = {"dropout_p": dropout, "scale": scale, "enable_gqa": q.size(1) != k.size(1)}
+    is_plain = documents is None and positions is None
+    if is_plain and T == 1 and window >= S:  # one query sees all keys
+        y = F.scaled_dot_product_attention(q, k, v, **options)
+    elif is_plain and T == S and window >= S:
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
+    elif T == S and positions is None and uses_flex(q, dropout):
+        y = flex_attend(q, k, v, window, scale, documents)
+    else:  # exact on every device, but masked scores are computed all the same
+        if positions is None:
+            positions = torch.arange(S - T, S, device=q.device)
+        mask = causal_mask(positions, S, window)
+        if documents is not None:
+            mask = mask & (documents[:, None, :, None] == documents[:, None, None, :])
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
+    return y.to(dtype)
+
+
+def causal_mask(positions: Tensor, S: int, window: int) -> Tensor:
+    """Mark the keys that each query may see: (T, S) bool, for queries at (T,) positions."""
+    query = positions[:, None]
+    key = torch.arange(S, device=positions.device)
+    return (key <= query) & (query - key < window)
+
+
+def uses_flex(q: Tensor, dropout: float) -> bool:
+    """Say whether FlexAttention is fast here: inside torch.compile, on CUDA, without dropout."""
+    return q.is_cuda and torch.compiler.is_compiling() and not dropout
+
+
+def flex_attend(
+    q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, documents: Tensor | None
+) -> Tensor:
+    """Skip the blocks outside the window and the document (FlexAttention, arXiv:2412.05496).
+
+    Shapes as in `attend`, with T = S. Without torch.compile it is a slow reference.
+    """
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def is_visible(batch, head, query, key):
+        is_near = (key <= query) & (query - key < window)
+        if documents is None:
+            return is_near
+        return is_near & (documents[batch, query] == documents[batch, key])
+
+    rows = None if documents is None else q.size(0)
+    mask = create_block_mask(is_visible, rows, None, q.size(2), k.size(2), device=q.device)
+    is_grouped = q.size(1) != k.size(1)
+    return flex_attention(q, k, v, block_mask=mask, scale=scale, enable_gqa=is_grouped)

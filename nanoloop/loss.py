@@ -1,0 +1,57 @@
+"""Cross-entropy without the logits of all positions at once.
+
+Logits are the largest tensors of a training step, but a position's logits are needed for its own
+loss and gradients only. The forward pass computes loss and gradients for some rows at a time; the
+backward pass scales them. Nothing is computed twice (Liger Kernel, arXiv:2410.10989).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MAX_LOGITS = 2**28  # logits in memory at once, 1 GiB in float32
+
+
+def needs_chunks(x: Tensor, targets: Tensor, vocab_size: int) -> bool:
+    """Say whether the logits of all targets are too many to hold while training."""
+    return x.requires_grad and targets.numel() * vocab_size > MAX_LOGITS
+
+
+def chunked_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, to_logits) -> Tensor:
+    """Compute the mean cross-entropy, in nats, of the targets that are not -1.
+
+    x: (B, T, C). weight: of the output head. targets: (B, T) int64.
+    to_logits(x, weight): turns activations (N, C) into logits (N, V), float32.
+    """
+    total = ChunkedCrossEntropy.apply(x, weight, targets, to_logits)
+    return total / (targets >= 0).sum()
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """The sum of the cross-entropies, with gradients that are ready after the forward pass."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, to_logits) -> Tensor:
+        def chunk_loss(x, weight, targets):
+            logits = to_logits(x, weight)
+            return F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
+
+        loss_and_grads = torch.func.grad_and_value(chunk_loss, argnums=(0, 1))
+        rows = max(1, MAX_LOGITS // len(weight))
+        x_chunks = x.flatten(0, -2).split(rows)
+        target_chunks = targets.flatten().split(rows)
+        total = 0.0
+        weight_grad = 0.0
+        x_grads = []
+        for x_chunk, target_chunk in zip(x_chunks, target_chunks):
+            grads, loss = loss_and_grads(x_chunk, weight, target_chunk)
+            total = total + loss
+            x_grads.append(grads[0])
+            weight_grad = weight_grad + grads[1].float()
+        ctx.save_for_backward(torch.cat(x_grads).view_as(x), weight_grad)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x_grad, weight_grad = ctx.saved_tensors
+        return grad.to(x_grad.dtype) * x_grad, grad * weight_grad, None, None
