@@ -53,8 +53,8 @@ from corpus.sources import text_files
 from model import GPT
 from nanoloop.device import PEAK_FLOPS, peak_memory_mb
 from nanoloop.files import write_json
-from nanoloop.options import explained, read_options, require, run_command
-from nanoloop.runlog import show
+from nanoloop.options import reading as explained, read_options, require, run_program as run_command
+from nanoloop.runlog import format_figure as show
 
 ROOT = Path(__file__).resolve().parent
 

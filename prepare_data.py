@@ -42,7 +42,7 @@ from corpus.worker import Row, Understanding, batches, bpe_texts
 from corpus.workers import ordered_map
 from nanoloop.data import SPLITS, append_tokens, open_shard
 from nanoloop.files import link_or_copy, replace_folder, sha256_of_file, write_json
-from nanoloop.options import UserError, read_options, require, run_command
+from nanoloop.options import UserError, read_options, require, run_program as run_command
 from nanoloop.tokenizer import Tokenizer, make_tokenizer
 
 # ---------------------------------------------------------------------------------------------------------------------

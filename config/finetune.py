@@ -1,19 +1,21 @@
-"""Go on from weights that exist, on other text: the quickstart's model learns more of what you write.
+"""Train existing weights on other text: the quickstart's model learns from your text.
 
     python prepare_data.py --source=PATH --name=notes --tokenizer=data/python
     python train.py config/finetune.py --data=data/notes
 
-Hardware: 2 CPU cores (a GPU is used if there is one).
+Hardware: 2 CPU cores; a GPU is used if there is one.
 Time:     27 seconds of training.
-Expected: on tiny Shakespeare, after the quickstart: val_loss from 6.46 to 4.43, val_bpb from 4.05 to 2.78.
+Expected: on tiny Shakespeare, after the quickstart: val_loss from 6.46 to 4.43, val_bpb from 4.05
+          to 2.78.
 
-The shape of the model comes with the weights. For GPT-2's: --init_from=gpt2 and data prepared with --tokenizer=gpt2.
+The shape of the model comes with the weights. For GPT-2's weights type --init_from=gpt2, and
+prepare the data with --tokenizer=gpt2.
 """
 
 init_from = "out/quickstart"
 data = "data/notes"
 
-# A tenth of the rates that train from nothing: enough to learn what is new without forgetting what is known.
+# A tenth of the rates of training from random weights, so that the model does not forget.
 muon_lr = 0.002
 embed_lr = 0.03
 head_lr = 0.001

@@ -2,17 +2,19 @@
 
     python train.py config/quickstart.py
 
-Hardware: 2 CPU cores (a GPU is used if there is one).
-Time:     60 seconds of training, 65 to 68 in all, with preparing the data and writing text.
-Expected: val_bpb 1.51 to 1.54 (bits per byte of source), val_loss about 3.6; more on a slower machine.
+Hardware: 2 CPU cores; a GPU is used if there is one.
+Time:     60 seconds of training, 65 to 68 in all with preparing the data and writing text.
+Expected: val_bpb 1.51 to 1.54 (bits per byte of source), val_loss about 3.6; a slower machine
+          takes fewer steps and ends higher.
 """
 
 data = "data/python"
-prepare = "--source=python --name=python --duplicates=near"  # the standard library, and a tokenizer trained on it
+# The standard library, and a tokenizer trained on it.
+prepare = "--source=python --name=python --duplicates=near"
 
-# Two cores see two million tokens in a minute, most of a first pass over the data. A small model learns most from them;
-# its tables of value embeddings and of token pairs cost no arithmetic and are worth more than another layer
-# (BENCHMARKS.md has the trail).
+# In a minute two cores see two million tokens, most of a first pass over the data. A small model
+# learns most from them. Its tables of value embeddings and of token pairs cost no arithmetic and
+# gain more than another layer (docs/log.md has the experiments).
 n_layer = 2
 n_head = 1
 n_embd = 128
@@ -23,7 +25,7 @@ batch_tokens = 3072
 embed_lr = 0.6
 head_lr = 0.012
 max_seconds = 60
-max_tokens = 10_000_000  # a GPU reaches these first: further passes would only be learnt by heart
+max_tokens = 10_000_000  # a GPU reaches these first; more passes would only memorize the text
 
 log_interval = 50
 sample_prompt = "class Node:\n    def"

@@ -1,17 +1,17 @@
-"""Tiny Shakespeare by characters, nanoGPT's CPU benchmark: bytes, context 64, the last tenth as validation.
+"""Tiny Shakespeare by characters, nanoGPT's CPU benchmark: bytes, a context of 64.
 
     python train.py config/shakespeare_char.py
 
 Hardware: 2 CPU cores.
 Time:     3 seconds of training.
-Expected: val_loss 1.83 to 1.88. nanoGPT's CPU recipe ends at 1.89 to 1.92 after 2,000 steps and about 100 seconds.
-          With --max_steps=1000 it becomes a better writer.
+Expected: val_loss 1.83 to 1.88 on the last tenth of the text. nanoGPT's CPU recipe ends at 1.89 to
+          1.92 after 2,000 steps and about 100 seconds. --max_steps=1000 writes better text.
 """
 
 data = "data/shakespeare_char"
 prepare = "--source=shakespeare --name=shakespeare_char"
 
-# One layer, and a table of what pairs of characters mean: as much as can be learnt from a first fifth of the text.
+# One layer and a table of character pairs: 100 steps see a fifth of the text and teach no more.
 block_size = 64
 n_layer = 1
 n_head = 4

@@ -34,7 +34,7 @@ from pathlib import Path
 
 from corpus.jsonlines import JsonLines
 from corpus.sources import Document
-from nanoloop.options import UserError, explained, first_line, require
+from nanoloop.options import UserError, reading as explained, first_line, require
 
 # What a stop reason says about the text; with any other (a refusal, say) the answer is not used.
 USABLE = {"end_turn": None, "stop_sequence": None, "max_tokens": "cut off at claude_max_tokens"}

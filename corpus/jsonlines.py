@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from nanoloop.options import explained
+from nanoloop.options import reading as explained
 
 
 class JsonLines:

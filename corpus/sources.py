@@ -23,7 +23,7 @@ import numpy as np
 from corpus.packed import chunks, download
 from corpus import synthetic
 from nanoloop.files import replace_file, sha256_of_file
-from nanoloop.options import UserError, explained, require
+from nanoloop.options import UserError, reading as explained, require
 
 SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"

@@ -1,268 +1,332 @@
-"""Checkpoints: one dictionary of tensors and plain values, in one file or, of a sharded run, in a folder.
+"""Checkpoints: tensors and plain values, in one file or, of a sharded run, in a folder.
 
-A file is torch's own format. A folder holds a file of tensors from each rank (safetensors, written and read through
-torch.distributed.checkpoint, so that another number of ranks can read it) and checkpoint.json: the plain values and the
-checksums of the other files. Reading either never executes anything in it.
+A file is in torch's format. A folder holds one file of tensors per rank (safetensors, written by
+torch.distributed.checkpoint, so any number of ranks can read it) and checkpoint.json with the
+plain values and the checksums of the other files. Reading either executes nothing in it.
 """
 
 import json
-import runpy
 import shutil
 import warnings
 import zipfile
-from dataclasses import fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal, get_type_hints
 
 import torch
 from torch import Tensor
+from typeguard import CollectionCheckStrategy, check_type
 
 from model import GPTConfig
-from nanoloop.files import if_possible, replace_file, replace_folder, sha256_of_file, write_json
-from nanoloop.options import UserError, explained, require, typed
+from nanoloop.files import (
+    replace_file,
+    replace_folder,
+    sha256_of_file,
+    write_if_possible,
+    write_json,
+)
+from nanoloop.gpt2 import published_weights
+from nanoloop.options import UserError, reading, require
 from nanoloop.ranks import all_sum, local, placed, rank, world_size
 
-CHECKPOINT_FORMAT = 3
+FORMAT = 3
+
+# What a checkpoint must hold, and what its config must hold besides the fields of GPTConfig.
+CONTENT = {
+    "config": dict,
+    "model": dict[str, Tensor],
+    "optimizer": dict[str, dict[str, Tensor]],
+    "scaler": dict,
+    "step": int,
+    "seconds": float,
+    "best": float,
+    "tokenizer": dict,
+    "data": str,
+}
+COURSE = {
+    "seed": int,
+    "batch_tokens": int,
+    "align_documents": bool,
+    "optimizer": Literal["muon", "adamw"],
+}
+
+# -----------------------------------------------------------------------------
+# The state of a model and its optimizers
 
 
 def state_of(model, optimizers) -> dict | None:
-    """A model's tensors by name, and what the optimizers keep for each of its parameters: all that training changes.
-    None where a weight is not finite, on any rank."""
+    """Return what training changes: "model", tensors by name, and "optimizer", their states.
+
+    Returns None if a weight on any rank is not finite.
+    """
     params = dict(model.named_parameters())
     bad = sum(not local(p).isfinite().all() for p in params.values())
+    if all_sum(torch.tensor(float(bad))):
+        return None
     states = {p: state for optimizer in optimizers for p, state in optimizer.state.items()}
-    state = {
-        "model": model.state_dict(),
-        "optimizer": {name: states[p] for name, p in params.items() if p in states},
-    }
-    return None if all_sum(torch.tensor(float(bad))) else state
+    optimizer_state = {name: states[p] for name, p in params.items() if p in states}
+    return {"model": model.state_dict(), "optimizer": optimizer_state}
 
 
-def load_state(checkpoint: dict, model, optimizers=(), sharded: bool = False) -> None:
-    """Put a checkpoint's tensors into a model, on its device, and into its optimizers, whose rates and the like stay.
+def load_state(checkpoint: dict, model, optimizers=(), is_sharded: bool = False) -> None:
+    """Copy a checkpoint's tensors into a model and its optimizers; learning rates stay.
 
-    A table of positions may be longer than the model's: it takes as many as it has.
+    A table of positions may be longer than the model's: its first rows are used.
     """
-    params, own = dict(model.named_parameters()), model.state_dict()
-    checkpoint = read_tensors(checkpoint, params if sharded else None)
-    weights = {
-        name: w[: len(own[name])] if name == "wpe.weight" else w
-        for name, w in checkpoint["model"].items()
-    }
-    model.load_state_dict({name: placed(w, own.get(name, w)) for name, w in weights.items()})
-    holder = {p: o.state for o in optimizers for group in o.param_groups for p in group["params"]}
-    for name, state in checkpoint["optimizer"].items() if holder else ():
-        p = params[name]
-        holder[p][p] = {
-            key: placed(value, p) if value.ndim else value.to(p.device)
-            for key, value in state.items()
-        }
+    params = dict(model.named_parameters())
+    checkpoint = read_tensors(checkpoint, params if is_sharded else None)
+    current = model.state_dict()
+    weights = checkpoint["model"]
+    if "wpe.weight" in weights and "wpe.weight" in current:
+        weights = weights | {"wpe.weight": weights["wpe.weight"][: len(current["wpe.weight"])]}
+    with reading("the checkpoint's weights do not fit its config", "name another checkpoint"):
+        model.load_state_dict({name: placed(w, current[name]) for name, w in weights.items()})
+    names = {p: name for name, p in params.items()}
+    for optimizer in optimizers:
+        for p in [p for group in optimizer.param_groups for p in group["params"]]:
+            for key, value in checkpoint["optimizer"].get(names[p], {}).items():
+                value = placed(value, p) if value.ndim else value.to(p.device)
+                optimizer.state[p][key] = value
 
 
-def save_checkpoint(
-    path: Path, checkpoint: dict, keep_old: Path | None = None, sharded: bool = False
+# -----------------------------------------------------------------------------
+# Writing
+
+
+def save(
+    path: Path, checkpoint: dict, keep_old: Path | None = None, is_sharded: bool = False
 ) -> bool:
-    """Write `checkpoint` to `path`, whole or not at all; keep_old: the name under which the one before stays. Returns
-    whether the disk took it; if not, that was said, and what is there stays.
+    """Write a checkpoint completely or not at all; warn and return False if the disk fails.
 
-    checkpoint: "model", name to tensor; "optimizer", name of a parameter to its state; and plain values.
+    checkpoint: "model", tensors by name; "optimizer", the state of each parameter by name; and
+    plain values. keep_old: the new name of the checkpoint it replaces.
     """
-    if sharded:
-        steps = (
-            begin_folder,
-            write_shards,
-            lambda path, checkpoint: end_folder(path, checkpoint, keep_old),
+    if is_sharded:
+        return (
+            write_on_all_ranks(path, begin_folder)
+            and write_on_all_ranks(path, write_shards, checkpoint)
+            and write_on_all_ranks(path, end_folder, checkpoint, keep_old)
         )
-        # The ranks go from step to step together, and none goes on when another could not.
-        return all(
-            not all_sum(torch.tensor(float(not if_possible(path, step, checkpoint))))
-            for step in steps
-        )
-    return rank() > 0 or if_possible(
+    if rank() > 0:
+        return True
+    return write_if_possible(
         path, replace_file, lambda file: torch.save(checkpoint, file), keep_old
     )
 
 
-def partial_name(path: Path) -> Path:
+def write_on_all_ranks(path: Path, write, *arguments) -> bool:
+    """Call write(path, *arguments) on each rank; return whether it succeeded on all."""
+    failed = not write_if_possible(path, write, *arguments)
+    return not all_sum(torch.tensor(float(failed)))
+
+
+def partial_folder(path: Path) -> Path:
     return path.with_name(path.name + ".tmp")
 
 
-def begin_folder(path: Path, checkpoint: dict) -> None:
+def begin_folder(path: Path) -> None:
     if rank() == 0:
-        shutil.rmtree(partial_name(path), ignore_errors=True)
-        partial_name(path).mkdir()
+        shutil.rmtree(partial_folder(path), ignore_errors=True)
+        partial_folder(path).mkdir()
 
 
 def write_shards(path: Path, checkpoint: dict) -> None:
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
-    tensors, held = {}, set()
+    tensors = {}
+    addresses = set()
     for name, tensor in checkpoint["model"].items():
-        tied = (
-            local(tensor).data_ptr() in held
-        )  # one table under two names: safetensors wants it twice
-        tensors[f"model/{name}"] = tensor.clone() if tied else tensor
-        held.add(local(tensor).data_ptr())
+        address = local(tensor).data_ptr()
+        # safetensors refuses one table under two names.
+        tensors[f"model/{name}"] = tensor.clone() if address in addresses else tensor
+        addresses.add(address)
     for name, state in checkpoint["optimizer"].items():
-        tensors |= {f"optimizer/{name}/{key}": tensor for key, tensor in state.items()}
+        for key, tensor in state.items():
+            tensors[f"optimizer/{name}/{key}"] = tensor
+    folder = str(partial_folder(path))
     try:
         dcp.save(
-            tensors,
-            storage_writer=dcp.HuggingFaceStorageWriter(
-                str(partial_name(path)), save_distributed=True
-            ),
+            tensors, storage_writer=dcp.HuggingFaceStorageWriter(folder, save_distributed=True)
         )
-    except CheckpointException as error:  # of all ranks, by rank
+    except CheckpointException as error:  # holds the error of each rank
         raise next(iter(error.failures.values()))[0] from None
 
 
 def end_folder(path: Path, checkpoint: dict, keep_old: Path | None) -> None:
-    if rank() == 0:
-        files = {file.name: sha256_of_file(file) for file in partial_name(path).iterdir()}
-        plain = {
-            key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")
-        }
-        write_json(partial_name(path) / "checkpoint.json", {"files": files} | plain)
-        replace_folder(partial_name(path), path, keep_old)
+    if rank() > 0:
+        return
+    partial = partial_folder(path)
+    values = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
+    values["files"] = {file.name: sha256_of_file(file) for file in partial.iterdir()}
+    write_json(partial / "checkpoint.json", values)
+    replace_folder(partial, path, keep_old)
+
+
+# -----------------------------------------------------------------------------
+# Reading
+
+
+def load(path: Path) -> dict:
+    """Read a checkpoint onto the CPU; the tensors of a folder are left to `read_tensors`.
+
+    Raises UserError if it is missing, damaged or of another format.
+    """
+    require(path.exists(), f"checkpoint '{path}' does not exist: train first, or name another run")
+    hint = "it was not used, name another"
+    with reading(f"'{path}' is damaged or no checkpoint of this program", hint):
+        checkpoint = read_folder(path) if path.is_dir() else read_file(path)
+        found = checkpoint["format"]
+        message = f"'{path}' has checkpoint format {found}, this program reads {FORMAT}"
+        require(found == FORMAT, f"{message}: use the version of the program that wrote it")
+        check_types(checkpoint, CONTENT)
+        check_types(checkpoint["config"], COURSE)
+        model_config(checkpoint)
+    return checkpoint
+
+
+def read_file(path: Path) -> dict:
+    # torch stores a checksum of every tensor but does not compare it.
+    with zipfile.ZipFile(path) as archive:
+        require_undamaged(path, archive.testzip())
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def read_folder(path: Path) -> dict:
+    checkpoint = json.loads((path / "checkpoint.json").read_text("utf-8"))
+    for name, checksum in checkpoint["files"].items():
+        is_damaged = sha256_of_file(path / name) != checksum
+        require_undamaged(path, name if is_damaged else None)
+    return checkpoint | {"folder": str(path), "model": {}, "optimizer": {}}
+
+
+def require_undamaged(path: Path, damaged: str | None) -> None:
+    message = f"'{path}' is damaged (the checksum of {damaged} differs): it was not used"
+    require(damaged is None, message)
+
+
+def check_types(values: dict, types: dict) -> None:
+    for name, kind in types.items():
+        strategy = CollectionCheckStrategy.ALL_ITEMS
+        check_type(values[name], kind, collection_check_strategy=strategy)
+
+
+def model_config(checkpoint: dict) -> GPTConfig:
+    """Return the config of a checkpoint's model. Raises UserError for values that are invalid."""
+    with reading("the checkpoint's config is damaged", "name another checkpoint"):
+        types = get_type_hints(GPTConfig)
+        check_types(checkpoint["config"], types)
+        return GPTConfig(**{name: checkpoint["config"][name] for name in types})
 
 
 def read_tensors(checkpoint: dict, like: dict[str, Tensor] | None = None) -> dict:
-    """A checkpoint with all its tensors; those of a folder are read now.
+    """Return a checkpoint with all its tensors; those of a folder are read here.
 
-    like: the parameters of a sharded model, by name: of them, and of what the optimizer keeps for them, each rank reads
-    its own rows. None: everything is read whole, to the CPU.
+    like: the parameters of a sharded model by name; each rank reads its own rows of them and of
+    their optimizer states. None: everything is read onto the CPU.
     """
     if "folder" not in checkpoint:
         return checkpoint
     import torch.distributed.checkpoint as dcp
 
-    reader, tensors = dcp.HuggingFaceStorageReader(checkpoint["folder"]), {}
-    for key, about in reader.read_metadata().state_dict_metadata.items():
-        own = (like or {}).get(key.split("/")[1])
-        cut = own is not None and own.shape == about.size
-        tensors[key] = (
-            torch.empty_like(own) if cut else torch.empty(about.size, dtype=about.properties.dtype)
-        )
-    with warnings.catch_warnings(action="ignore"):  # that one process reads it alone
+    reader = dcp.HuggingFaceStorageReader(checkpoint["folder"])
+    tensors = {}
+    for key, info in reader.read_metadata().state_dict_metadata.items():
+        name = key.split("/")[1]
+        tensors[key] = torch.empty(info.size, dtype=info.properties.dtype)
+        if like and name in like and like[name].shape == info.size:
+            tensors[key] = torch.empty_like(like[name])
+    with warnings.catch_warnings(action="ignore"):  # a single process reads it
         dcp.load(tensors, storage_reader=reader, no_dist=world_size() == 1)
-    model, optimizer = {}, {}
+    model = {}
+    optimizer: dict[str, dict] = {}
     for key, tensor in tensors.items():
         kind, name, *rest = key.split("/")
-        (model if kind == "model" else optimizer.setdefault(name, {}))[
-            rest[0] if rest else name
-        ] = tensor.detach()
+        if kind == "model":
+            model[name] = tensor.detach()
+        else:
+            optimizer.setdefault(name, {})[rest[0]] = tensor.detach()
     return checkpoint | {"model": model, "optimizer": optimizer}
 
 
-def load_checkpoint(path: Path) -> dict:
-    """Read a checkpoint onto the CPU; of a folder the plain values, whose tensors `read_tensors` gives. Raises
-    UserError where it is missing, damaged or of another version."""
-    require(
-        path.exists(),
-        f"checkpoint '{path}' does not exist: train first, or name a run that is there",
-    )
-    with explained(
-        f"'{path}' is damaged or no checkpoint of this program", "it was not used, take another"
-    ):
-        if path.is_dir():
-            checkpoint = json.loads((path / "checkpoint.json").read_text("utf-8"))
-            damaged = [
-                name
-                for name, sha256 in checkpoint["files"].items()
-                if sha256_of_file(path / name) != sha256
-            ]
-            require(
-                not damaged,
-                f"'{path}' is damaged (the checksum of {damaged} differs): it was not used",
-            )
-            checkpoint |= {"folder": str(path), "model": None, "optimizer": None}
-        else:
-            with zipfile.ZipFile(
-                path
-            ) as archive:  # torch writes a checksum of every tensor but does not look at it
-                damaged = archive.testzip()
-            require(
-                damaged is None,
-                f"'{path}' is damaged (the checksum of {damaged} differs): it was not used",
-            )
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        version, *_ = (
-            checkpoint[key]
-            for key in ("format", "config", "model", "tokenizer", "step", "optimizer")
-        )
-    told = f"'{path}' has checkpoint format {version}, this program reads {CHECKPOINT_FORMAT}"
-    require(version == CHECKPOINT_FORMAT, f"{told}: use the version of the program that wrote it")
-    return checkpoint
-
-
 def load_latest(out: Path) -> dict | None:
-    """The run's newest checkpoint that can be read whole; None where there is none. Says aloud what it passes over."""
-    paths = [out / name for name in ("last.pt", "previous.pt", "best.pt") if (out / name).exists()]
+    """Load the newest readable checkpoint of a run; return None if it has none.
+
+    A damaged one is renamed, so that the next save does not keep it in place of a good one.
+    """
+    paths = [out / name for name in ("last.pt", "previous.pt", "best.pt")]
+    paths = [path for path in paths if path.exists()]
     for path in paths:
         try:
-            return load_checkpoint(path)
-        except (
-            UserError
-        ) as error:  # put aside, so that the next save does not keep it in place of a good one
-            print(f"passed over, and renamed to .damaged: {error}")
+            return load(path)
+        except UserError as error:
+            print(f"warning: checkpoint skipped, and renamed to .damaged: {error}")
             path.rename(path.with_suffix(".damaged"))
-    require(not paths, f"no checkpoint in '{out}' can be read: type --overwrite=True to begin anew")
-    print(f"'{out}' has no checkpoint to go on from: beginning at step 0")
+    require(not paths, f"no checkpoint in '{out}' can be read: type --overwrite=True to start anew")
+    print(f"'{out}' has no checkpoint to resume: starting at step 0")
+    return None
 
 
 def load_weights(source: str) -> dict:
-    """A checkpoint from a run's folder or by its own name, or GPT-2's weights in the same form. Raises UserError."""
+    """Load a checkpoint by its path or the folder of its run, or GPT-2's published weights.
+
+    Raises UserError.
+    """
     path = Path(source)
     if path.is_dir() and list(path.glob("*.pt")):
-        path = path / ("best.pt" if (path / "best.pt").exists() else "last.pt")
+        best = path / "best.pt"
+        path = best if best.exists() else path / "last.pt"
     if path.suffix == ".pt":
-        return read_tensors(load_checkpoint(path))
-    known = source.startswith("gpt2") or (path / "config.json").is_file()
-    require(
-        known,
-        f"'{source}' is no run, checkpoint or folder of GPT-2, nor gpt2, gpt2-medium, gpt2-large, gpt2-xl",
-    )
-    remedy = "it takes `pip install transformers` and a network, or the path of a local folder of GPT-2's files"
-    with explained(f"'{source}' could not be loaded", remedy):
-        return runpy.run_path(str(Path(__file__).parent.parent / "config" / "gpt2_classic.py"))[
-            "published_weights"
-        ](source)
+        return read_tensors(load(path))
+    is_gpt2 = source.startswith("gpt2") or (path / "config.json").is_file()
+    names = "gpt2, gpt2-medium, gpt2-large, gpt2-xl"
+    message = f"'{source}' is no run, no checkpoint, no folder of GPT-2's files and none of {names}"
+    require(is_gpt2, message)
+    return published_weights(source)
 
 
-def adopt(config, begin: dict | None, data, resuming: bool):
-    """A run's `config` completed by what the data and the checkpoint `begin` fix.
+# -----------------------------------------------------------------------------
+# The options that a checkpoint fixes
 
-    Fine-tuning may choose another dropout and a smaller block_size; going on with a run keeps all that shapes it.
-    Raises UserError where an option contradicts.
+
+def complete(config, start: dict | None, data, resuming: bool):
+    """Return a run's config with the options that its data and the checkpoint `start` fix.
+
+    A resumed run keeps all that shapes it; fine-tuning may set another dropout and a smaller
+    block_size. Raises UserError where an option contradicts.
     """
-    told = "eval_only=True needs weights: give --init_from=RUN, or --resume=True for the run's own"
-    require(begin or not config.eval_only, told)
-    fixed = {"vocab_size": max(config.vocab_size or 0, data.tokenizer.vocab_size)}
-    fixed |= {"document_token": data.tokenizer.end_of_text} if config.document_mask else {}
-    if begin:
-        course = ["seed", "batch_tokens", "align_documents", "optimizer"] * resuming
-        shape = [field.name for field in fields(GPTConfig) if resuming or field.name != "dropout"]
-        fixed = typed(type(config), begin["config"], shape + course)
-        if not resuming:
+    message = "eval_only=True needs weights: type --init_from=RUN, or --resume=True for this run's"
+    require(start or not config.eval_only, message)
+    tokenizer = data.tokenizer
+    if start is None:
+        source = "the data"
+        fixed = {"vocab_size": max(config.vocab_size or 0, tokenizer.vocab_size)}
+        if config.document_mask:
+            fixed["document_token"] = tokenizer.end_of_text
+    else:
+        source = "the checkpoint"
+        fixed = asdict(model_config(start))
+        is_same = fixed["vocab_size"] == tokenizer.vocab_size
+        if start["tokenizer"]:  # GPT-2's published weights come without one
+            is_same = start["tokenizer"] == tokenizer.to_json()
+        message = f"'{data.folder}' has another tokenizer than the weights: prepare the data with"
+        hint = (
+            "--tokenizer=gpt2 for GPT-2, else --tokenizer=FOLDER of the data they were trained on"
+        )
+        require(is_same, f"{message} {hint}")
+        if resuming:
+            is_same = start["data"] == data.fingerprint
+            message = f"'{data.folder}' is not the data of this run: its fingerprint differs"
+            require(is_same, f"{message}. Give the run's data, or another --out=FOLDER")
+            fixed |= {name: start["config"][name] for name in COURSE}
+        else:
+            del fixed["dropout"]
             fixed["block_size"] = min(config.block_size, fixed["block_size"])
-        theirs, ours = (
-            begin["tokenizer"],
-            data.tokenizer,
-        )  # GPT-2's weights come without one: then the size has to do
-        same = theirs == ours.to_json() if theirs else fixed["vocab_size"] == ours.vocab_size
-        told = f"'{data.folder}' has another tokenizer than the weights: prepare data with theirs"
-        require(
-            same,
-            f"{told} (--tokenizer=gpt2 for GPT-2, else the path of the data they were trained on)",
-        )
-        told = (
-            f"'{data.folder}' is not the data that the run was begun with: its fingerprint differs"
-        )
-        require(not resuming or begin["data"] == data.fingerprint, told)
     for name, value in fixed.items():
-        told = f"{name}={getattr(config, name)}, but {'the checkpoint' if begin else 'the data'} needs {value}"
-        require(
-            getattr(config, name) in (getattr(type(config), name), value),
-            f"{told}: leave the option out",
-        )
-    return replace(config, **fixed)
+        given = getattr(config, name)
+        is_free = given in (getattr(type(config), name), value)
+        require(is_free, f"{source} needs {name}={value}, got {given}: leave the option out")
+    try:
+        return replace(config, **fixed)
+    except ValueError as error:
+        raise UserError(f"the checkpoint's config does not fit: {error}") from None

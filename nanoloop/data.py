@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from nanoloop.files import sha256_of_file
-from nanoloop.options import explained, require
+from nanoloop.options import reading as explained, require
 from nanoloop.tokenizer import Tokenizer
 
 SPLITS = ("train", "val", "test")

@@ -1,7 +1,4 @@
-"""The machine: devices, memory, compilation, copies, attention kernels; the settings that make them fast.
-
-What it chooses, it prints. Of the project it imports console alone.
-"""
+"""The machine: device and dtype, memory, compilation, copies to a GPU."""
 
 import contextlib
 import ctypes
@@ -10,15 +7,15 @@ import gc
 import os
 import resource
 import sys
-import time
 from collections import deque
 from pathlib import Path
 
 import torch
 
-from nanoloop.options import explained, first_line, require
+from nanoloop.options import UserError, first_line, require
+from nanoloop.ranks import local_rank
 
-# Floating-point operations per second, dense bf16, from the data sheets; by what is in the name of the card.
+# Dense bf16 operations per second of a card, from the data sheets, by a part of its name.
 PEAK_FLOPS = {
     "H100": 989e12,
     "H200": 989e12,
@@ -29,52 +26,61 @@ PEAK_FLOPS = {
 }
 
 
-def describe(model, device, batches) -> tuple[int, float, float | None]:
-    """Print what is trained, on what and by how much at a time. Returns the number of the model's parameters, its FLOPs
-    for a token, and the FLOPs a second that all its devices can do at most."""
+def pick_device(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """Return the device, and the dtype of activations; "auto" picks the fastest.
+
+    Raises UserError where the machine does not have the device.
+    """
+    if device == "auto":
+        device = "mps" if torch.backends.mps.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else device
+    try:
+        picked = torch.empty(0, device=device).device
+    except Exception as error:  # torch raises several types
+        message = f"device={device} cannot be used here ({first_line(error)}): try --device=cpu"
+        raise UserError(message) from None
+    if picked.type == "cuda" and local_rank() is not None:
+        picked = torch.device("cuda", local_rank())
+        torch.cuda.set_device(picked)
+    if dtype == "auto":
+        dtype = fastest_dtype(picked)
+    return picked, getattr(torch, dtype)
+
+
+def fastest_dtype(device: torch.device) -> str:
+    """Name the fastest dtype of activations: bfloat16 where the device multiplies it natively."""
+    if device.type == "cuda":
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if has_bfloat16 else "float16"
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bfloat16" if capabilities.get("avx512_bf16") else "float32"
+
+
+def describe(model, device: torch.device, batches) -> tuple[int, float, float | None]:
+    """Print the size of the model and how a batch is split.
+
+    Returns the number of parameters, the FLOPs for a token, and the peak FLOPs per second of all
+    devices together, None where unknown.
+    """
     n_params = sum(p.numel() for p in model.parameters())
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     print(f"{n_params:,} parameters on {card}, activations {model.compute_dtype}")
-    ranks, rows, T = batches.world_size, batches.batch_size, batches.block_size
-    split = (
-        f"{ranks} ranks × " * (ranks > 1)
-        + f"{batches.grad_accum} micro-steps × {rows} sequences × {T}"
-    )
-    print(f"{ranks * batches.grad_accum * rows * T:,} tokens a step: {split}")
-    peak = next((peak * ranks for name, peak in PEAK_FLOPS.items() if name in card), None)
-    return n_params, model.flops_per_token(), peak
+    count = batches.world_size
+    micro_steps = batches.grad_accum
+    tokens = count * micro_steps * batches.batch_size * batches.block_size
+    ranks = f"{count} ranks × " if count > 1 else ""
+    sequences = f"{batches.batch_size} sequences × {batches.block_size}"
+    print(f"{tokens:,} tokens a step: {ranks}{micro_steps} micro-steps × {sequences}")
+    peaks = [count * peak for name, peak in PEAK_FLOPS.items() if name in card]
+    return n_params, model.flops_per_token(), peaks[0] if peaks else None
 
 
-def pick_device(device: str, dtype: str):
-    """The torch.device, and the torch.dtype of activations; "auto" is the fastest that the machine has.
-
-    Raises UserError where the device cannot be used.
-    """
-    fastest = (
-        "cuda"
-        if torch.cuda.is_available()
-        else "mps"
-        if torch.backends.mps.is_available()
-        else "cpu"
-    )
-    with explained(f"device={device} cannot be used here", "try --device=cpu"):
-        found = torch.empty(0, device=fastest if device == "auto" else device).device
-        if (
-            found.type == "cuda" and "LOCAL_RANK" in os.environ
-        ):  # each of torchrun's processes has a card of its own
-            found = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(found)
-    bf16 = getattr(torch.cpu, "get_capabilities", dict)().get(
-        "avx512_bf16", False
-    )  # multiplied natively
-    if found.type == "cuda":
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    fastest = "bfloat16" if bf16 else "float16" if found.type == "cuda" else "float32"
-    return found, getattr(torch, fastest if dtype == "auto" else dtype)
+# -----------------------------------------------------------------------------
+# Memory
 
 
-def memory_limit() -> float:
-    """Bytes of main memory that this process may use: the machine's, or its container's if that is less."""
+def memory_limit() -> int:
+    """Return the bytes of main memory of the machine, or of its container if that has less."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):
@@ -82,169 +88,124 @@ def memory_limit() -> float:
     return min(limits)
 
 
-def require_memory(config, rows: int, trains_here: bool) -> None:
-    """Refuse sizes that the main memory cannot hold: the system would end the program without a word.
+def require_memory(config, batch_size: int, trains_here: bool) -> None:
+    """Raise UserError for sizes that the main memory cannot hold.
 
-    An estimate from below: 4 bytes per weight where the model is built and 8 more for gradient and momentum where it
-    is trained; of `rows` sequences the logits and some activations.
+    Without this the system would kill the program without a message. The estimate is a lower
+    bound: 4 bytes for each weight where the model is built, 8 more for its gradient and momentum
+    where it is trained; the logits and some activations of `batch_size` sequences.
     """
-    width, layers, vocab = config.n_embd, config.n_layer, config.vocab_size
-    weights = layers * (10 * width**2 + 2000) + width * (
-        vocab + config.bigram_rows
-    )  # 2000: a layer's Python objects
-    held = rows * config.block_size * (8 * vocab + 20 * width * layers)
-    needed, limit = (12 * weights + held if trains_here else 4 * weights), memory_limit()
-    told = f"{weights:,} weights, and {rows:,} sequences at once, take {needed / 1e9:,.0f} GB of memory at least, and"
-    remedy = "set a smaller --n_layer, --n_embd, --block_size or --micro_batch_size"
-    require(needed < limit, f"{told} there are {limit / 1e9:,.0f}: {remedy}")
-
-
-def try_compile(model, rows: int, device, wanted: bool | None):
-    """The compiled model, warmed up for training; the model itself where that is not wanted (None: on CUDA it is) or no
-    compiler works."""
-    if not (device.type == "cuda" if wanted is None else wanted):
-        return model
-    compiled, tokens = (
-        torch.compile(model, dynamic=False),
-        torch.zeros(rows, model.config.block_size).long().to(device),
+    width = config.n_embd
+    layers = config.n_layer
+    vocab = config.vocab_size
+    # 2000: the Python objects of a layer
+    weights = layers * (10 * width**2 + 2000) + width * (vocab + config.bigram_rows)
+    needed = 4 * weights
+    if trains_here:
+        token_bytes = 8 * vocab + 20 * width * layers
+        needed = 12 * weights + batch_size * config.block_size * token_bytes
+    limit = memory_limit()
+    message = (
+        f"{weights:,} weights and {batch_size:,} sequences at once need at least "
+        f"{needed / 1e9:,.0f} GB of memory, and there are {limit / 1e9:,.0f}: "
+        "set a smaller --n_layer, --n_embd, --block_size or --micro_batch_size"
     )
-    if device.type == "cuda":
-        choose_attention(
-            model.config, rows, device, model.compute_dtype
-        )  # compiling fixes the choice
+    require(needed < limit, message)
+
+
+def peak_memory_mb(device: torch.device | None = None) -> float:
+    """Return the most memory that this process has held, in MiB: of its GPU or main memory."""
+    if device and device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # macOS counts bytes, Linux kibibytes.
+    return usage / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def tune_process() -> None:
+    """Keep freed memory in the process, and collect garbage only on request.
+
+    A training step frees and allocates the same large blocks again and again. With glibc's
+    defaults each of them costs a page fault per 4 KiB, up to a third of a step's time on a CPU.
+    The automatic collector would look through all objects at a moment of its own choice and delay
+    a step by half a second.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:  # other C libraries have none; the numbers are from mallopt(3)
+        mallopt(-4, 0)  # M_MMAP_MAX
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    gc.disable()
+    gc.freeze()  # the objects of the imports stay: do not look at them again
+
+
+# -----------------------------------------------------------------------------
+# Compilation and copies
+
+COMPILED_DEVICES: set[str] = set()  # the types of device on which `compiled` functions compile
+
+
+def compile_model(model, batch_size: int, device: torch.device, wanted: bool | None):
+    """Return the compiled model after one pass of warm-up.
+
+    wanted: None means on CUDA only. Returns the model itself if it is not wanted or if no compiler
+    works here.
+    """
+    is_cuda = device.type == "cuda"
+    if not (is_cuda if wanted is None else wanted):
+        return model
     print("compiling the model", flush=True)
+    network = torch.compile(model, dynamic=False)
+    tokens = torch.zeros(batch_size, model.config.block_size, dtype=torch.long, device=device)
     try:
-        with torch.random.fork_rng():  # dropout in here takes no random number from the run
-            compiled(
-                tokens, tokens.clone()
-            ).backward()  # one tensor in both is compiled as a special case
-    except Exception as error:  # of many kinds: no C++ compiler, no Triton, a card too old for it
-        print(f"torch.compile does not work here, going on without it ({first_line(error)})")
-        compiled = model
+        # Dropout must take no random number from the run. One tensor as tokens and targets would
+        # be compiled as a special case.
+        with torch.random.fork_rng():
+            network(tokens, tokens.clone()).backward()
+        if is_cuda:
+            COMPILED_DEVICES.add("cuda")
+    except Exception as error:  # no C++ compiler, no Triton, an old card: the types vary
+        print(f"warning: torch.compile does not work here ({first_line(error)}): not compiled")
+        network = model
     model.zero_grad(set_to_none=True)
-    if device.type == "cuda" and compiled is not model:
-        COMPILED_TOO.add("cuda")
-    return compiled
-
-
-COMPILED_TOO: set[str] = set()  # kinds of devices on which `compiled` functions are compiled
+    return network
 
 
 def compiled(function):
-    """`function`, of one tensor, compiled where that is on CUDA and the model could be compiled; else as it is."""
-    made = []
+    """Compile `function`, of one tensor, for CUDA tensors if compile_model worked there."""
+
+    @functools.cache
+    def compile_once():
+        return torch.compile(function, dynamic=False)
 
     @functools.wraps(function)
     def call(tensor):
-        if tensor.device.type not in COMPILED_TOO:
-            return function(tensor)
-        made[:] = made or [torch.compile(function, dynamic=False)]
-        return made[0](tensor)
+        is_compiled = tensor.device.type in COMPILED_DEVICES
+        return compile_once()(tensor) if is_compiled else function(tensor)
 
     return call
 
 
-PINNED: dict[tuple, deque] = {}  # by shape: (buffer, event) of the latest copies, the oldest first
+# By shape: the buffer and the event of each of the latest copies, the oldest first.
+PINNED: dict[tuple, deque] = {}
 
 
-def to_device(array, device, slots: int = 4):
-    """A numpy array as a tensor on the device. A copy to a GPU takes place while the host goes on.
+def to_device(array, device: torch.device, slots: int = 4) -> torch.Tensor:
+    """Copy a numpy array to the device; a copy to a GPU does not wait for it.
 
-    It is made from pinned memory, `slots` buffers of a shape in turn, for tokens and targets of two batches. A buffer
-    is filled again when the event behind its last copy has come: the host is ahead by so much at most.
+    slots: pinned buffers for each shape, used in turn; four hold the tokens and targets of two
+    batches. Before a buffer is filled again, the host waits for its last copy.
     """
-    tensor, turns = torch.from_numpy(array), PINNED.setdefault(array.shape, deque())
+    tensor = torch.from_numpy(array)
     if device.type != "cuda":
         return tensor.to(device)
-    fresh = len(turns) < slots
-    buffer, copied = (
-        (torch.empty_like(tensor, pin_memory=True), torch.cuda.Event())
-        if fresh
-        else turns.popleft()
-    )
-    copied.synchronize()  # an event that is new has come already
-    arrived = buffer.copy_(tensor).to(device, non_blocking=True)
+    buffers = PINNED.setdefault(array.shape, deque())
+    if len(buffers) < slots:
+        buffer = torch.empty_like(tensor, pin_memory=True)
+        copied = torch.cuda.Event()
+    else:
+        buffer, copied = buffers.popleft()
+        copied.synchronize()
+    result = buffer.copy_(tensor).to(device, non_blocking=True)
     copied.record()
-    turns.append((buffer, copied))
-    return arrived
-
-
-def time_attention(config, rows: int, device, dtype) -> dict[str, float]:
-    """Milliseconds of one layer's causal attention, forward and backward, by each of torch's kernels that can do it.
-
-    config: a GPTConfig; rows: sequences at once. FA3 is FlashAttention-3, if its package flash_attn_interface is there.
-    """
-    import torch
-    import torch.nn.attention as kernels
-
-    heads, times = (
-        (config.n_head, config.n_kv_head or config.n_head, config.n_kv_head or config.n_head),
-        {},
-    )
-    size, how = (
-        config.n_embd // config.n_head,
-        {"is_causal": True, "enable_gqa": heads[0] != heads[1]},
-    )
-    qkv = [
-        torch.zeros(
-            rows, n, config.block_size, size, device=device, dtype=dtype, requires_grad=True
-        )
-        for n in heads
-    ]
-    for name in ("CUDNN", "FLASH", "EFFICIENT", "FA3"):
-        backend = getattr(kernels.SDPBackend, f"{name.replace('FA3', 'FLASH')}_ATTENTION")
-        with (
-            contextlib.suppress(Exception),
-            kernels.sdpa_kernel(backend),
-        ):  # it has not all of them, or not for these
-            if name == "FA3":
-                kernels.activate_flash_attention_impl(name)
-            for step in range(8):
-                if step == 3:  # in the first ones kernels are loaded
-                    torch.accelerator.synchronize()
-                    started = time.perf_counter()
-                y = torch.nn.functional.scaled_dot_product_attention(*qkv, **how)
-                y.backward(y.detach())
-            torch.accelerator.synchronize()
-            times[name] = 1000 * (time.perf_counter() - started) / 5
-    with contextlib.suppress(AttributeError):  # where torch has no way back yet
-        kernels.restore_flash_attention_impl() if kernels.current_flash_attention_impl() else None
-    return times
-
-
-def choose_attention(config, rows: int, device, dtype) -> None:
-    """Of torch's attention kernels let the fastest at this run's shapes do them; the most general do the rest."""
-    times = time_attention(config, rows, device, dtype)
-    print("attention, ms a layer:", *(f"{name} {ms:.2f}" for name, ms in times.items()))
-    best = min(times, key=times.get, default="EFFICIENT")
-    torch.backends.cuda.enable_cudnn_sdp(best == "CUDNN")
-    torch.backends.cuda.enable_flash_sdp(best in ("FLASH", "FA3"))
-    if best == "FA3":
-        torch.nn.attention.activate_flash_attention_impl(best)
-
-
-def peak_memory_mb(device=None) -> float:
-    """The most memory this process has held, in MiB: of its GPU, or the main memory."""
-    if device and device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    # macOS counts bytes, Linux kibibytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-        2**20 if sys.platform == "darwin" else 2**10
-    )
-
-
-def keep_memory() -> None:
-    """Let the process keep the memory it frees, and look for garbage only when it is told to.
-
-    The collector would choose a moment of its own, look through all objects, and hold up a step by half a second.
-
-    A training step frees and takes the same large blocks again and again; with glibc's defaults each of them costs a
-    page fault per 4 KiB, which took up to a third of the time of a step on a CPU. The numbers are M_MMAP_MAX and
-    M_TRIM_THRESHOLD of mallopt(3); other C libraries do without.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        mallopt(-4, 0)
-        mallopt(-1, 2**31 - 1)
-    gc.disable()
-    gc.freeze()  # what is here now will stay: nobody need look at it again
+    buffers.append((buffer, copied))
+    return result

@@ -1,20 +1,23 @@
 """Files that are never half written: atomic replacement, locks, checksums."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
 
-from nanoloop.options import UserError
+from filelock import FileLock, Timeout
+
+from nanoloop.options import UserError, print_safely
+
+OTHER_FOLDER = "wait for it to end, or type another --out=FOLDER"
 
 
 def replace_file(path: Path, write, keep_old: Path | None = None) -> None:
-    """Let `write(file)` fill a temporary file, sync it, rename it: `path` is never half written, whatever happens.
+    """Write a file completely or not at all: temporary name, sync, rename.
 
-    keep_old: a name under which the file that is replaced stays.
+    write: called with the open binary file. keep_old: the new name of the file it replaces.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -32,56 +35,61 @@ def replace_file(path: Path, write, keep_old: Path | None = None) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def if_possible(path: Path, write, *args) -> bool:
-    """write(path, *args), of what will be written again later: where the disk is full or fails it says so, leaves what
-    is there as it is, and returns False."""
+def write_if_possible(path: Path, write, *arguments) -> bool:
+    """Call `write(path, *arguments)`; on a full or failing disk warn and return False.
+
+    For what is written again later. The existing file stays as it is.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it meanwhile
-        write(path, *args)
-    except Exception as error:  # torch raises an error of its own on top of the disk's
+        path.parent.mkdir(parents=True, exist_ok=True)  # the user may have deleted it
+        write(path, *arguments)
+    except Exception as error:
+        # torch raises an error of its own on top of the disk's.
         reason = error if isinstance(error, OSError) else error.__context__
         if not isinstance(reason, OSError):
             raise
-        told = (
-            f"warning: '{path}' was NOT written ({reason.strerror}); what was saved before is whole"
+        print_safely(
+            f"warning: '{path}' was NOT written ({reason.strerror}); the previous one is intact. "
+            "Make room on the disk: the next save tries again"
         )
-        print(f"{told}. Make room on the disk: the next save tries again", flush=True)
         return False
     return True
 
 
 @contextlib.contextmanager
-def locked(folder: Path, wanted: bool = True):
-    """Keep `folder` for this process. Raises UserError where another has it. The system forgets the lock with the
-    process, however that ends; folders that were made for the lock alone do not stay."""
-    if not wanted:
+def locked(folder: Path, enabled: bool = True, hint: str = OTHER_FOLDER):
+    """Hold a lock on `folder`. Raises UserError with `hint` where another process holds it.
+
+    The system releases the lock when the process ends, however it ends. Folders that exist only
+    for the lock are removed. enabled: False does nothing.
+    """
+    if not enabled:
         yield
         return
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            told = f"'{folder}' is in use by another run: wait for its end, or type another --out=FOLDER"
-            raise UserError(told) from None
-        except OSError:
-            pass  # a file system without locks
-        try:
-            yield
-        finally:
-            if made and [path.name for path in folder.glob("*")] == [".lock"]:
-                os.unlink(folder / ".lock")
-                with contextlib.suppress(OSError):
-                    for path in made:
-                        path.rmdir()
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"'{folder}' is in use by another run: {hint}") from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        if missing and [path.name for path in folder.glob("*")] == [".lock"]:
+            (folder / ".lock").unlink()
+            with contextlib.suppress(OSError):
+                for path in missing:
+                    path.rmdir()
+        lock.release()
 
 
 def write_json(path: Path, value) -> None:
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    content = text.encode(
-        "utf-8", errors="backslashreplace"
-    )  # a file name that is no UTF-8, as JSON's own escape
+    # The name of a file may be no valid UTF-8: write such bytes as JSON's escapes.
+    content = text.encode("utf-8", errors="backslashreplace")
     replace_file(path, lambda file: file.write(content))
 
 
@@ -91,13 +99,19 @@ def sha256_of_file(path: Path) -> str:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it, if it is there."""
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    """Remove a file, or a folder with its contents, if it exists."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def replace_folder(partial: Path, final: Path, keep_old: Path | None = None) -> None:
-    """Make the files in `partial` durable and let it take the place of `final`, which is there, old or new, at any
-    moment but one between two renames. keep_old: a name under which what is replaced stays."""
+    """Sync the files in `partial` and rename it to `final`.
+
+    A complete folder exists under `final` at any moment except between two renames. keep_old: the
+    new name of the folder it replaces.
+    """
     for path in partial.iterdir():
         with open(path, "rb") as file:
             os.fsync(file.fileno())
@@ -110,8 +124,8 @@ def replace_folder(partial: Path, final: Path, keep_old: Path | None = None) -> 
         remove(old)
 
 
-def link_or_copy(path: Path, to: Path) -> None:
+def link_or_copy(path: Path, target: Path) -> None:
     try:
-        os.link(path, to)
+        os.link(path, target)
     except OSError:  # another disk, or a file system without links
-        shutil.copyfile(path, to)
+        shutil.copyfile(path, target)

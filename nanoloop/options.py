@@ -1,21 +1,31 @@
-"""What every command shares: options, errors, signals."""
+"""What every command shares: options, errors and the frame of a program."""
 
 import contextlib
-import dataclasses
 import difflib
 import errno
 import os
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
-import typing
+from contextvars import ContextVar
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import ModuleType
 
+EXIT_RESUMABLE = 75  # exit code of a run that a signal stopped: EX_TEMPFAIL in sysexits.h
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+# -----------------------------------------------------------------------------
+# Errors
+
 
 class UserError(ValueError):
-    """A mistake the user can mend. The message says what was given, what was expected and what to type next."""
+    """A mistake that the user can correct.
+
+    The message says what was given, what was expected and what to type next.
+    """
 
 
 def require(condition, message: str) -> None:
@@ -23,223 +33,205 @@ def require(condition, message: str) -> None:
         raise UserError(message)
 
 
-def made(data: str, prepare: str | None) -> str:
-    """`data`; if that folder is not there, and the options `prepare` of prepare_data.py make it, it is made first.
-
-    In a process of its own, for its workers are new interpreters that import the main program.
-    """
-    makes_it = [
-        f"data/{word[7:]}" for word in (prepare or "").split() if word.startswith("--name=")
-    ]
-    if data in makes_it and not Path(data).exists():
-        print(f"'{data}' is not there, making it: python prepare_data.py {prepare}", flush=True)
-        done = subprocess.run(
-            [sys.executable, Path(__file__).parent.parent / "prepare_data.py", *prepare.split()]
-        )
-        require(done.returncode == 0, "the data could not be made: the reason stands above")
-    return data
-
-
 def first_line(error: Exception) -> str:
-    """What an error says, short enough to stand inside another message."""
+    """Return the type and the first line of an error, at most 160 characters."""
     return f"{type(error).__name__}: {str(error).strip() or '-'}".splitlines()[0][:160]
 
 
 @contextlib.contextmanager
-def explained(told: str, remedy: str):
-    """Whatever goes wrong in this block, of whatever kind, is the user's to mend: told, why, remedy."""
+def reading(problem: str, hint: str):
+    """Turn any error while a file is read into a UserError: problem (reason): hint.
+
+    A damaged file can raise anything. Do not put computation in the block: a defect in it would
+    lose its traceback.
+    """
     try:
         yield
     except Exception as error:
-        if isinstance(error, UserError) or "out of memory" in (explain(error) or ""):
-            raise  # they explain themselves
-        raise UserError(f"{told} ({first_line(error)}): {remedy}") from None
-
-
-def run_command(main, many: bool = False) -> None:
-    """Run `main(argv)` as a program and exit: 0 or main's own return value, 2 for a user's mistake, 130 for Ctrl-C.
-
-    many: whether it may run in several processes, started by torchrun.
-    """
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # the programs end without a word while they import
-    os.umask(
-        os.umask(0o077) | 0o002
-    )  # whatever the umask, nothing that is made here can be written by everybody
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # a terminal that cannot show a character shows a question mark
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(
-                errors="replace", line_buffering=True
-            )  # … and a file shows each line when it is printed
-    try:
-        require(
-            many or os.environ.get("WORLD_SIZE", "1") == "1",
-            "this runs in one process: type python, not torchrun",
-        )
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        message, code = "interrupted", 130
-    except (
-        BrokenPipeError
-    ):  # whoever read the output has gone, as `| head` does; Python must not flush into the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except Exception as error:
-        message, code = explain(error), 2
-        if message is None:
+        if isinstance(error, UserError) or is_out_of_memory(error):
             raise
-    print(message, file=sys.stderr)
-    sys.exit(code)
+        raise UserError(f"{problem} ({first_line(error)}): {hint}") from None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    # torch raises OutOfMemoryError for a GPU and a RuntimeError for a CPU. This file does not
+    # import torch.
+    is_torch_error = type(error).__name__ == "OutOfMemoryError"
+    return is_torch_error or isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def explain(error: Exception) -> str | None:
-    """What the user should know and do about an error; None for one that is a defect of the program."""
+    """Say what an error means and what to do; return None for a defect of the program."""
     if isinstance(error, UserError):
         return f"error: {error}"
     if isinstance(error, ModuleNotFoundError):
         return f"error: this needs a library that is not installed: pip install {error.name}"
-    # torch raises OutOfMemoryError for a GPU and a plain RuntimeError for the CPU; neither is imported here.
-    names = type(error).__name__, str(error)
-    if (
-        isinstance(error, MemoryError)
-        or names[0] == "OutOfMemoryError"
-        or "can't allocate memory" in names[1]
-    ):
+    if is_out_of_memory(error):
         return (
-            "error: out of memory. Set a smaller --micro_batch_size (sequences at once; a training step keeps its "
-            "tokens, in more micro-steps), a smaller --block_size or a smaller model"
+            "error: out of memory. Set a smaller --micro_batch_size (a step keeps its tokens, in "
+            "more micro-steps), a smaller --block_size or a smaller model"
         )
-    # Closing a half-written checkpoint on a full disk makes torch raise an error of its own on top of the disk's.
-    below = error.__context__
-    if isinstance(below, OSError) and below.errno in (errno.ENOSPC, errno.EDQUOT):
-        error = below
+    # When a full disk interrupts a checkpoint, torch raises its own error on top.
+    context = error.__context__
+    if isinstance(context, OSError) and context.errno in DISK_FULL:
+        error = context
     if isinstance(error, OSError):
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "make room on the disk" if full else "check that path and its permissions"
-        where = f" ({error.filename})" if error.filename else ""
-        return f"error: {error.strerror or error}{where}: {remedy}, then run the same command again"
+        action = "check that path and its permissions"
+        if error.errno in DISK_FULL:
+            action = "make room on the disk"
+        path = f" ({error.filename})" if error.filename else ""
+        reason = error.strerror or error
+        return f"error: {reason}{path}: {action}, then run the same command again"
     return None
 
 
-RESUMABLE = 75  # exit code: stopped by a signal, all saved. EX_TEMPFAIL of sysexits.h: try again
+# -----------------------------------------------------------------------------
+# The program
 
 
-class LastingStream:
-    """Standard output or error that may fail, as when the terminal is closed or `| head` has read enough: from then on
-    what is printed goes nowhere, and the program goes on."""
+def run_program(main, many: bool = False) -> None:
+    """Run `main(argv)` and exit: 0 or its result, 2 for a user's mistake, 130 for Ctrl-C.
 
-    def __init__(self, stream):
-        self.stream = stream
-
-    def write(self, text: str) -> int:
-        with self.forgiven():
-            self.stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with self.forgiven():
-            self.stream.flush()
-
-    @contextlib.contextmanager
-    def forgiven(self):
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # a full disk may have room again
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-
-    def __getattr__(self, name: str):
-        return getattr(self.stream, name)
-
-
-def catch_signals() -> list[int]:
-    """A list that receives the signal's number at the first Ctrl-C or SIGTERM; the second one ends the program.
-
-    A terminal that is closed ends nothing from here on: SIGHUP is ignored, and so is that printing fails.
+    many: whether torchrun may start several processes of this program.
     """
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)
-    caught: list[int] = []
+    os.umask(os.umask(0o077) | 0o002)  # nobody else may write what this program writes
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # Replace characters that the terminal cannot show; flush each line, in files too.
+            stream.reconfigure(errors="replace", line_buffering=True)
+    try:
+        is_single = os.environ.get("WORLD_SIZE", "1") == "1"
+        require(many or is_single, "this runs in one process: type python, not torchrun")
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        message = "interrupted"
+        code = 130
+    except BrokenPipeError:  # the reader is gone, such as `| head`
+        discard_output()
+        sys.exit(141)
+    except Exception as error:
+        message = explain(error)
+        code = 2
+        if message is None:
+            raise
+    with contextlib.suppress(OSError):  # the terminal is closed
+        print(message, file=sys.stderr)
+    sys.exit(code)
 
-    def handle(number, frame) -> None:
-        if os.environ.get("RANK", "0") == "0":
-            print(
-                "finishing this step and saving; a second time ends the program at once",
-                file=sys.stderr,
-                flush=True,
-            )
-        caught.append(number)
+
+def discard_output() -> None:
+    """Send standard output nowhere from here on, what is still buffered too."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_safely(*values, sep: str = " ") -> None:
+    """Print while a run trains: a closed terminal, a closed pipe or a full disk is no error."""
+    try:
+        print(*values, sep=sep, flush=True)
+    except OSError as error:
+        if error.errno not in DISK_FULL:  # a full disk may have room later
+            discard_output()
+
+
+class StopFlag:
+    """Notes the first SIGINT or SIGTERM, so that a run can save before it stops.
+
+    signal: its number, None until it comes. A second one ends the program at once.
+    """
+
+    def __init__(self):
+        self.signal: int | None = None
+
+    def listen(self) -> None:
+        """Install the handlers, and ignore SIGHUP: a closed terminal does not stop a run."""
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.handle)
+
+    def handle(self, number: int, frame) -> None:
+        self.signal = number
         signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handle)
-    return caught
+        with contextlib.suppress(RuntimeError):  # the signal interrupts another print
+            print_safely("finishing this step and saving; a second signal stops at once")
 
 
-def read_options(options: type, argv: list[str], program: str, config_files: bool = True):
-    """Make the dataclass `options` from defaults < config file < flags; a mistake in them ends the program, code 2.
+def prepare_missing(data: str, prepare: str | None) -> str:
+    """Return `data`; run prepare_data.py first if its options `prepare` name that missing folder.
 
-    argv: flags, `--key=value`, after an optional first argument that names a config file: plain Python assignments,
-    run in a namespace of their own and treated exactly as flags placed before the others, so that both share one
-    parser, one type check and one error text. Names that begin with _, modules, functions and classes are scratch.
+    It runs in a process of its own, since its workers are interpreters that import the main
+    program. Raises UserError where it fails.
+    """
+    try:
+        arguments = shlex.split(prepare or "")
+    except ValueError as error:
+        raise UserError(f"prepare={prepare}: {error}") from None
+    is_named = f"--name={data.removeprefix('data/')}" in arguments and data.startswith("data/")
+    if is_named and not Path(data).exists():
+        print(
+            f"'{data}' does not exist, preparing it: python prepare_data.py {prepare}", flush=True
+        )
+        script = Path(__file__).parent.parent / "prepare_data.py"
+        result = subprocess.run([sys.executable, script, *arguments])
+        require(result.returncode == 0, "the data could not be prepared: see the message above")
+    return data
 
-    A config file may have a dial of its own, an option from which it derives others: `_depth = dial("depth", 12)` is
-    the number in --depth=N, 12 without it.
+
+# -----------------------------------------------------------------------------
+# Options
+
+
+@dataclass
+class CommandLine:
+    """The flags of a command, and the dials that its config file has asked for."""
+
+    flags: list[str]
+    dials: list[str] = field(default_factory=list)
+
+
+COMMAND_LINE: ContextVar[CommandLine | None] = ContextVar("COMMAND_LINE", default=None)
+
+
+def dial(name: str, default: int) -> int:
+    """Return the number in --name=N, an option that exists in one config file only.
+
+    Call it in a config file that derives other options from the number:
+    `_depth = dial("depth", 12)`. Raises UserError unless N is a whole number above 0.
+    """
+    command_line = COMMAND_LINE.get() or CommandLine([])
+    command_line.dials.append(str(name))
+    value = str(default)
+    for flag in list(command_line.flags):
+        if flag.startswith(f"--{name}="):
+            command_line.flags.remove(flag)
+            value = flag.partition("=")[2]
+    is_valid = value.isdecimal() and int(value) > 0
+    require(is_valid, f"--{name} must be a whole number above 0 such as {default}, got {value}")
+    return int(value)
+
+
+def read_options(cls: type, argv: list[str], program: str, config_files: bool = True):
+    """Build the dataclass `cls` from its defaults, then a config file, then flags.
+
+    argv: flags `--key=value`, after an optional first argument that names a config file. The
+    file's assignments are parsed as flags before the others: one parser, one type check, one
+    error text. A wrong value ends the program with exit code 2. Raises UserError for an unknown
+    key or a config file that cannot be run.
     """
     import tyro
 
-    file_flags, flags, dials = [], list(argv), []
-
-    def dial(name: str, default: int) -> int:
-        mine = [flag for flag in flags if flag.startswith(f"--{name}=")]
-        flags[:] = [flag for flag in flags if flag not in mine]
-        dials.append(str(name))
-        value = mine[-1].partition("=")[2] if mine else str(default)
-        require(
-            value.isdecimal() and int(value) > 0,
-            f"--{name}={value}: write a whole number above 0, as {default}",
-        )
-        return int(value)
-
-    path = Path(flags.pop(0)) if config_files and flags and not flags[0].startswith("-") else None
-    if path:
-        known = ", ".join(sorted(map(str, path.parent.glob("*.py")))) or "none"
-        require(
-            path.is_file(),
-            f"config file '{path}' does not exist. Python files in '{path.parent}': {known}",
-        )
-        try:
-            values = runpy.run_path(str(path), init_globals={"dial": dial})
-        except UserError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise UserError(f"config file '{path}' stopped with {first_line(error)}") from None
-        settings = {
-            key: value
-            for key, value in values.items()
-            if not key.startswith("_") and not callable(value)
-        }
-        file_flags = [
-            f"--{key}={value}"
-            for key, value in settings.items()
-            if not isinstance(value, ModuleType)
-        ]
-    names = [field.name for field in dataclasses.fields(options)] + ["help", *dials]
-    for flag in file_flags + flags:
-        key = flag.removeprefix("--").split("=")[0].replace("-", "_")
-        if flag.startswith("--") and key not in names and not key.startswith("tyro"):
-            near = difflib.get_close_matches(key, names, n=1)
-            meant = f"did you mean --{near[0]}?" if near else "--help shows all options"
-            raise UserError(
-                f"unknown option {flag} in {path if flag in file_flags else 'the command line'}: {meant}"
-            )
+    command_line = CommandLine(list(argv))
+    flags = command_line.flags
+    path = None
+    file_flags: list[str] = []
+    if config_files and flags and not flags[0].startswith("-"):
+        path = Path(flags.pop(0))
+        file_flags = read_config_file(path, command_line)
+    names = [field.name for field in fields(cls)] + ["help", *command_line.dials]
+    require_known(file_flags, names, str(path))
+    require_known(flags, names, "the command line")
     try:
         return tyro.cli(
-            options,
+            cls,
             args=file_flags + flags,
             prog=f"python {program}",
             use_underscores=True,
@@ -247,33 +239,38 @@ def read_options(options: type, argv: list[str], program: str, config_files: boo
         )
     except SystemExit as exit:
         if exit.code and path:
-            print(f"(read from {path} first, then from the command line)", file=sys.stderr)
+            print(f"(from {path} first, then from the command line)", file=sys.stderr)
         raise
 
 
-def typed(options: type, values: dict, names) -> dict:
-    """These of the values, which come out of a file. Raises UserError where one is not of its option's type."""
-    kinds = typing.get_type_hints(options)
-    for name in names:
-        told = f"{name}={values[name]!r:.80} is not of its type, {kinds[name]}"
-        require(fits(values[name], kinds[name]), told)
-    return {name: values[name] for name in names}
+def read_config_file(path: Path, command_line: CommandLine) -> list[str]:
+    """Run a config file in its own namespace and return its assignments as flags.
+
+    Names that begin with _, modules, functions and classes are scratch.
+    """
+    others = ", ".join(sorted(map(str, path.parent.glob("*.py")))) or "none"
+    message = f"config file '{path}' does not exist. Python files in '{path.parent}': {others}"
+    require(path.is_file(), message)
+    token = COMMAND_LINE.set(command_line)
+    try:
+        values = runpy.run_path(str(path))
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f"config file '{path}' stopped with {first_line(error)}") from None
+    finally:
+        COMMAND_LINE.reset(token)
+    return [
+        f"--{key}={value}"
+        for key, value in values.items()
+        if not (key.startswith("_") or callable(value) or isinstance(value, ModuleType))
+    ]
 
 
-def fits(value, kind) -> bool:
-    if not isinstance(kind, type):  # a union, a Literal, or one of its values
-        return (
-            any(fits(value, part) for part in typing.get_args(kind))
-            if typing.get_args(kind)
-            else value == kind
-        )
-    whole = isinstance(value, int) and not isinstance(
-        value, bool
-    )  # which is a number of the other kind too
-    return (
-        whole
-        if kind is int
-        else whole or isinstance(value, float)
-        if kind is float
-        else isinstance(value, kind)
-    )
+def require_known(flags: list[str], names: list[str], source: str) -> None:
+    for flag in flags:
+        key = flag.removeprefix("--").split("=")[0].replace("-", "_")
+        is_known = key in names or key.startswith("tyro") or not flag.startswith("--")
+        nearest = difflib.get_close_matches(key, names, n=1)
+        hint = f"did you mean --{nearest[0]}?" if nearest else "--help shows all options"
+        require(is_known, f"unknown option {flag} in {source}: {hint}")

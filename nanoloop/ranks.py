@@ -1,14 +1,16 @@
-"""One run in many processes: who is who, what is summed and agreed on, how a model too large for one device is cut.
+"""One run in many processes, called ranks: sums, agreement, gradients and shards.
 
-`torchrun --nproc_per_node=8 train.py config/x.py` starts a process, a *rank*, per GPU. Each computes its own sequences
-of the global batch; gradients are averaged once per optimizer step. With shard=True every rank also keeps only its
-share of each parameter, gradient and optimizer state (ZeRO stage 3, Rajbhandari et al. 2020, arXiv:1910.02054; torch's
-FSDP2). In a single process every function here does the obvious thing, or nothing. It imports console alone.
+`torchrun --nproc_per_node=8 train.py config/x.py` starts one rank per GPU. Each rank computes its
+sequences of the global batch; gradients are averaged once per optimizer step. With shard=True each
+rank also keeps only its rows of every parameter, gradient and optimizer state (ZeRO stage 3,
+Rajbhandari et al. 2020, arXiv:1910.02054; torch's FSDP2). In a single process these functions do
+the obvious thing or nothing.
 """
 
 import contextlib
 import datetime
 import os
+import re
 import sys
 import warnings
 
@@ -18,8 +20,8 @@ from torch import Tensor, nn
 
 from nanoloop.options import UserError, explain, first_line
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Ranks: torchrun tells each process its place by environment variables.
+# -----------------------------------------------------------------------------
+# What torchrun tells each process by environment variables
 
 
 def rank() -> int:
@@ -30,60 +32,65 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def local_rank() -> int | None:
+    """Return the index of this process on its machine, None without torchrun."""
+    value = os.environ.get("LOCAL_RANK")
+    return None if value is None else int(value)
+
+
 def restarts() -> int:
-    """How often torchrun has started this run anew because one of its processes failed."""
+    """Return how often torchrun has restarted this run because a process failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
+# -----------------------------------------------------------------------------
+# The group of ranks
+
+
 @contextlib.contextmanager
-def together():
-    """In here the ranks are connected, and the first alone prints. When one fails, all end, with its message."""
+def connected():
+    """Connect the ranks for the block; only rank 0 prints.
+
+    When a rank fails, all end, and the first to fail gives the message.
+    """
     if "RANK" not in os.environ:
         yield
         return
+    # torch 2.13 warns of names that have no replacement in torch 2.11.
+    warnings.simplefilter("ignore", FutureWarning)
     store, number, count = next(dist.rendezvous("env://", timeout=datetime.timedelta(minutes=5)))
-    store = dist.PrefixStore(
-        f"start {restarts()}", store
-    )  # or ranks started anew would call the dead ones
-    warnings.simplefilter(
-        "ignore", FutureWarning
-    )  # of torch 2.13, about names that 2.11 has no others for
+    # Each restart has a store of its own, or restarted ranks would talk to dead ones.
+    store = dist.PrefixStore(f"start {restarts()}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    patience = datetime.timedelta(hours=2)  # the others wait while the first prepares data or saves
+    timeout = datetime.timedelta(hours=2)  # the others wait while rank 0 prepares data or saves
     stdout = sys.stdout
     try:
         dist.init_process_group(
-            backend, store=store, rank=number, world_size=count, timeout=patience
+            backend, store=store, rank=number, world_size=count, timeout=timeout
         )
         with open(os.devnull, "w") as nowhere:
             sys.stdout = nowhere if number else stdout
             yield
     except Exception as error:
-        # The first to fail speaks. The others made the same mistake, or failed because it is gone.
         if store.add("failed", 1) > 1:
-            os._exit(1)
-        lost = isinstance(error, RuntimeError) and any(
-            word in str(error) for word in ("gloo", "NCCL", "Connection")
-        )
-        told = (
-            f"another process of this run has ended ({first_line(error)})"
-            if lost
-            else explain(error)
-        )
-        if not told:
+            os._exit(1)  # another rank failed first and gives the message
+        message = explain(error)
+        if isinstance(error, RuntimeError) and re.search("gloo|NCCL|Connection", str(error)):
+            message = f"another process of this run has ended ({first_line(error)})"
+        if message is None:
             raise
-        raise UserError(f"{told.removeprefix('error: ')} [rank {number} of {count}]") from None
+        message = message.removeprefix("error: ")
+        raise UserError(f"{message} [rank {number} of {count}]") from None
     finally:
         sys.stdout = stdout
     dist.destroy_process_group()
-    if (
-        number
-    ):  # all is written; taking down an interpreter whose connections had threads was seen to abort
+    if number:
+        # All files are written. An interpreter that had connection threads may abort at its end.
         os._exit(0)
 
 
 def all_sum(tensor: Tensor) -> Tensor:
-    """The sum over all ranks, in place. On CPU tensors it also is where they wait for each other."""
+    """Sum a tensor over all ranks, in place. On a CPU tensor the ranks also wait here."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
@@ -94,37 +101,44 @@ def mean(tensor: Tensor) -> Tensor:
 
 
 def agree(seconds: float, stop: bool) -> tuple[float, bool]:
-    """The first rank's clock, and whether any rank was told to stop: all must leave the loop at the same step.
+    """Return the clock of rank 0, and whether any rank should stop.
 
-    The few bytes travel between the processors while the GPUs compute.
+    All ranks must leave the loop at the same step. The two numbers travel between the CPUs while
+    the GPUs compute.
     """
-    both = all_sum(torch.tensor([0.0 if rank() else seconds, float(stop)], dtype=torch.float64))
-    return both[0].item(), both[1].item() > 0
+    clock = 0.0 if rank() else seconds
+    total = all_sum(torch.tensor([clock, float(stop)], dtype=torch.float64))
+    return total[0].item(), total[1].item() > 0
 
 
 def in_turn(action):
-    """action() of the first rank, then of the others: it may make what they only find."""
+    """Return action(), called by rank 0 first: the other ranks may find what it creates."""
     result = None if rank() else action()
     all_sum(torch.zeros(1))
     return action() if rank() else result
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------
 # Gradients and shards
 
 
-def replicate(network: nn.Module) -> nn.Module:
-    """The network with gradients averaged over the ranks as they arise (Li et al. 2020, arXiv:2006.15704)."""
+def replicate(network: nn.Module, is_sharded: bool = False) -> nn.Module:
+    """Average gradients over the ranks as they arise (Li et al. 2020, arXiv:2006.15704).
+
+    Returns the network itself in a single process, and if its parameters are sharded.
+    """
+    if is_sharded or world_size() == 1:
+        return network
     from torch.nn.parallel import DistributedDataParallel
 
     return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def shard(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Cut every parameter of `model`, a GPT on the CPU, along its rows: each rank keeps its share on its device.
+    """Split every parameter of `model`, a GPT on the CPU, by rows over the ranks.
 
-    A block's weights are gathered in `dtype` just before they are used, and forgotten after. The whole model is never
-    on one device.
+    A block's weights are gathered in `dtype` just before their use and freed after it, so no
+    device ever holds the complete model.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -135,53 +149,67 @@ def shard(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
         fully_shard(module, mesh=mesh, mp_policy=policy)
 
 
-def sync_gradients(network: nn.Module, wanted: bool) -> None:
-    """Whether the next backward pass exchanges gradients: only the last micro-step of an optimizer step has to."""
+def sync_gradients(network: nn.Module, enabled: bool) -> None:
+    """Choose whether the next backward pass exchanges gradients.
+
+    Only the last micro-step of an optimizer step has to.
+    """
     if hasattr(network, "set_requires_gradient_sync"):  # FSDP2
-        network.set_requires_gradient_sync(wanted)
+        network.set_requires_gradient_sync(enabled)
     elif world_size() > 1:
-        network.require_backward_grad_sync = wanted
+        network.require_backward_grad_sync = enabled
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's rows of a sharded tensor; a whole tensor itself."""
+    """Return this rank's rows of a sharded tensor, or a plain tensor itself."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def placed(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor on the device of `like`, cut as that is."""
-    if not hasattr(like, "to_local") or hasattr(tensor, "to_local"):
+    """Move a complete tensor to the device of `like`, and shard it if `like` is sharded."""
+    if hasattr(tensor, "to_local") or not hasattr(like, "to_local"):
         return tensor.to(like.device)
     from torch.distributed.tensor import distribute_tensor
 
-    # Every rank has the whole tensor: nothing has to be sent.
-    return distribute_tensor(
-        tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None
-    )
+    # Every rank has the complete tensor, so nothing is sent (src_data_rank=None).
+    tensor = tensor.to(like.device)
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def share(function, stack: Tensor, rows: int, sharded: bool) -> Tensor:
-    """function(stack) for a function of whole matrices, computed once: each rank takes an equal part of the matrices.
+def share_work(function, stack: Tensor, rows: int, is_sharded: bool) -> Tensor:
+    """Return function(stack), where each rank computes an equal part of the matrices.
 
-    stack: (N, R, columns); R is all `rows` of each matrix or, if sharded, those that this rank keeps: then every rank
-    gathers its own matrices whole and sends the rows of the results back where they belong.
+    stack: (N, R, columns), N matrices of one shape. R is `rows`, the rows of a complete matrix,
+    or those that this rank keeps if `is_sharded`. Then each rank gathers the rows of its matrices
+    and sends the rows of the results back.
     """
-    n, ranks = len(stack), world_size()
-    if ranks == 1:
+    count = world_size()
+    if count == 1:
         return function(stack)
-    each = -(-n // ranks)  # matrices per rank
-    stack = torch.cat([stack, stack.new_zeros(each * ranks - n, *stack.shape[1:])])
-    if not sharded:
+    n = len(stack)
+    each = -(-n // count)  # matrices per rank
+    padding = stack.new_zeros(each * count - n, *stack.shape[1:])
+    stack = torch.cat([stack, padding])
+    if not is_sharded:
+        first = rank() * each
         results = torch.empty_like(stack)
-        dist.all_gather_into_tensor(results, function(stack[rank() * each : (rank() + 1) * each]))
+        dist.all_gather_into_tensor(results, function(stack[first : first + each]))
         return results[:n]
-    columns, height = stack.size(2), -(-rows // ranks)
-    heights = [min(height, max(0, rows - k * height)) for k in range(ranks)]  # as torch.chunk cuts
-    theirs, mine = [each * h * columns for h in heights], [each * stack.size(1) * columns] * ranks
-    gathered = stack.new_empty(sum(theirs))
-    dist.all_to_all_single(gathered, stack.flatten(), theirs, mine)
-    matrices = [part.view(each, h, columns) for part, h in zip(gathered.split(theirs), heights)]
-    results = function(torch.cat(matrices, dim=1)).split(heights, dim=1)
+
+    columns = stack.size(2)
+    height = -(-rows // count)  # rows per rank, as torch.chunk splits them
+    heights = [min(height, max(0, rows - k * height)) for k in range(count)]
+    # Numbers exchanged with each rank: my matrices' rows there, and its matrices' rows here.
+    remote_sizes = [each * h * columns for h in heights]
+    local_sizes = [each * stack.size(1) * columns] * count
+
+    gathered = stack.new_empty(sum(remote_sizes))
+    dist.all_to_all_single(gathered, stack.flatten(), remote_sizes, local_sizes)
+    parts = gathered.split(remote_sizes)
+    matrices = [part.view(each, h, columns) for part, h in zip(parts, heights)]
+    results = function(torch.cat(matrices, dim=1))
+
+    sent = torch.cat([part.flatten() for part in results.split(heights, dim=1)])
     returned = torch.empty_like(stack).flatten()
-    dist.all_to_all_single(returned, torch.cat([part.flatten() for part in results]), mine, theirs)
+    dist.all_to_all_single(returned, sent, local_sizes, remote_sizes)
     return returned.view_as(stack)[:n]

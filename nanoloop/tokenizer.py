@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanoloop.options import explained, require
+from nanoloop.options import reading as explained, require
 
 END_OF_TEXT = "<|endoftext|>"
 

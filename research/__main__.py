@@ -19,7 +19,7 @@ from typing import Annotated
 
 import tyro
 
-from nanoloop.options import read_options, require, run_command
+from nanoloop.options import read_options, require, run_program as run_command
 from research import judge, loop, patch, report, tune
 from research.ledger import Ledger
 from research.report import LogOptions, visible

@@ -24,7 +24,7 @@ import prepare_data
 from corpus.sources import python_files
 from corpus.worker import split_of
 from nanoloop.files import link_or_copy, write_json
-from nanoloop.options import made, read_options, require
+from nanoloop.options import prepare_missing as made, read_options, require
 from research import patch, score, verdict
 from research.ledger import Ledger
 from research.sandbox import Sandbox

@@ -20,7 +20,7 @@ from typing import Annotated
 
 import tyro
 
-from nanoloop.options import explained, require
+from nanoloop.options import reading as explained, require
 from research import patch
 from research.judge import exit_code, known_noise, try_change
 from research.runs import Options, Setup, Slot

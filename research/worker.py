@@ -20,7 +20,7 @@ def main(checkpoint_path: str) -> None:
     sys.path.insert(0, os.getcwd())
     import train
     from model import GPT
-    from nanoloop.device import keep_memory, pick_device
+    from nanoloop.device import tune_process as keep_memory, pick_device
 
     keep_memory()
     checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
