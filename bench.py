@@ -304,7 +304,7 @@ def speed(job: SimpleNamespace) -> dict:
             step_parts(plain_step, run, network, batches), memory_mb=peak_memory_mb(run.device)
         )
         flops, rate = (
-            speed * run.model.flops_per_token(),
+            speed * flops_per_token(run.model),
             matmul_rate(run.device, run.model.compute_dtype),
         )
         figures.update(
@@ -620,7 +620,7 @@ def model_size(options: BenchConfig, vocab_size: int) -> dict:
     tokens = (
         math.ceil(options.share * options.max_tokens / options.batch_tokens) * options.batch_tokens
     )
-    flops = tokens * model.flops_per_token()
+    flops = tokens * flops_per_token(model)
     return {"params": sum(p.numel() for p in model.parameters()), "tokens": tokens, "flops": flops}
 
 

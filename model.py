@@ -54,9 +54,17 @@ class GPTConfig:
     weight_init: Literal["modern", "gpt2"] = "modern"  # see GPT.init_weights
 
     def __post_init__(self):
-        for name in ("block_size", "n_layer", "n_head", "n_embd", "window_size", "rope_base"):
-            value = getattr(self, name)
-            check(value >= 1, f"{name}={value} must be at least 1")
+        sizes = "block_size n_layer n_head n_embd window_size rope_base"
+        check_fields(self, sizes, lambda size: size >= 1, "at least 1")
+        check_fields(self, "n_kv_head", lambda size: size >= 1, "at least 1, or None")
+        half = (self.n_layer + 1) // 2
+        check_fields(
+            self, "value_embeds", lambda n: 0 <= n <= half, f"0 to {half}, half of n_layer"
+        )
+        check_fields(self, "window_pattern", lambda p: set(p) <= {"S", "L"}, "S and L, as SSSL")
+        check_fields(self, "bigram_rows", lambda rows: rows >= 0, "at least 0")
+        check_fields(self, "logit_softcap", lambda cap: 0 < cap < math.inf, "above 0, or None")
+        check_fields(self, "dropout", lambda share: 0 <= share < 1, "at least 0 and below 1")
         check(
             self.n_embd % self.n_head == 0,
             f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}",
@@ -69,21 +77,6 @@ class GPTConfig:
             self.position == "learned" or self.head_size() % 2 == 0,
             f"position=rope needs an even head size: n_embd={self.n_embd} / n_head={self.n_head}",
         )
-        most_tables = (self.n_layer + 1) // 2
-        check(
-            0 <= self.value_embeds <= most_tables,
-            f"value_embeds={self.value_embeds} must be 0 to {most_tables}, half of n_layer",
-        )
-        check(
-            set(self.window_pattern or "L") <= {"S", "L"},
-            f"window_pattern={self.window_pattern!r} may hold only S and L, as SSSL",
-        )
-        check(self.bigram_rows >= 0, f"bigram_rows={self.bigram_rows} must be at least 0")
-        check(
-            self.logit_softcap is None or 0 < self.logit_softcap < math.inf,
-            f"logit_softcap={self.logit_softcap} must be above 0 and finite, or None",
-        )
-        check(0 <= self.dropout < 1, f"dropout={self.dropout} must be at least 0 and below 1")
 
     def kv_heads(self) -> int:
         return self.n_kv_head or self.n_head
@@ -109,6 +102,13 @@ class GPTConfig:
 def check(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def check_fields(config: GPTConfig, names: str, is_valid, rule: str) -> None:
+    """Check fields, named with spaces between them; None is always valid."""
+    for name in names.split():
+        value = getattr(config, name)
+        check(value is None or is_valid(value), f"{name}={value} must be {rule}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -404,13 +404,3 @@ class GPT(nn.Module):
         if softcap is not None:  # Gemma 2, arXiv:2408.00118, section 2
             logits = softcap * torch.tanh(logits / softcap)
         return logits
-
-    def flops_per_token(self) -> float:
-        """Count training FLOPs per token: 6 per matrix weight, 12·C per position attended to.
-
-        Tables that are looked up cost nothing (PaLM, arXiv:2204.02311, appendix B).
-        """
-        blocks = sum(p.numel() for p in self.h.parameters() if p.ndim == 2)
-        weights = blocks + self.lm_head.weight.numel()
-        attended = sum(self.config.window(layer) for layer in range(self.config.n_layer))
-        return 6 * weights + 12 * self.config.n_embd * attended

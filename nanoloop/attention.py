@@ -20,11 +20,14 @@ CUDA_KERNELS = [
 ]
 
 
-def kernel_priority(device: torch.device) -> contextlib.AbstractContextManager:
+@contextlib.contextmanager
+def kernel_priority():
     """Prefer the fastest attention kernels on CUDA while the context is active."""
-    if device.type == "cuda":
-        return sdpa_kernel(CUDA_KERNELS, set_priority=True)
-    return contextlib.nullcontext()
+    if torch.cuda.is_available():
+        with sdpa_kernel(CUDA_KERNELS, set_priority=True):
+            yield
+    else:
+        yield
 
 
 def attend(

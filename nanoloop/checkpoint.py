@@ -6,6 +6,7 @@ plain values and the checksums of the other files. Reading either executes nothi
 """
 
 import json
+import math
 import shutil
 import warnings
 import zipfile
@@ -27,7 +28,7 @@ from nanoloop.files import (
 )
 from nanoloop.gpt2 import published_weights
 from nanoloop.options import UserError, reading, require
-from nanoloop.ranks import all_sum, local, placed, rank, world_size
+from nanoloop.ranks import all_sum, in_turn, local, placed, rank, world_size
 
 FORMAT = 3
 
@@ -68,40 +69,58 @@ def state_of(model, optimizers) -> dict | None:
     return {"model": model.state_dict(), "optimizer": optimizer_state}
 
 
-def load_state(checkpoint: dict, model, optimizers=(), is_sharded: bool = False) -> None:
+def load_state(checkpoint: dict, model, optimizers=(), sharded: bool = False) -> None:
     """Copy a checkpoint's tensors into a model and its optimizers; learning rates stay.
 
     A table of positions may be longer than the model's: its first rows are used.
     """
     params = dict(model.named_parameters())
-    checkpoint = read_tensors(checkpoint, params if is_sharded else None)
+    checkpoint = read_tensors(checkpoint, params if sharded else None)
     current = model.state_dict()
-    weights = checkpoint["model"]
-    if "wpe.weight" in weights and "wpe.weight" in current:
-        weights = weights | {"wpe.weight": weights["wpe.weight"][: len(current["wpe.weight"])]}
-    with reading("the checkpoint's weights do not fit its config", "name another checkpoint"):
-        model.load_state_dict({name: placed(w, current[name]) for name, w in weights.items()})
+    weights = {}
+    with reading("the checkpoint's weights do not fit the model", "name another checkpoint"):
+        for name, tensor in checkpoint["model"].items():
+            tensor = tensor[: len(current[name])] if name == "wpe.weight" else tensor
+            weights[name] = placed(tensor, current[name])
+        model.load_state_dict(weights)
     names = {p: name for name, p in params.items()}
     for optimizer in optimizers:
         for p in [p for group in optimizer.param_groups for p in group["params"]]:
-            for key, value in checkpoint["optimizer"].get(names[p], {}).items():
-                value = placed(value, p) if value.ndim else value.to(p.device)
-                optimizer.state[p][key] = value
+            state = checkpoint["optimizer"].get(names[p], {})
+            optimizer.state[p] = {key: placed(value, p) for key, value in state.items()}
 
 
 # -----------------------------------------------------------------------------
 # Writing
 
 
-def save(
-    path: Path, checkpoint: dict, keep_old: Path | None = None, is_sharded: bool = False
-) -> bool:
+def pack(
+    model, optimizers, scaler, data, config, step: int, seconds: float, best_loss: float
+) -> dict:
+    """Collect what a checkpoint holds. Raises UserError if a weight is not finite."""
+    state = state_of(model, optimizers)
+    require(state, f"the weights are not finite after step {step}: they were not saved")
+    return state | {
+        "format": FORMAT,
+        "config": asdict(config),
+        "scaler": scaler.state_dict(),
+        "step": step,
+        "tokens": step * config.batch_tokens,
+        "seconds": seconds,
+        "best": best_loss,
+        "data": data.fingerprint,
+        "tokenizer": data.tokenizer.to_json(),
+        "torch": str(torch.__version__),
+    }
+
+
+def save(path: Path, checkpoint: dict, keep_old: Path | None = None, sharded: bool = False) -> bool:
     """Write a checkpoint completely or not at all; warn and return False if the disk fails.
 
     checkpoint: "model", tensors by name; "optimizer", the state of each parameter by name; and
     plain values. keep_old: the new name of the checkpoint it replaces.
     """
-    if is_sharded:
+    if sharded:
         return (
             write_on_all_ranks(path, begin_folder)
             and write_on_all_ranks(path, write_shards, checkpoint)
@@ -232,21 +251,21 @@ def read_tensors(checkpoint: dict, like: dict[str, Tensor] | None = None) -> dic
     reader = dcp.HuggingFaceStorageReader(checkpoint["folder"])
     tensors = {}
     for key, info in reader.read_metadata().state_dict_metadata.items():
-        name = key.split("/")[1]
-        tensors[key] = torch.empty(info.size, dtype=info.properties.dtype)
-        if like and name in like and like[name].shape == info.size:
-            tensors[key] = torch.empty_like(like[name])
+        param = like.get(key.split("/")[1]) if like else None
+        if param is not None and param.shape == info.size:
+            tensors[key] = torch.empty_like(param)
+        else:
+            tensors[key] = torch.empty(info.size, dtype=info.properties.dtype)
     with warnings.catch_warnings(action="ignore"):  # a single process reads it
         dcp.load(tensors, storage_reader=reader, no_dist=world_size() == 1)
-    model = {}
-    optimizer: dict[str, dict] = {}
+    checkpoint = checkpoint | {"model": {}, "optimizer": {}}
     for key, tensor in tensors.items():
         kind, name, *rest = key.split("/")
-        if kind == "model":
-            model[name] = tensor.detach()
+        if kind == "optimizer":
+            checkpoint[kind].setdefault(name, {})[rest[0]] = tensor.detach()
         else:
-            optimizer.setdefault(name, {})[rest[0]] = tensor.detach()
-    return checkpoint | {"model": model, "optimizer": optimizer}
+            checkpoint[kind][name] = tensor.detach()
+    return checkpoint
 
 
 def load_latest(out: Path) -> dict | None:

@@ -199,6 +199,22 @@ def open_data(spec: str) -> Data | Mixture:
     return Data(spec) if Path(spec).exists() or ":" not in spec else Mixture(spec)
 
 
+def mean_by_share(data: Data | Mixture, results: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Average the figures of a mixture's folders by share, and add each folder's own.
+
+    results: figures by folder; a folder without data is missing.
+    """
+    shares = {name: data.sources[name][0] for name in results}
+    means = {}
+    for key in next(iter(results.values()), {}):
+        weighted = sum(shares[name] * figures[key] for name, figures in results.items())
+        means[key] = weighted / sum(shares.values())
+    if len(data.sources) > 1:
+        for name, figures in results.items():
+            means |= {f"{key}_{name}": value for key, value in figures.items()}
+    return means
+
+
 class Windows:
     """A stream cut into sequences of block_size + 1 tokens, each beginning with the last target of the one before."""
 

@@ -72,7 +72,19 @@ def describe(model, device: torch.device, batches) -> tuple[int, float, float | 
     sequences = f"{batches.batch_size} sequences × {batches.block_size}"
     print(f"{tokens:,} tokens a step: {ranks}{micro_steps} micro-steps × {sequences}")
     peaks = [count * peak for name, peak in PEAK_FLOPS.items() if name in card]
-    return n_params, model.flops_per_token(), peaks[0] if peaks else None
+    return n_params, flops_per_token(model), peaks[0] if peaks else None
+
+
+def flops_per_token(model) -> float:
+    """Count training FLOPs per token: 6 per matrix weight, 12·n_embd per position attended to.
+
+    Tables that are looked up cost nothing (PaLM, arXiv:2204.02311, appendix B).
+    """
+    config = model.config
+    blocks = sum(p.numel() for p in model.h.parameters() if p.ndim == 2)
+    weights = blocks + model.lm_head.weight.numel()
+    attended = sum(config.window(layer) for layer in range(config.n_layer))
+    return 6 * weights + 12 * config.n_embd * attended
 
 
 # -----------------------------------------------------------------------------

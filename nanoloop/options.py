@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from contextvars import ContextVar
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
@@ -165,7 +165,7 @@ def prepare_missing(data: str, prepare: str | None) -> str:
         arguments = shlex.split(prepare or "")
     except ValueError as error:
         raise UserError(f"prepare={prepare}: {error}") from None
-    is_named = f"--name={data.removeprefix('data/')}" in arguments and data.startswith("data/")
+    is_named = data.startswith("data/") and f"--name={data[5:]}" in arguments
     if is_named and not Path(data).exists():
         print(
             f"'{data}' does not exist, preparing it: python prepare_data.py {prepare}", flush=True
@@ -180,30 +180,22 @@ def prepare_missing(data: str, prepare: str | None) -> str:
 # Options
 
 
-@dataclass
-class CommandLine:
-    """The flags of a command, and the dials that its config file has asked for."""
-
-    flags: list[str]
-    dials: list[str] = field(default_factory=list)
-
-
-COMMAND_LINE: ContextVar[CommandLine | None] = ContextVar("COMMAND_LINE", default=None)
+# The flags of the command line, while its config file runs.
+FLAGS: ContextVar[list[str]] = ContextVar("FLAGS")
 
 
 def dial(name: str, default: int) -> int:
-    """Return the number in --name=N, an option that exists in one config file only.
+    """Return N of --name=N, an option that only the calling config file has.
 
-    Call it in a config file that derives other options from the number:
-    `_depth = dial("depth", 12)`. Raises UserError unless N is a whole number above 0.
+    The file derives other options from it: `_depth = dial("depth", 12)`. Raises UserError unless
+    N is a whole number above 0.
     """
-    command_line = COMMAND_LINE.get() or CommandLine([])
-    command_line.dials.append(str(name))
+    flags = FLAGS.get([])
+    prefix = f"--{name}="
     value = str(default)
-    for flag in list(command_line.flags):
-        if flag.startswith(f"--{name}="):
-            command_line.flags.remove(flag)
-            value = flag.partition("=")[2]
+    for flag in [flag for flag in flags if flag.startswith(prefix)]:
+        flags.remove(flag)  # it is no option of the program
+        value = flag.removeprefix(prefix)
     is_valid = value.isdecimal() and int(value) > 0
     require(is_valid, f"--{name} must be a whole number above 0 such as {default}, got {value}")
     return int(value)
@@ -219,16 +211,14 @@ def read_options(cls: type, argv: list[str], program: str, config_files: bool = 
     """
     import tyro
 
-    command_line = CommandLine(list(argv))
-    flags = command_line.flags
+    flags = list(argv)
+    file_flags = []
     path = None
-    file_flags: list[str] = []
     if config_files and flags and not flags[0].startswith("-"):
         path = Path(flags.pop(0))
-        file_flags = read_config_file(path, command_line)
-    names = [field.name for field in fields(cls)] + ["help", *command_line.dials]
-    require_known(file_flags, names, str(path))
-    require_known(flags, names, "the command line")
+        file_flags = read_config_file(path, flags)
+    require_known(file_flags, cls, str(path))
+    require_known(flags, cls, "the command line")
     try:
         return tyro.cli(
             cls,
@@ -243,15 +233,18 @@ def read_options(cls: type, argv: list[str], program: str, config_files: bool = 
         raise
 
 
-def read_config_file(path: Path, command_line: CommandLine) -> list[str]:
+def read_config_file(path: Path, flags: list[str]) -> list[str]:
     """Run a config file in its own namespace and return its assignments as flags.
 
-    Names that begin with _, modules, functions and classes are scratch.
+    Names that begin with _, modules, functions and classes are scratch. flags: of the command
+    line; a dial takes its own out.
     """
     others = ", ".join(sorted(map(str, path.parent.glob("*.py")))) or "none"
-    message = f"config file '{path}' does not exist. Python files in '{path.parent}': {others}"
-    require(path.is_file(), message)
-    token = COMMAND_LINE.set(command_line)
+    require(
+        path.is_file(),
+        f"config file '{path}' does not exist. Python files in '{path.parent}': {others}",
+    )
+    token = FLAGS.set(flags)
     try:
         values = runpy.run_path(str(path))
     except UserError:
@@ -259,7 +252,7 @@ def read_config_file(path: Path, command_line: CommandLine) -> list[str]:
     except (Exception, SystemExit) as error:
         raise UserError(f"config file '{path}' stopped with {first_line(error)}") from None
     finally:
-        COMMAND_LINE.reset(token)
+        FLAGS.reset(token)
     return [
         f"--{key}={value}"
         for key, value in values.items()
@@ -267,10 +260,12 @@ def read_config_file(path: Path, command_line: CommandLine) -> list[str]:
     ]
 
 
-def require_known(flags: list[str], names: list[str], source: str) -> None:
+def require_known(flags: list[str], cls: type, source: str) -> None:
+    names = [field.name for field in fields(cls)] + ["help"]
     for flag in flags:
         key = flag.removeprefix("--").split("=")[0].replace("-", "_")
-        is_known = key in names or key.startswith("tyro") or not flag.startswith("--")
+        if not flag.startswith("--") or key in names or key.startswith("tyro"):
+            continue
         nearest = difflib.get_close_matches(key, names, n=1)
         hint = f"did you mean --{nearest[0]}?" if nearest else "--help shows all options"
-        require(is_known, f"unknown option {flag} in {source}: {hint}")
+        raise UserError(f"unknown option {flag} in {source}: {hint}")

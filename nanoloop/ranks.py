@@ -166,8 +166,12 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def placed(tensor: Tensor, like: Tensor) -> Tensor:
-    """Move a complete tensor to the device of `like`, and shard it if `like` is sharded."""
-    if hasattr(tensor, "to_local") or not hasattr(like, "to_local"):
+    """Move a complete tensor to the device of `like`, and shard it as `like` is sharded.
+
+    A single number, of shape (), is kept by every rank.
+    """
+    is_sharded = hasattr(like, "to_local") and tensor.ndim > 0
+    if hasattr(tensor, "to_local") or not is_sharded:
         return tensor.to(like.device)
     from torch.distributed.tensor import distribute_tensor
 

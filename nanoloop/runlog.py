@@ -1,12 +1,14 @@
 """A run's folder: config.json, log.jsonl, loss.png, summary.json."""
 
+import contextlib
 import gc
 import json
 import math
 from pathlib import Path
 
-from nanoloop.files import remove, replace_file, write_if_possible, write_json
+from nanoloop.files import locked, remove, replace_file, write_if_possible, write_json
 from nanoloop.options import UserError, first_line, print_safely, require
+from nanoloop.ranks import rank
 
 RUN_FILES = (
     "config.json",
@@ -27,6 +29,19 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
         "or --out=FOLDER"
     )
     require(resume or overwrite or not has_run, message)
+
+
+def default_out(argv: list[str]) -> str:
+    """Return the folder of a run that names none: out/<name of its config file>."""
+    has_config = bool(argv) and not argv[0].startswith("-")
+    return f"out/{Path(argv[0]).stem}" if has_config else "out/default"
+
+
+def locked_run(out: Path, eval_only: bool):
+    """Lock the folder of a run, on rank 0, for as long as the context is active."""
+    if rank() > 0 or eval_only:
+        return contextlib.nullcontext()
+    return locked(out, f"'{out}' is in use by another run: wait for its end, or type --out=FOLDER")
 
 
 class RunLog:
