@@ -90,6 +90,22 @@ def load_state(checkpoint: dict, model, optimizers=(), sharded: bool = False) ->
             optimizer.state[p] = {key: placed(value, p) for key, value in state.items()}
 
 
+def restore(
+    start: dict | None, is_resumed: bool, model, optimizers, scaler, sharded: bool
+) -> tuple[int, float, float]:
+    """Load the checkpoint `start`; return the run's step, seconds of training and best loss.
+
+    A run that is not resumed takes only the weights.
+    """
+    if start:
+        load_state(start, model, optimizers if is_resumed else (), sharded)
+    if not is_resumed:
+        return 0, 0.0, math.inf
+    if start["scaler"]:  # empty if the run had no float16
+        scaler.load_state_dict(start["scaler"])
+    return start["step"], start["seconds"], start["best"]
+
+
 # -----------------------------------------------------------------------------
 # Writing
 
@@ -244,7 +260,7 @@ def read_tensors(checkpoint: dict, like: dict[str, Tensor] | None = None) -> dic
     like: the parameters of a sharded model by name; each rank reads its own rows of them and of
     their optimizer states. None: everything is read onto the CPU.
     """
-    if "folder" not in checkpoint:
+    if not checkpoint.get("folder"):
         return checkpoint
     import torch.distributed.checkpoint as dcp
 
@@ -258,7 +274,7 @@ def read_tensors(checkpoint: dict, like: dict[str, Tensor] | None = None) -> dic
             tensors[key] = torch.empty(info.size, dtype=info.properties.dtype)
     with warnings.catch_warnings(action="ignore"):  # a single process reads it
         dcp.load(tensors, storage_reader=reader, no_dist=world_size() == 1)
-    checkpoint = checkpoint | {"model": {}, "optimizer": {}}
+    checkpoint = checkpoint | {"folder": None, "model": {}, "optimizer": {}}
     for key, tensor in tensors.items():
         kind, name, *rest = key.split("/")
         if kind == "optimizer":
@@ -266,6 +282,17 @@ def read_tensors(checkpoint: dict, like: dict[str, Tensor] | None = None) -> dic
         else:
             checkpoint[kind][name] = tensor.detach()
     return checkpoint
+
+
+def find_start(out: Path, resume: bool, init_from: str | None) -> tuple[dict | None, bool]:
+    """Return the checkpoint that a run starts from, and whether it resumes that run.
+
+    None means random weights. Raises UserError.
+    """
+    resumed = in_turn(lambda: load_latest(out)) if resume else None
+    if resumed is None and init_from:
+        return load_weights(init_from), False
+    return resumed, resumed is not None
 
 
 def load_latest(out: Path) -> dict | None:

@@ -11,8 +11,6 @@ from filelock import FileLock, Timeout
 
 from nanoloop.options import UserError, print_safely
 
-OTHER_FOLDER = "wait for it to end, or type another --out=FOLDER"
-
 
 def replace_file(path: Path, write, keep_old: Path | None = None) -> None:
     """Write a file completely or not at all: temporary name, sync, rename.
@@ -57,22 +55,19 @@ def write_if_possible(path: Path, write, *arguments) -> bool:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, enabled: bool = True, hint: str = OTHER_FOLDER):
-    """Hold a lock on `folder`. Raises UserError with `hint` where another process holds it.
+def locked(folder: Path, message: str):
+    """Hold a lock on `folder`. Raises UserError(message) where another process holds it.
 
     The system releases the lock when the process ends, however it ends. Folders that exist only
-    for the lock are removed. enabled: False does nothing.
+    for the lock are removed.
     """
-    if not enabled:
-        yield
-        return
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(f"'{folder}' is in use by another run: {hint}") from None
+        raise UserError(message) from None
     except OSError:
         pass  # a file system without locks
     try:
