@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model import GPT, GPTConfig, KVCache, attend, flex_attend, rotate, sample_token
-from tests.conftest import GPT2_RECIPE, GPT2_SWITCHES
+from nanoloop.gpt2 import SWITCHES as GPT2_SWITCHES
+from nanoloop.gpt2 import published_weights
 
 SMALL = GPTConfig(block_size=16, vocab_size=50, n_layer=4, n_head=4, n_embd=32, value_embeds=2)
 # Every switch at least once, in combinations that meet each other.
@@ -527,7 +528,7 @@ def test_gpt2_weights_give_gpt2s_logits(tmp_path):
         for p in theirs.parameters():  # biases are 0 in a fresh GPT-2, which would hide a lost one
             p.add_(torch.randn_like(p) * 0.1)
     theirs.save_pretrained(tmp_path)
-    checkpoint = GPT2_RECIPE["published_weights"](str(tmp_path))
+    checkpoint = published_weights(str(tmp_path))
     ours = GPT(GPTConfig(**checkpoint["config"])).eval()
     ours.load_state_dict(checkpoint["model"])
     tokens = torch.randint(0, 300, (2, 24))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model import GPT, GPTConfig
-from tests.conftest import GPT2_SWITCHES
+from nanoloop.gpt2 import SWITCHES as GPT2_SWITCHES
 from train import Muon, TrainConfig, lr_scale, make_optimizers, orthogonalize, set_schedule
 
 CPU = torch.device("cpu")
