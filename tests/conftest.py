@@ -1,4 +1,4 @@
-"""Shared fixtures: a small data set, a small config, and a command run as the shell runs it."""
+"""Shared fixtures: a small prepared data set, small runs, and commands run in this process."""
 
 import gc
 import os
@@ -8,23 +8,21 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-import torch
+# Models of this size are no faster on two cores, which the processes of some tests share.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 import prepare_data  # noqa: E402
 import train  # noqa: E402
 from nanoloop.options import run_program  # noqa: E402
 
-# Small models are no faster on two cores, and the processes that tests start share the cores.
 torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-SENTENCE = (
-    "the a model learns to predict each next token from all that came before it and nothing else"
-)
+ROOT = Path(__file__).resolve().parent.parent
+
+# The options of a small run, besides its data and its length.
 SMALL = {
     "block_size": 32,
     "n_layer": 2,
@@ -36,58 +34,65 @@ SMALL = {
     "dtype": "float32",
 }
 
+WORDS = (
+    "the a model learns to predict each next token from all that came before it and nothing else"
+).split()
+
 
 def make_documents(count: int, seed: int = 0) -> list[str]:
+    """Return texts of 20 to 60 words."""
     rng = random.Random(seed)
-    words = SENTENCE.split()
     documents = []
     for _ in range(count):
-        length = rng.randint(20, 60)
-        documents.append(" ".join(rng.choice(words) for _ in range(length)) + ".\n")
+        words = [rng.choice(WORDS) for _ in range(rng.randint(20, 60))]
+        documents.append(" ".join(words) + ".\n")
     return documents
 
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> Path:
-    """Prepare about 100 short documents as bytes, some 12,000 training tokens; val and test too."""
-    folder = tmp_path_factory.mktemp("source")
+    """Prepare 100 documents as bytes: about 12,000 training tokens, and the held-out splits."""
+    source = tmp_path_factory.mktemp("source")
     for index, text in enumerate(make_documents(100)):
-        (folder / f"{index:03}.txt").write_text(text)
+        (source / f"{index:03}.txt").write_text(text)
     options = prepare_data.PrepareConfig(
-        source=(str(folder),), name="words", tokenizer="byte", val_fraction=0.1, test_fraction=0.1
+        source=(str(source),), name="words", tokenizer="byte", val_fraction=0.1, test_fraction=0.1
     )
     return prepare_data.prepare(options, tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
 def config(data_dir, tmp_path):
-    """Return a factory of small runs: config(max_steps=3) takes less than a second on a CPU."""
+    """Make the options of small runs: config(max_steps=3) trains for less than a second."""
 
     def make(**options) -> train.TrainConfig:
-        defaults = SMALL | {"data": str(data_dir), "out": str(tmp_path / "run"), "max_steps": 4}
-        return train.TrainConfig(**(defaults | options))
+        run = {"data": str(data_dir), "out": str(tmp_path / "run"), "max_steps": 4}
+        return train.TrainConfig(**(SMALL | run | options))
 
     return make
 
 
 @pytest.fixture
 def command(capsys, monkeypatch):
-    """Return a function that runs a program in this process.
+    """Run a command as a program: command(main, "--key=value") gives exit code and output.
 
-    command(main, "--key=value", …) returns its exit code and what it printed.
+    It runs in this process, so what a program changes in its process is put back.
     """
 
-    def run(main, *arguments: str) -> SimpleNamespace:
+    def run(main, *arguments) -> SimpleNamespace:
         monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        handlers = {number: signal.getsignal(number) for number in numbers}
-        with pytest.raises(SystemExit) as raised:
+        with pytest.raises(SystemExit) as exit:
             run_program(main)
-        # Training changes what belongs to pytest's process.
-        gc.enable()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
         printed = capsys.readouterr()
-        return SimpleNamespace(code=raised.value.code or 0, out=printed.out, err=printed.err)
+        return SimpleNamespace(code=exit.value.code or 0, out=printed.out, err=printed.err)
 
-    return run
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    umask = os.umask(0o022)
+    os.umask(umask)
+    yield run
+    gc.unfreeze()
+    gc.enable()
+    os.umask(umask)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
