@@ -100,12 +100,13 @@ def memory_limit() -> int:
     return min(limits)
 
 
-def require_memory(config, batch_size: int, trains_here: bool) -> None:
+def require_memory(config, batch_size: int, trains_here: bool, limit: int | None = None) -> None:
     """Raise UserError for sizes that the main memory cannot hold.
 
     Without this the system would kill the program without a message. The estimate is a lower
     bound: 4 bytes for each weight where the model is built, 8 more for its gradient and momentum
-    where it is trained; the logits and some activations of `batch_size` sequences.
+    where it is trained; the logits and some activations of `batch_size` sequences. limit: bytes;
+    None: what the machine has.
     """
     width = config.n_embd
     layers = config.n_layer
@@ -116,13 +117,13 @@ def require_memory(config, batch_size: int, trains_here: bool) -> None:
     if trains_here:
         token_bytes = 8 * vocab + 20 * width * layers
         needed = 12 * weights + batch_size * config.block_size * token_bytes
-    limit = memory_limit()
-    message = (
+    limit = limit or memory_limit()
+    require(
+        needed < limit,
         f"{weights:,} weights and {batch_size:,} sequences at once need at least "
         f"{needed / 1e9:,.0f} GB of memory, and there are {limit / 1e9:,.0f}: "
-        "set a smaller --n_layer, --n_embd, --block_size or --micro_batch_size"
+        "set a smaller --n_layer, --n_embd, --block_size or --micro_batch_size",
     )
-    require(needed < limit, message)
 
 
 def peak_memory_mb(device: torch.device | None = None) -> float:

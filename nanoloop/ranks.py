@@ -72,8 +72,8 @@ def connected():
             sys.stdout = nowhere if number else stdout
             yield
     except Exception as error:
-        if store.add("failed", 1) > 1:
-            os._exit(1)  # another rank failed first and gives the message
+        if not is_first(store):
+            os._exit(1)  # another rank gives the message
         message = explain(error)
         if isinstance(error, RuntimeError) and re.search("gloo|NCCL|Connection", str(error)):
             message = f"another process of this run has ended ({first_line(error)})"
@@ -87,6 +87,14 @@ def connected():
     if number:
         # All files are written. An interpreter that had connection threads may abort at its end.
         os._exit(0)
+
+
+def is_first(store: dist.Store) -> bool:
+    """Return whether this rank is the first that fails."""
+    try:
+        return store.add("failed", 1) == 1
+    except RuntimeError:  # the store ended with rank 0
+        return False
 
 
 def all_sum(tensor: Tensor) -> Tensor:

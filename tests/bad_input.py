@@ -1,0 +1,135 @@
+"""Bad input, made by a seeded generator: options, values, bytes, trees and config files."""
+
+import dataclasses
+import math
+import random
+import typing
+
+INTEGERS = [-(2**63), -1, 0, 1, 2, 3, 5, 8, 16, 33, 10**12, 2**63, 10**40]
+REALS = [-1.0, -0.0, 0.0, 1e-300, 0.1, 0.5, 1.0, 1.5, 1e9, 1e300, math.inf, -math.inf, math.nan]
+WORDS = ["", " ", "None", "True", "maybe", "x", "é☃", "-", "--", "=", "a=b", "0x10", "1e3", "1,2"]
+WORDS += ["[1]", "{}", "\n", "%s", "'", "../x", "nothing/there", "x" * 5000, "FILE:", "FILE:x"]
+WORDS += ["gpt2:", "a:b,c", "a:1,b:-1", ":", ",", "\udc80"]
+VALUES = [None, True, 0, -1, 2**70, 0.5, math.nan, math.inf, "", "x", "é" * 100]
+VALUES += [[], [[]], {}, {"a": None}, [1, "2"]]
+FLAGS = [
+    "--",
+    "--x",
+    "-x",
+    "--=",
+    "=",
+    "--n_layer",
+    "config/none.py",
+    "--help=1",
+    "é",
+    "--\udc80=1",
+]
+LINES = [
+    "n_layer = {}",
+    "max_steps = {}",
+    "data = {}",
+    "x = {}",
+    "_x = {}",
+    "out = {}",
+    "optimizer = {}",
+    "learning_rate = {}",
+    "n_layer, n_head = {}",
+    "n_layer = n_layer",
+    "lambda = {}",
+    "assert {}",
+    "print({})",
+    "raise {}",
+    "1 / 0",
+    "exit()",
+    "import sys; sys.exit({})",
+    "import os",
+    "import nothing",
+    "from model import *",
+    "open('nothing')",
+    "class A: pass",
+    "def f(: pass",
+    "def f(): return f()\nf()",
+    "(" * 300,
+    "0" * 5000,
+    "\ttab = {}",
+    "from nanoloop.options import dial\n_d = dial({}, {})",
+]
+
+
+def cases(count: int, name: str) -> list[random.Random]:
+    """Make a generator for each case: what a case does follows from its name and number."""
+    return [random.Random(f"{name} {number}") for number in range(count)]
+
+
+def value_for(rng: random.Random, kind) -> str:
+    """Choose a value for an option: mostly of its type, sometimes of another or of none."""
+    pools = {int: INTEGERS, float: REALS, bool: [True, False], str: WORDS, type(None): [None]}
+    if rng.random() < 0.25:
+        return str(rng.choice(INTEGERS + REALS + WORDS + [True, False, None]))
+    pool = []
+    for part in typing.get_args(kind) or [kind]:
+        literal = part if isinstance(part, str) else "x"
+        pool += pools.get(part, [literal])
+    return str(rng.choice(pool))
+
+
+def option_types(cls: type, *left_out: str) -> dict:
+    types = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    return {name: types[name] for name in names if name not in left_out}
+
+
+def random_flags(rng: random.Random, types: dict) -> list[str]:
+    """Choose one to three options and a value for each, and now and then no option at all."""
+    names = rng.sample(sorted(types), rng.choice([1, 1, 1, 2, 3]))
+    flags = [f"--{name}={value_for(rng, types[name])}" for name in names]
+    if rng.random() < 0.1:
+        flags.append(rng.choice(FLAGS))
+    return flags
+
+
+def random_config_file(rng: random.Random) -> bytes:
+    lines = []
+    for _ in range(rng.randint(1, 3)):
+        value = rng.choice(VALUES + INTEGERS + WORDS[:20])
+        lines.append(rng.choice(LINES).replace("{}", repr(value)))
+    content = "\n".join(lines).encode(errors="surrogatepass")
+    return mutated(rng, content) if rng.random() < 0.4 else content
+
+
+def mutated(rng: random.Random, content: bytes) -> bytes:
+    """Cut, flip, insert, delete or repeat bytes, or give others altogether."""
+    content = bytearray(content)
+    for _ in range(rng.choice([1, 1, 2, 5])):
+        start = rng.randrange(len(content) + 1)
+        end = start + rng.randrange(1, 40)
+        change = rng.choice(["cut", "flip", "insert", "delete", "repeat", "replace"])
+        if change == "cut":
+            del content[start:]
+        elif change == "flip" and start < len(content):
+            content[start] ^= 1 << rng.randrange(8)
+        elif change == "insert":
+            content[start:start] = rng.randbytes(end - start)
+        elif change == "delete":
+            del content[start:end]
+        elif change == "repeat":
+            content[start:start] = content[max(0, start - 100) : start]
+        elif rng.random() < 0.2:
+            content = bytearray(rng.randbytes(rng.randrange(200)))
+    return bytes(content)
+
+
+def changed(rng: random.Random, tree):
+    """Exchange, drop or add one part of a tree of dictionaries and lists."""
+    if not (isinstance(tree, dict | list) and tree and rng.random() < 0.85):
+        return rng.choice(VALUES)
+    copy = tree.copy()
+    key = rng.choice(list(tree) if isinstance(tree, dict) else range(len(tree)))
+    change = rng.random()
+    if change < 0.15:
+        del copy[key]
+    elif change < 0.25 and isinstance(copy, dict):
+        copy[rng.choice(["x", "", 1])] = rng.choice(VALUES)
+    else:
+        copy[key] = changed(rng, tree[key])
+    return copy
