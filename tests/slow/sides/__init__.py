@@ -1,0 +1,1 @@
+"""The parts of side_by_side.py: see there."""
