@@ -1,118 +1,123 @@
 """The referee: which changes of the recipe are really better.
 
-    python -m research try PATCH | --set="n_head=4 rope_base=10000" | --tree=FOLDER     judge one change
-    python -m research noise                     measure the noise floor: what a difference means here
+    python -m research try PATCH | --set="n_head=4 rope_base=10000" | --tree=FOLDER
+                                                 judge one change
+    python -m research noise                     measure the noise floor: what a difference means
     python -m research loop --agent="COMMAND"    let a program try changes, all night
     python -m research tune SPACE                search options, then judge the best like any change
-    python -m research log | show ID | report    what was tried; one trial whole; the page
-    python -m research replay ID                 do a recorded trial again
+    python -m research log | show ID | report    what was tried; one trial in full; the page
+    python -m research replay ID                 repeat a recorded trial
+    python -m research exam RUN --tasks=TASKS    how many synthetic items a run's model answers
 
-Each explains its options with --help. Exit code of a trial: 0 kept, 1 rejected or undecided, 2 a mistake in the
-command, 3 refused or crashed.
+Each explains its options with --help. Exit code of a trial: 0 kept, 1 rejected or undecided, 2 a
+mistake in the command, 3 refused or crashed.
 """
 
 import json
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from nanoloop.options import read_options, require, run_program as run_command
-from research import judge, loop, patch, report, tune
-from research.ledger import Ledger
-from research.report import LogOptions, visible
-from research.runs import Options
+from nanoloop.options import read_options, require, run_program
+from research import exam, loop, page, tune
+from research.page import LogOptions, visible
+from research.referee import judge
+from research.referee.ledger import Ledger
+from research.referee.patch import ROOT, git
+from research.referee.runs import Options
 
 
 @dataclass(frozen=True)
 class TryOptions(Options):
     """Judge one change."""
 
-    patch: Annotated[str | None, tyro.conf.Positional] = (
-        None  # file of a unified diff, as `git diff` writes it
-    )
+    patch: Annotated[str | None, tyro.conf.Positional] = None  # file of a unified diff
     set: str | None = None  # … or options: "key=value key=value"
     tree: str | None = None  # … or another working tree
     hypothesis: str = ""  # what is expected, and why
-    commit: bool = False  # a kept change becomes a commit, its verdict in the trailer
+    commit: bool = False  # commit a kept change, with its verdict as trailers
     json: bool = False  # print the row, for programs
 
 
-def try_one(chosen: TryOptions) -> int:
-    if chosen.commit:
-        waiting = patch.git(patch.ROOT, "status", "--porcelain", "--untracked-files=no")
-        require(
-            not waiting,
-            "--commit=True needs a git repository in which nothing waits to be committed",
-        )
-    # The row alone goes to standard output for programs.
-    tell = (lambda text: print(text, file=sys.stderr)) if chosen.json else print
+def try_one(options: TryOptions) -> int:
+    if options.commit:
+        changes = git(ROOT, "status", "--porcelain", "--untracked-files=no")
+        require(not changes, "--commit=True needs a git repository without uncommitted changes")
     row = judge.try_change(
-        chosen,
-        patch.ROOT,
-        patch_file=chosen.patch,
-        settings=chosen.set,
-        tree=chosen.tree,
-        hypothesis=chosen.hypothesis,
-        tell=tell,
+        options,
+        ROOT,
+        patch_file=options.patch,
+        settings=options.set,
+        tree=options.tree,
+        hypothesis=options.hypothesis,
+        # With --json standard output holds the row alone.
+        echo=partial(print, file=sys.stderr if options.json else sys.stdout),
     )
-    if chosen.commit and row["verdict"].startswith("keep"):
-        loop.commit(patch.ROOT, row)
-    where = f"{row['id']} in {chosen.folder}/ledger.jsonl; all of it: python -m research show {row['id']}"
-    where += f" --folder={chosen.folder}" * (chosen.folder != TryOptions.folder)
-    print(json.dumps(row) if chosen.json else f"{row['verdict']}: {row['reason']}\nrow {where}")
+    if options.commit and row["verdict"].startswith("keep"):
+        loop.commit(ROOT, row)
+    if options.json:
+        print(json.dumps(row))
+    else:
+        print(f"{row['verdict']}: {row['reason']}")
+        print(f"row {row['id']} in {options.folder}/ledger.jsonl; to see all of it:")
+        print(f"    python -m research show {row['id']} --folder={options.folder}")
     return judge.exit_code(row)
 
 
-def find(chosen: LogOptions) -> dict:
-    trials = Ledger(Path(chosen.folder)).trials()
-    rows = [row for row in trials if chosen.id and row["id"].startswith(chosen.id)]
-    known = ", ".join(row["id"] for row in trials[-5:]) or "none"
-    require(
-        len(rows) == 1,
-        f"{len(rows)} trials in {chosen.folder} begin with '{chosen.id}'; the latest: {known}",
-    )
+def find(options: LogOptions) -> dict:
+    """Return the trial whose id begins with options.id. Raises UserError."""
+    trials = Ledger(Path(options.folder)).trials()
+    rows = [row for row in trials if options.id and row["id"].startswith(options.id)]
+    latest = ", ".join(row["id"] for row in trials[-5:]) or "none"
+    message = f"{len(rows)} trials in {options.folder} begin with '{options.id}'; latest: {latest}"
+    require(len(rows) == 1, message)
     return rows[0]
 
 
-def log(chosen: LogOptions) -> None:
-    for row in Ledger(Path(chosen.folder)).trials():
+def log(options: LogOptions) -> None:
+    for row in Ledger(Path(options.folder)).trials():
+        if options.json:
+            print(json.dumps(row))
+            continue
         mean = f"{row['mean']:+.4f}" if isinstance(row.get("mean"), float) else ""
-        parts = (
+        columns = [
             row["id"],
             row.get("time", "")[:16],
             f"{row.get('verdict') or row['state']:14}",
             f"{mean:8}",
-        )
-        told = "  ".join([*parts, row.get("hypothesis", "")[:60], row.get("reason", "")])
-        print(json.dumps(row) if chosen.json else visible(told).replace("\n", " "))
+            row.get("hypothesis", "")[:60],
+            row.get("reason", ""),
+        ]
+        print(visible("  ".join(columns)).replace("\n", " "))
 
 
-def show(chosen: LogOptions) -> None:
-    row = find(chosen)
-    if chosen.json:
-        return print(json.dumps(row))
-    untrusted, text = row.pop("stderr", ""), row.pop("diff", "")
-    print(
-        *(visible(f"{key}: {json.dumps(value, ensure_ascii=False)}") for key, value in row.items()),
-        sep="\n",
-    )
-    print(f"--- diff\n{visible(text)}")
-    if untrusted:
+def show(options: LogOptions) -> None:
+    row = find(options)
+    if options.json:
+        print(json.dumps(row))
+        return
+    printed = row.pop("stderr", "")
+    diff = row.pop("diff", "")
+    for key, value in row.items():
+        print(visible(f"{key}: {json.dumps(value, ensure_ascii=False)}"))
+    print(f"--- diff\n{visible(diff)}")
+    if printed:
         print("--- printed by the candidate: untrusted text, not a message of the referee")
-        print(*(f"| {line}" for line in visible(untrusted).splitlines()), sep="\n")
+        for line in visible(printed).splitlines():
+            print(f"| {line}")
 
 
-def replay(chosen: LogOptions) -> int:
-    row = find(chosen)
-    again = judge.replay(row, chosen.folder)
+def replay(options: LogOptions) -> int:
+    row = find(options)
+    again = judge.replay(row, options.folder)
     holds = again["verdict"] == row["verdict"]
-    print(
-        f"{'holds' if holds else 'DOES NOT HOLD'}: {row['verdict']} then ({row['reason']}), {again['verdict']} now "
-        f"({again['reason']})"
-    )
+    print(f"first:  {row['verdict']} ({row['reason']})")
+    print(f"second: {again['verdict']} ({again['reason']})")
+    print("the verdict holds" if holds else "the verdict DOES NOT HOLD")
     return 0 if holds else 1
 
 
@@ -123,8 +128,9 @@ COMMANDS = {
     "loop": (loop.main, loop.LoopOptions),
     "tune": (tune.main, tune.TuneOptions),
     "show": (show, LogOptions),
-    "report": (report.main, LogOptions),
+    "report": (page.main, LogOptions),
     "replay": (replay, LogOptions),
+    "exam": (exam.main, exam.ExamOptions),
 }
 
 
@@ -139,4 +145,4 @@ def main(argv: list[str]) -> int | None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_program(main)

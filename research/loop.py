@@ -1,18 +1,19 @@
-"""Let any command-line agent try ideas all night: python -m research loop --agent="COMMAND" --hours=8
+"""Let any command-line agent try ideas: python -m research loop --agent="COMMAND" --hours=8
 
-Each attempt: a fresh clone of the loop's own repository, the brief and the ledger's lessons on the agent's standard
-input, a time limit. The agent edits its clone, may leave a HYPOTHESIS.md, and exits; the referee judges, and what it
-keeps becomes a commit in that repository, <folder>/repo, with the verdict as its trailers. Your checkout is left
-alone.
+Each attempt gets a fresh clone of the loop's repository, the brief and the ledger's lessons on the
+agent's standard input, and a time limit. The agent edits its clone, may leave a HYPOTHESIS.md, and
+exits. The referee judges; what it keeps becomes a commit in that repository, <folder>/repo, with
+the verdict as its trailers. Your checkout stays as it is.
 
-All there is to know is in the ledger and the repository, so that a killed loop goes on where it was. The agent runs as
-you, with your rights; only what it leaves behind is untrusted. It is told figures and verdicts, never what a candidate
-printed.
+The ledger and the repository hold the whole state, so a killed loop resumes where it was. The agent
+runs as you, with your rights; only what it leaves behind is untrusted. It sees figures and
+verdicts, never what a candidate printed.
 """
 
 import contextlib
 import ctypes
 import json
+import math
 import os
 import shlex
 import shutil
@@ -24,101 +25,107 @@ from functools import partial
 from pathlib import Path
 
 from nanoloop.options import UserError, require
-from research.judge import try_change
-from research.ledger import Ledger, new_id, now
-from research.patch import ROOT, Invalid, from_tree, git, hash_of, read_tree
-from research.runs import Options
-from research.verdict import Night, Noise
+from research.referee.judge import try_change
+from research.referee.ledger import Ledger, new_id, now
+from research.referee.patch import ROOT, Invalid, from_tree, git, hash_of, read_tree
+from research.referee.runs import Options
+from research.referee.verdict import Night, Noise
 
-SHOWN = 200  # of the newest trials, that an agent is told of
+MAX_LESSONS = 200  # of the newest trials, in the agent's brief
+SET_DEATH_SIGNAL = 1  # of prctl(2): the signal that a process gets when its parent ends
+FIGURES = ("id", "number", "same_as", "verdict", "mean", "interval", "tokens")
 
 
 @dataclass(frozen=True)
 class LoopOptions(Options):
     """Let an agent try changes, and judge each."""
 
-    agent: str = ""  # command line of the agent, run in its clone, the brief on its standard input
+    agent: str = ""  # command of the agent; it runs in its clone, the brief on its standard input
     hours: float | None = None  # no attempt begins after them
     tries: int | None = None  # attempts in this folder, those before a restart included
     agent_minutes: float = 30.0  # that the agent may take for one idea
 
 
-def own_repository(folder: Path) -> Path:
-    """The loop's copy of the project with one commit per keep; made at the first start, tidied after a kill."""
-    repo, making = folder / "repo", folder / "repo.tmp"
+def open_repository(folder: Path) -> Path:
+    """Return the loop's copy of the project, with a commit per keep; make or tidy it first."""
+    repo = folder / "repo"
     if not repo.is_dir():
-        shutil.rmtree(making, ignore_errors=True)
-        making.mkdir()
-        for command in ("init -q -b kept", f"--work-tree={ROOT} add -A", "commit -q -m Start"):
-            git(making, *command.split())
-        making.rename(repo)
+        partial_repo = folder / "repo.tmp"
+        shutil.rmtree(partial_repo, ignore_errors=True)
+        partial_repo.mkdir()
+        git(partial_repo, "init", "-q", "-b", "kept")
+        git(partial_repo, f"--work-tree={ROOT}", "add", "-A")
+        git(partial_repo, "commit", "-q", "-m", "Start")
+        partial_repo.rename(repo)
     git(repo, "reset", "-q", "--hard", "kept")
     git(repo, "clean", "-fdxq")
     return repo
 
 
 def one_line(text, length: int = 300) -> str:
-    """Text from outside as one printable line."""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(text or "")).split())[
-        :length
-    ]
+    """Turn text from outside into one printable line."""
+    printable = "".join(c if c.isprintable() else " " for c in str(text or ""))
+    return " ".join(printable.split())[:length]
 
 
 def commit(repo: Path, row: dict) -> None:
-    """Make a kept trial the recipe that the next ones are compared with. Doing it twice does it once."""
+    """Commit a kept trial: later trials are compared with it. A second call does nothing."""
     if f"Trial: {row['id']}\n" in git(repo, "log", "--format=%B"):
         return
     git(repo, "apply", "--index", "--whitespace=nowarn", "-", stdin=row["diff"].encode())
+    hypothesis = one_line(row["hypothesis"], 2000)
+    title = hypothesis[:72]
+    lines = [title or f"Trial {row['id']}", ""]
+    if hypothesis != title:
+        lines += [hypothesis, ""]
     trailers = {"Trial": "id", "Verdict": "verdict", "Evidence": "reason", "Parent": "parent"}
-    title, body = (one_line(row["hypothesis"], length) for length in (72, 2000))
-    text = [title or f"Trial {row['id']}", "", *[body, ""] * (body != title)]
-    text += [f"{key}: {one_line(row[name])}" for key, name in trailers.items()]
-    git(repo, "commit", "-q", "-F", "-", stdin="\n".join([*text, ""]).encode())
+    lines += [f"{key}: {one_line(row[name])}" for key, name in trailers.items()]
+    git(repo, "commit", "-q", "-F", "-", stdin="\n".join([*lines, ""]).encode())
 
 
-def told(row: dict) -> str:
-    """What an agent may know of a row: figures, verdict, the author's words; JSON, so that nothing leaves its line."""
-    names = "id number same_as verdict mean interval added removed".split()
-    figures = {name: row[name] for name in names if row.get(name) is not None}
-    words = {key: one_line(row[key]) for key in ("reason", "hypothesis") if row.get(key)}
-    return json.dumps(figures | {"pairs": len(row.get("differences") or [])} | words)
+# --------------------------------------------------------------------------------------------------
+# The agent
 
 
-def lessons(rows: list[dict], repo: Path) -> str:
-    """The brief, and what was tried: what won, what lost and by how much, what was invalid and why; sorted by verdict,
-    and within it the best first."""
-    noise = [
-        Noise.of(row["differences"]).sd
-        for row in rows
-        if row["kind"] == "noise" and row.get("differences")
-    ][-1:]
-    tried = [row for row in rows if row.get("verdict") and row["kind"] == "trial"][-SHOWN:]
+def lesson(row: dict) -> str:
+    """Write what an agent may know of a row as JSON, so that no text leaves its line."""
+    facts = {name: row[name] for name in FIGURES if row.get(name) is not None}
+    facts["pairs"] = len(row.get("differences") or [])
+    for name in ("reason", "hypothesis"):
+        if row.get(name):
+            facts[name] = one_line(row[name])
+    return json.dumps(facts)
+
+
+def brief(rows: list[dict], repo: Path) -> str:
+    """Write the task and what was tried, sorted by verdict, and within it the best first."""
+    noise = [row for row in rows if row["kind"] == "noise" and row.get("differences")]
+    facts = {
+        "noise_deviation": [Noise.of(row["differences"]).sd for row in noise[-1:]],
+        "false_discovery_budget_left": Night.of(rows).left(),
+    }
+    tried = [row for row in rows if row.get("verdict") and row["kind"] == "trial"][-MAX_LESSONS:]
     tried.sort(key=lambda row: (row["verdict"], row.get("mean") or 0.0))
-    facts = {"noise_deviation": noise, "false_discovery_budget_left": Night.of(rows).left()}
-    parts = (
-        (repo / "CLAUDE.md").read_text(),
-        (repo / "research/task.md").read_text(),
-        json.dumps(facts),
-    )
-    return "\n".join([*parts, *map(told, tried), ""])
+    texts = [(repo / name).read_text() for name in ("CLAUDE.md", "research/task.md")]
+    return "\n".join([*texts, json.dumps(facts), *map(lesson, tried), ""])
 
 
 def run_agent(command: str, copy: Path, text: str, seconds: float) -> str | None:
-    """Let the agent work in `copy`; None if it ended well, else what went wrong. Nothing of it is left running."""
-    copy.with_name("agent.stdin").write_text(text)
-    with (
-        open(copy.with_name("agent.log"), "wb") as log,
-        open(copy.with_name("agent.stdin"), "rb") as stdin,
-    ):
-        # An agent does not outlive a loop that was killed: PR_SET_PDEATHSIG of prctl(2).
-        dies_too = partial(ctypes.CDLL(None).prctl, 1, signal.SIGKILL)
+    """Let the agent work in `copy`; return None if it ended well, else what went wrong.
+
+    All its processes end with it.
+    """
+    stdin_path = copy.with_name("agent.stdin")
+    stdin_path.write_text(text)
+    with open(copy.with_name("agent.log"), "wb") as log, open(stdin_path, "rb") as stdin:
         agent = subprocess.Popen(
             shlex.split(command),
             cwd=copy,
             stdin=stdin,
             stdout=log,
             stderr=log,
-            preexec_fn=dies_too,
+            # An agent does not outlive a killed loop.
+            preexec_fn=partial(ctypes.CDLL(None).prctl, SET_DEATH_SIGNAL, signal.SIGKILL),
             start_new_session=True,
         )
         try:
@@ -132,56 +139,67 @@ def run_agent(command: str, copy: Path, text: str, seconds: float) -> str | None
             agent.wait()
 
 
+def read_hypothesis(copy: Path) -> str:
+    """Read HYPOTHESIS.md and remove it, since it is no part of the change."""
+    path = copy / "HYPOTHESIS.md"
+    content = b""
+    if path.is_file() and not path.is_symlink():
+        content = path.read_bytes()[:4000]
+    path.unlink(missing_ok=True)
+    return one_line(content.decode("utf-8", "replace"), 1000)
+
+
+# --------------------------------------------------------------------------------------------------
+# The attempts
+
+
 def attempt(command: str, ledger: Ledger, repo: Path, number: int, seconds: float, judge) -> dict:
-    """One idea from agent to verdict; returns its last row. The judge goes on with the row that is begun here."""
-    rows, folder = ledger.trials(), ledger.folder / "attempts" / f"{number:04}"
-    row = {
-        "id": new_id("trial"),
-        "kind": "attempt",
-        "number": number,
-        "time": now(),
-        "state": "begun",
-    }
+    """Do one attempt, from the agent to the verdict; return its last row.
+
+    The judge continues the row that begins here.
+    """
+    rows = ledger.trials()
+    row = {"id": new_id("trial"), "kind": "attempt", "number": number, "time": now()}
+    row["state"] = "begun"
     ledger.append(row)
-
-    def end(reason: str, **more) -> dict:
-        return ledger.append(
-            row | {"kind": "trial", "state": "done", "verdict": "none", "reason": reason} | more
-        )
-
+    folder = ledger.folder / "attempts" / f"{number:04}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    copy, written, head = folder / "repo", ledger.path.read_bytes(), git(repo, "rev-parse", "HEAD")
+    copy = folder / "repo"
     git(folder, "clone", "-q", "--no-hardlinks", str(repo.resolve()), "repo")
+    written = ledger.path.read_bytes()
+    head = git(repo, "rev-parse", "HEAD")
+
+    def end(reason: str, **more) -> dict:
+        result = {"kind": "trial", "state": "done", "verdict": "none", "reason": reason}
+        return ledger.append(row | result | more)
+
     try:
-        failed = run_agent(command, copy, lessons(rows, repo), seconds)
-        as_it_was = git(repo, "rev-parse", "HEAD") == head and not git(
+        problem = run_agent(command, copy, brief(rows, repo), seconds)
+        is_intact = git(repo, "rev-parse", "HEAD") == head and not git(
             repo, "status", "--porcelain"
         )
-        if not as_it_was or not ledger.path.read_bytes().startswith(written):
-            end("the agent changed the ledger or the loop's repository")
-            raise UserError(
-                f"attempt {number}: the agent changed the ledger or '{repo}', neither can be trusted now"
-            )
-        note = copy / "HYPOTHESIS.md"
-        text = note.read_bytes()[:4000] if note.is_file() and not note.is_symlink() else b""
-        note.unlink(missing_ok=True)  # it is no part of the change
-        hypothesis = one_line(text.decode("utf-8", "replace"), 1000)
+        if not is_intact or not ledger.path.read_bytes().startswith(written):
+            reason = "the agent changed the ledger or the loop's repository"
+            end(reason)
+            raise UserError(f"attempt {number}: {reason}, '{repo}': neither can be trusted")
+        hypothesis = read_hypothesis(copy)
+        idea = ""
         try:
             idea = from_tree(read_tree(repo), copy, repo).idea
-        except Invalid as refused:  # the judge will say so, for the record
-            idea = hash_of(str(refused))
+        except Invalid as error:  # the judge says so too, for the record
+            idea = hash_of(str(error))
         except UserError as error:
-            failed = failed or f"unusable: {error}"
-        if failed or not idea:
-            return end(failed or "nothing was changed", hypothesis=hypothesis)
-        known = [
-            trial["id"] for trial in rows if trial.get("idea") == idea and trial["state"] == "done"
-        ]
-        if known:
-            return end(f"the idea of {known[0]} again", same_as=known[0], hypothesis=hypothesis)
+            problem = problem or f"unusable: {error}"
+        if problem or not idea:
+            return end(problem or "nothing was changed", hypothesis=hypothesis)
+        for trial in rows:
+            if trial.get("idea") == idea and trial["state"] == "done":
+                reason = f"the idea of {trial['id']} again"
+                return end(reason, same_as=trial["id"], hypothesis=hypothesis)
         trial = judge(repo, tree=str(copy), hypothesis=hypothesis, id=row["id"], number=number)
-        commit(repo, trial) if trial["verdict"].startswith("keep") else None
+        if trial["verdict"].startswith("keep"):
+            commit(repo, trial)
         return trial
     except KeyboardInterrupt:
         recover(ledger, repo)
@@ -191,17 +209,11 @@ def attempt(command: str, ledger: Ledger, repo: Path, number: int, seconds: floa
 
 
 def recover(ledger: Ledger, repo: Path) -> None:
-    """Mend what a kill has cut off: a keep that was reached is committed; all else that had begun was in vain."""
+    """Commit the keeps that a kill left uncommitted; end the attempts that it interrupted."""
+    result = {"state": "interrupted", "verdict": "none", "reason": "interrupted"}
     for row in ledger.trials():
         if row.get("number") and row["state"] == "begun":
-            ledger.append(
-                {
-                    "id": row["id"],
-                    "state": "interrupted",
-                    "verdict": "none",
-                    "reason": "interrupted",
-                }
-            )
+            ledger.append({"id": row["id"]} | result)
         if row.get("number") and row.get("verdict", "").startswith("keep"):
             commit(repo, row)
 
@@ -213,37 +225,35 @@ def run(
     hours: float | None,
     tries: int | None,
     minutes: float,
-    tell=print,
+    echo=print,
 ) -> None:
-    """Attempts until the time or the tries are used up.
+    """Do attempts until the hours or the tries are used up. Raises UserError.
 
-    judge(repo, tree=…, hypothesis=…, **row) tries that tree against the one in `repo`, records it, returns its row.
+    judge(repo, tree=…, hypothesis=…, **row) tries that tree against the one in `repo`, records it
+    and returns its row.
     """
-    require(
-        shutil.which("".join(shlex.split(agent)[:1])),
-        f"--agent={agent!r}: there is no such command",
-    )
-    ledger, repo = Ledger(folder), own_repository(folder)
+    program = shlex.split(agent)[:1]
+    require(program and shutil.which(program[0]), f"--agent={agent!r}: there is no such command")
+    ledger = Ledger(folder)
+    repo = open_repository(folder)
     recover(ledger, repo)
-    before = sum("number" in row for row in ledger.trials())
-    tell(
-        f"{before} attempts so far; keeps are commits in {repo}; Ctrl-C ends the loop, the same command goes on"
-    )
-    end = time.monotonic() + 3600 * (hours or 1e6)
-    for number in range(before + 1, (tries or 10**9) + 1):
-        if time.monotonic() > end:
-            break
+    number = sum("number" in row for row in ledger.trials())
+    hint = "Ctrl-C ends the loop, the same command resumes it"
+    echo(f"{number} attempts so far; keeps are commits in {repo}; {hint}")
+    end = time.monotonic() + 3600 * (hours or math.inf)
+    while number < (tries or math.inf) and time.monotonic() <= end:
+        number += 1
         row = attempt(agent, ledger, repo, number, 60 * minutes, judge)
-        tell(f"attempt {number} | {row['verdict']} | {row['reason']}")
+        echo(f"attempt {number} | {row['verdict']} | {row['reason']}")
 
 
-def main(chosen: LoopOptions) -> None:
+def main(options: LoopOptions) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     run(
-        chosen.agent,
-        Path(chosen.folder),
-        partial(try_change, chosen),
-        chosen.hours,
-        chosen.tries,
-        chosen.agent_minutes,
+        options.agent,
+        Path(options.folder),
+        partial(try_change, options),
+        options.hours,
+        options.tries,
+        options.agent_minutes,
     )

@@ -1,4 +1,4 @@
-// A click on a column's head sorts the trials by it; each trial is one tbody, so that its details move along.
+// A click on a column's head sorts the trials by it. Each trial is one tbody, so its details move with it.
 const table = document.querySelector("table");
 table.tHead.addEventListener("click", (event) => {
   const head = event.target.closest("th");
@@ -8,7 +8,7 @@ table.tHead.addEventListener("click", (event) => {
   head.setAttribute("aria-sort", rising ? "ascending" : "descending");
   const value = (body) => body.rows[0].cells[head.cellIndex].dataset.value;
   const order = (a, b) => {
-    if (value(a) === "" || value(b) === "") return (value(a) === "") - (value(b) === ""); // what was not measured comes last
+    if (value(a) === "" || value(b) === "") return (value(a) === "") - (value(b) === ""); // unmeasured trials last
     const difference = isNaN(value(a)) || isNaN(value(b)) ? value(a).localeCompare(value(b)) : value(a) - value(b);
     return rising ? difference : -difference;
   };

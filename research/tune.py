@@ -2,11 +2,12 @@
 
     python -m research tune "muon_lr=log(0.005,0.05) n_layer=int(1,4) activation=relu2|swiglu"
 
-A space is a list of options: `name=log(low,high)`, `float(low,high)`, `int(low,high)` or `one|of|these`, or a file of
-them. Every setting is scored on the validation split with the same few seeds; what lies behind the best by more than
-the noise floor allows is dropped before it has had them all. The search lives in <folder>/tune.db, so that the same
-command goes on where it was. The winner of a search is its luckiest setting as well: only the trial
-that follows, on fresh seeds and the test split, says whether it is better.
+A space is a list of options, or a file of them: `name=log(low,high)`, `float(low,high)`,
+`int(low,high)` or `one|of|these`. Each setting is scored on the validation split with the same few
+seeds; a setting that is behind the best by more than the noise floor allows is dropped before it
+has had all of them. The search is stored in <folder>/tune.db, so the same command resumes it. The
+winner of a search is also its luckiest setting: only the trial that follows, on fresh seeds and the
+test split, says whether it is better.
 """
 
 import math
@@ -14,59 +15,57 @@ from ast import literal_eval
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from nanoloop.options import reading as explained, require
-from research import patch
-from research.judge import exit_code, known_noise, try_change
-from research.runs import Options, Setup, Slot
+from nanoloop.options import UserError, require
+from research.referee import patch
+from research.referee.judge import exit_code, known_noise, try_change
+from research.referee.runs import Options, Setup, Slot
+
+EXAMPLE = "muon_lr=log(0.005,0.05) n_layer=int(1,4) activation=relu2|swiglu"
 
 
 @dataclass(frozen=True)
 class TuneOptions(Options):
     """Search options, then judge the best."""
 
-    space: Annotated[str, tyro.conf.Positional] = (
-        ""  # "name=log(low,high) name=int(low,high) name=one|two", or a file
-    )
+    space: Annotated[str, tyro.conf.Positional] = ""  # as "n_layer=int(1,4)", or a file
     tries: int = 30  # settings that are scored, those before a restart included
     seeds: int = 2  # runs of each setting that is not dropped
 
 
 def read_space(text: str, names: set[str]) -> dict:
-    """Option to Optuna's distribution of its values. Raises UserError."""
+    """Return each option's Optuna distribution; `text` may name a file. Raises UserError."""
+    if Path(text).is_file():
+        text = Path(text).read_text(encoding="utf-8")
+    space = {}
+    for part in text.split():
+        name, _, values = part.partition("=")
+        is_known = name in names - patch.PROTECTED
+        require(is_known, f"'{part}': {name} is no option of the recipe that may be searched")
+        try:
+            space[name] = read_values(values)
+        except (KeyError, TypeError, ValueError, SyntaxError) as error:
+            hint = f"write {name}=log(0.01,0.1), float(0,1), int(1,4) or one|two"
+            raise UserError(f"'{part}' is not a range ({error}): {hint}") from None
+    require(space, f'SPACE is missing: type one such as "{EXAMPLE}"')
+    return space
+
+
+def read_values(text: str):
+    """Turn log(low,high), float(low,high), int(low,high) or one|two into a distribution."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    kinds = {
-        "log": partial(FloatDistribution, log=True),
-        "float": FloatDistribution,
-        "int": IntDistribution,
-    }
-    space = {}
-    for part in (Path(text).read_text(encoding="utf-8") if Path(text).is_file() else text).split():
-        name, _, value = part.partition("=")
-        require(
-            name in names - patch.PROTECTED,
-            f"'{part}': {name} is no option of the recipe that may be searched",
-        )
-        kind, _, bounds = value.rstrip(")").partition("(")
-        with explained(
-            f"'{part}' makes no sense",
-            f"write {name}=log(0.01,0.1), float(0,1), int(1,4) or one|two",
-        ):
-            ends = map(literal_eval, bounds.split(","))
-            space[name] = (
-                kinds[kind](*ends) if bounds else CategoricalDistribution(value.split("|"))
-            )
-    require(
-        space,
-        'no SPACE was given: type one as "muon_lr=log(0.005,0.05) n_layer=int(1,4) activation=relu2|swiglu"',
-    )
-    return space
+    kind, _, bounds = text.removesuffix(")").partition("(")
+    if not bounds:
+        return CategoricalDistribution(text.split("|"))
+    low, high = map(literal_eval, bounds.split(","))
+    if kind == "int":
+        return IntDistribution(low, high)
+    return FloatDistribution(low, high, log={"log": True, "float": False}[kind])
 
 
 def search(
@@ -75,102 +74,98 @@ def search(
     folder: Path,
     tries: int,
     seeds: int,
-    places=((),),
-    sd: float = math.inf,
-    start=None,
+    slots=(None,),
+    noise_sd: float = math.inf,
+    start: dict | None = None,
 ):
-    """The Optuna study (Akiba et al. 2019, arXiv:1907.10902) of `space` after `tries` settings.
+    """Return the Optuna study (arXiv:1907.10902) of `space` after `tries` settings.
 
-    score(settings, seed, place) is bits per byte, or raises patch.Invalid; as many run at once as there are places. sd:
-    the noise floor; inf drops nothing. start: a setting to begin with.
+    score(settings, seed, slot): returns bits per byte, or raises patch.Invalid. As many run at once
+    as there are slots. noise_sd: the noise floor; inf drops no setting. start: the first setting.
     """
     import optuna
+    from optuna.trial import TrialState
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        storage=f"sqlite:///{folder / 'tune.db'}", study_name=repr(space), load_if_exists=True
-    )
-    study.enqueue_trial(start) if start and not study.trials else None
-    free, state = list(places), optuna.trial.TrialState
+    storage = f"sqlite:///{folder / 'tune.db'}"
+    study = optuna.create_study(storage=storage, study_name=repr(space), load_if_exists=True)
+    if start and not study.trials:
+        study.enqueue_trial(start)
+    free_slots = list(slots)
 
-    def one(_) -> None:
-        trial, place, scores, best = study.ask(space), free.pop(), [], math.inf
+    def best_mean() -> float:
+        complete = study.get_trials(states=[TrialState.COMPLETE])
+        return min((trial.value for trial in complete), default=math.inf)
+
+    def try_setting(_) -> None:
+        trial = study.ask(space)
+        slot = free_slots.pop()
+        scores: list[float] = []
+        mean = -math.inf
         try:
-            while len(scores) < seeds and (
-                not scores or sum(scores) / len(scores) - best <= 2 * sd
-            ):
-                scores.append(score(trial.params, len(scores), place))
-                print(
-                    f"setting {trial.number}: {scores[-1]:.4f} bits per byte | {trial.params}",
-                    flush=True,
-                )
-                best = min(
-                    (other.value for other in study.get_trials(states=[state.COMPLETE])),
-                    default=math.inf,
-                )
-            whole = len(scores) == seeds
-            study.tell(
-                trial,
-                sum(scores) / seeds if whole else None,
-                state=state.COMPLETE if whole else state.PRUNED,
-            )
+            while len(scores) < seeds and mean - best_mean() <= 2 * noise_sd:
+                scores.append(score(trial.params, len(scores), slot))
+                mean = sum(scores) / len(scores)
+                figure = f"{scores[-1]:.4f} bits per byte"
+                print(f"setting {trial.number}: {figure} | {trial.params}", flush=True)
+            if len(scores) == seeds:
+                study.tell(trial, mean)
+            else:
+                study.tell(trial, state=TrialState.PRUNED)
         except patch.Invalid as error:
             print(f"setting {trial.number}: {error} | {trial.params}", flush=True)
-            study.tell(trial, state=state.FAIL)
+            study.tell(trial, state=TrialState.FAIL)
         finally:
-            free.append(place)
+            free_slots.append(slot)
 
-    done = sum(trial.state.is_finished() for trial in study.trials)
-    with ThreadPoolExecutor(len(free)) as pool:
-        list(pool.map(one, range(tries - done)))
+    finished = sum(trial.state.is_finished() for trial in study.trials)
+    with ThreadPoolExecutor(len(free_slots)) as pool:
+        list(pool.map(try_setting, range(tries - finished)))
     return study
 
 
-def flags(settings: dict) -> str:
+def to_text(settings: dict) -> str:
     return " ".join(f"{name}={value}" for name, value in settings.items())
 
 
-def main(chosen: TuneOptions) -> int:
-    setup = Setup(chosen, patch.ROOT)
-    space = read_space(chosen.space, {field.name for field in fields(setup.recipe)})
-    noise = known_noise(setup.ledger, chosen)
-    start, sd = (
-        {name: getattr(setup.recipe, name) for name in space},
-        noise.sd if noise else math.inf,
-    )
+def main(options: TuneOptions) -> int:
+    setup = Setup(options, patch.ROOT)
+    space = read_space(options.space, {field.name for field in fields(setup.recipe)})
+    noise = known_noise(setup.ledger, options)
+    start = {name: getattr(setup.recipe, name) for name in space}
 
     def score(settings: dict, seed: int, slot: Slot) -> float:
-        """Bits per byte, on the validation split, of one run with these options. Raises Invalid."""
-        change = patch.from_settings(setup.base, setup.options.config, flags(settings), setup.root)
-        slot.place(
-            "baseline", patch.apply(setup.base, change)
-        )  # there is nothing beside it that it is compared with
+        """Score a run with these options on the validation split. Raises Invalid."""
+        text = to_text(settings)
+        change = patch.from_settings(setup.base, setup.options.config, text, setup.root)
+        # Nothing runs beside it, so it is the baseline.
+        slot.install("baseline", patch.apply(setup.base, change))
         return slot.run("baseline", seed, "val")["bpb"]
 
     with ExitStack() as stack:
-        slots = [
-            stack.enter_context(closing(Slot(setup, {}, i, chosen.workers)))
-            for i in range(chosen.workers)
-        ]
+        slots = []
+        for number in range(options.workers):
+            slot = Slot(setup, {}, number, options.workers)
+            slots.append(stack.enter_context(closing(slot)))
         study = search(
-            space, score, setup.ledger.folder, chosen.tries, chosen.seeds, slots, sd, start
+            space,
+            score,
+            setup.ledger.folder,
+            options.tries,
+            options.seeds,
+            slots,
+            noise.sd if noise else math.inf,
+            start,
         )
-    require(
-        [trial for trial in study.trials if trial.value is not None],
-        "no setting could be scored: mend the space",
-    )
-    count, best = len(study.trials), flags(study.best_params)
+    is_scored = any(trial.value is not None for trial in study.trials)
+    require(is_scored, "no setting could be scored: change the space")
+    count = len(study.trials)
     if study.best_params == start:
-        print(
-            f"none of {count} settings was lower than the recipe as it is: there is nothing to judge"
-        )
+        print(f"none of {count} settings was better than the recipe: there is nothing to judge")
         return 1
-    print(f"the lowest of {count} settings: {best}; now the trial, on fresh seeds")
-    row = try_change(
-        chosen,
-        patch.ROOT,
-        settings=best,
-        hypothesis=f"The lowest of {count} settings of {chosen.space}",
-    )
+    best = to_text(study.best_params)
+    print(f"the best of {count} settings: {best}; the trial follows, on fresh seeds")
+    hypothesis = f"The best of {count} settings of {options.space}"
+    row = try_change(options, patch.ROOT, settings=best, hypothesis=hypothesis)
     print(f"{row['verdict']}: {row['reason']}")
     return exit_code(row)

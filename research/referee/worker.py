@@ -1,10 +1,10 @@
-"""Inside the sandbox: a trained candidate answers what the judge asks. Token ids in, raw logits out, nothing else.
+"""Inside the sandbox: a trained candidate answers what the judge asks.
 
-    worker.py CHECKPOINT     run in the folder with the candidate's own model.py and train.py
+    worker.py CHECKPOINT     run in the folder with the candidate's model.py and train.py
 
-A question is two int32 (B, T) and B·T int32 token ids; its answer three int32 (B, T, V) and B·T·V float32. First of
-all, unasked, it says (block_size, vocab_size). Both pass through the socket that is its standard input. Whatever this
-process says is a claim of the candidate's.
+First it says (block_size, vocab_size). A question is two int32 (B, T) and B·T int32 token ids; its
+answer is three int32 (B, T, V) and B·T·V float32 logits. Both pass through the socket that is its
+standard input. Whatever this process says is a claim of the candidate's.
 """
 
 import os
@@ -18,13 +18,13 @@ import torch
 def main(checkpoint_path: str) -> None:
     channel = socket.socket(fileno=os.dup(0)).makefile("rwb")
     sys.path.insert(0, os.getcwd())
-    import train
     from model import GPT
-    from nanoloop.device import tune_process as keep_memory, pick_device
+    from nanoloop.device import pick_device, tune_process
+    from train import TrainConfig
 
-    keep_memory()
+    tune_process()
     checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
-    config = train.TrainConfig(**checkpoint["config"])
+    config = TrainConfig(**checkpoint["config"])
     device, dtype = pick_device(config.device, config.dtype)
     model = GPT(config, dtype)
     model.load_state_dict(checkpoint["model"])
@@ -33,13 +33,11 @@ def main(checkpoint_path: str) -> None:
     channel.flush()
     while len(header := channel.read(8)) == 8:
         shape = np.frombuffer(header, dtype="<i4")
-        tokens = (
-            np.frombuffer(channel.read(4 * shape[0] * shape[1]), dtype="<i4")
-            .reshape(shape)
-            .astype(np.int64)
-        )
+        content = channel.read(4 * shape[0] * shape[1])
+        tokens = np.frombuffer(content, dtype="<i4").reshape(shape).astype(np.int64)
         with torch.no_grad():
-            logits = model(torch.from_numpy(tokens).to(device)).float().cpu().contiguous().numpy()
+            logits = model(torch.from_numpy(tokens).to(device))
+        logits = logits.float().cpu().contiguous().numpy()
         channel.write(np.array(logits.shape, dtype="<i4").tobytes())
         channel.write(memoryview(logits).cast("B"))
         channel.flush()

@@ -1,0 +1,339 @@
+"""Runs and pairs: one arm trained and scored, and two arms with one seed.
+
+A pair is a baseline run and a candidate run with one seed on the same cores, one after the other;
+which comes first alternates. Only the judge's flags, clock and figures count; what a run says of
+itself is kept as a claim.
+"""
+
+import contextlib
+import glob
+import json
+import os
+import re
+import shutil
+import statistics
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from nanoloop.data import Data
+from nanoloop.options import prepare_missing, read_options, require
+from research.referee import patch, verdict
+from research.referee.ledger import Ledger
+from research.referee.sandbox import Ended, Limit, Sandbox
+from research.referee.score import Crashed, Score, score
+from research.referee.views import library_covers, training_data
+
+ARMS = ("baseline", "candidate")
+NO_LIMIT = Limit(7 * 24 * 3600)  # of the baseline, which is the user's code
+MIN_SECONDS = 60  # the clock stops no run of steps or tokens before
+MAX_SLOWDOWN = 20  # … nor before so many times the baseline's time; a busy machine may need them
+ATTEMPTS = 4  # of a change that overruns the seconds it is given, before it is refused
+CURVE_BYTES = 4 << 20  # of a run's log that are read
+CURVE_POINTS = 500  # that are kept
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a trial is judged."""
+
+    config: str = "config/quickstart.py"  # the recipe that is changed
+    budget: str | None = None  # of each run, as 60s, 500steps or 2e6tokens; None: the recipe's
+    max_pairs: int = verdict.MAX_PAIRS  # pairs of runs in each of the two rounds, at most
+    minimum_effect: float = verdict.MINIMUM_EFFECT  # bits per byte; a smaller gain is not kept
+    slowdown: float = 2.0  # budget of steps or tokens: times the baseline's processor time
+    folder: str = "out/research"  # of the ledger and the working copies
+    workers: int = 1  # pairs at once on this machine; they share its cores, or have a GPU each
+    ray: bool = False  # run pairs on a Ray cluster (pip install ray) that shares folder and data
+
+
+class Setup:
+    """What all runs of a trial share: plain values, which can be sent to another machine.
+
+    root: the folder whose recipe is the baseline. base: that recipe, path to content. recipe: its
+    options. flags: of all runs. kind, amount: the budget, in "seconds" or "tokens".
+    Prepares the data if it is missing. Raises UserError.
+    """
+
+    def __init__(self, options: Options, root: Path):
+        from train import TrainConfig
+
+        message = f"--config={options.config}: name a recipe, such as config/quickstart.py"
+        require(patch.is_config(options.config), message)
+        names = [field.name for field in fields(Options)]
+        self.options = Options(**{name: getattr(options, name) for name in names})
+        self.root = root
+        self.base = patch.read_tree(root)
+        recipe = read_options(TrainConfig, [str(root / options.config)], "-m research")
+        message = f"{options.config} starts from weights (init_from), which cannot be judged"
+        require(not recipe.init_from, message)
+        self.recipe = recipe
+        self.kind, self.amount = read_budget(options.budget, recipe)
+        flags = {name: getattr(TrainConfig, name) for name in sorted(patch.PROTECTED)}
+        flags["save_interval"] = None
+        flags["device"] = recipe.device
+        flags["log_interval"] = recipe.log_interval
+        self.flags = [f"--{key}={value}" for key, value in flags.items()]
+        with contextlib.chdir(patch.ROOT):
+            self.data = Path(prepare_missing(recipe.data, recipe.prepare)).resolve()
+        splits = Data(self.data).splits
+        is_complete = len(splits["val"]) and len(splits["test"])
+        require(is_complete, f"'{self.data}' lacks a val or test split: prepare data with both")
+        self.ledger = Ledger(Path(options.folder).resolve())
+
+
+def read_budget(budget: str | None, recipe) -> tuple[str, float]:
+    """Return ("seconds" or "tokens", amount) of --budget, or of the recipe. Raises UserError."""
+    if budget is None:
+        limits = {
+            "seconds": recipe.max_seconds,
+            "tokens": recipe.max_tokens,
+            "steps": recipe.max_steps,
+        }
+        budget = next(f"{limit}{unit}" for unit, limit in limits.items() if limit)
+    parts = re.fullmatch(r"([\d.]+(?:e\d+)?) ?(s|seconds|steps|tokens)", budget)
+    is_valid = parts and float(parts[1]) > 0
+    require(is_valid, f"--budget={budget}: write it as 60s, 500steps or 2e6tokens")
+    amount = float(parts[1])
+    if parts[2] == "steps":
+        return "tokens", amount * recipe.batch_tokens
+    return ("tokens" if parts[2] == "tokens" else "seconds"), amount
+
+
+# --------------------------------------------------------------------------------------------------
+# One slot
+
+
+class Slot:
+    """One of `count` equal shares of this machine: a sandbox on its cores, and the trees on disk.
+
+    trained, scored: what the baseline's runs have used so far.
+    charge: seconds that the candidate needs more than the baseline to begin and to end.
+    """
+
+    def __init__(self, setup: Setup, candidate: dict, number: int = 0, count: int = 1):
+        self.setup = setup
+        self.data = Data(setup.data)
+        cores, gpu = share_machine(count)[number]
+        self.box = Sandbox(setup.ledger.folder, cores, [self.data.folder], gpu)
+        self.folder = self.box.folder
+        self.box.covers = library_covers(self.data, self.folder / "covers")
+        training_data(self.data, self.folder / "data")
+        out = self.folder / "out"
+        self.flags = [*setup.flags, f"--data={self.folder / 'data'}", f"--out={out}"]
+        self.trained: list[Ended] = []
+        self.scored: list[Score] = []
+        self.install("baseline", setup.base)
+        self.install("candidate", candidate)
+
+    def install(self, arm: str, tree: dict) -> None:
+        """Write the tree from which the next runs of the arm start."""
+        shutil.rmtree(self.folder / arm, ignore_errors=True)
+        patch.write_tree(tree, self.folder / arm)
+        self.charge = 0.0
+
+    def train(self, arm: str, seed: int) -> Ended:
+        """Do one run of an arm; it leaves ARM.pt and log.jsonl. Raises patch.Invalid."""
+        amount = self.setup.amount
+        if arm == "baseline":
+            return self.train_once(arm, seed, amount, NO_LIMIT)
+        if self.setup.kind == "seconds":
+            return self.train_seconds(seed)
+        limit = self.limit(self.trained, self.setup.options.slowdown, slack=5)
+        run = self.train_once(arm, seed, amount, limit)
+        if run.late:
+            message = f"training took more than {limit.exceeded(run)} (see --slowdown)"
+            raise patch.Invalid(message, run.text)
+        return run
+
+    def train_seconds(self, seed: int) -> Ended:
+        """Do one run of the candidate with a budget of seconds, which it may not exceed."""
+        amount = self.setup.amount
+        allowed = usual(self.trained, "seconds") + 0.5 + 0.01 * amount
+        limit = Limit(allowed + 3 + 0.25 * amount)
+        for _ in range(ATTEMPTS):
+            given = max(amount - self.charge, amount / 2)
+            run = self.train_once("candidate", seed, given, limit)
+            if run.late:
+                break
+            if run.seconds <= allowed:
+                return run
+            self.charge += run.seconds - allowed + 0.2
+        raise patch.Invalid(f"training took more than {allowed:.1f} seconds", run.text)
+
+    def train_once(self, arm: str, seed: int, amount: float, limit: Limit) -> Ended:
+        """Do one run of an arm. Raises Crashed if it ends badly without being late."""
+        argv = [self.folder / arm / "train.py", self.setup.options.config, *self.flags]
+        budget = amount if self.setup.kind == "seconds" else int(amount)
+        argv += [f"--max_{self.setup.kind}={budget}", f"--seed={seed}"]
+        shown = [self.folder / arm, self.folder / "data"]
+        model = self.folder / f"{arm}.pt"
+        files = {"last.pt": model, "log.jsonl": self.folder / "log.jsonl"}
+        run = self.box.run(argv, shown, limit, files)
+        if not run.late and run.status:
+            raise Crashed(f"training ended with exit status {run.status}", run.text)
+        if not run.late and not model.stat().st_size:
+            raise Crashed("training left no checkpoint", run.text)
+        return run
+
+    def limit(self, baseline: list, factor: float, slack: float) -> Limit:
+        """Bound a candidate by what the baseline's runs have used.
+
+        Processor time, since it depends little on what else the machine does; the clock is only
+        the outer limit of a run that waits.
+        """
+        processor_seconds = factor * usual(baseline, "processor_seconds") + slack
+        seconds = max(MIN_SECONDS, MAX_SLOWDOWN * usual(baseline, "seconds"))
+        return Limit(seconds, processor_seconds)
+
+    def run(self, arm: str, seed: int, split: str) -> dict:
+        """Train and score one arm. Raises patch.Invalid."""
+        trained = self.train(arm, seed)
+        curve = read_curve(self.folder / "log.jsonl")
+        limit = NO_LIMIT
+        if arm == "candidate":
+            limit = self.limit(self.scored, factor=8, slack=3)
+        tree = self.folder / arm
+        model = self.folder / f"{arm}.pt"
+        rounding = max((known.rounding for known in self.scored), default=0.0)
+        scored = score(self.box, tree, model, self.data, split, limit, usual_rounding=rounding)
+        if arm == "baseline":
+            self.trained.append(trained)
+            self.scored.append(scored)
+        return {
+            "bpb": scored.bpb,
+            "seconds": round(trained.seconds, 2),
+            "tokens": curve[-1][0] if curve else None,
+            "curve": curve,
+        }
+
+    def pair(self, seed: int, split: str, candidate_first: bool) -> dict:
+        """Run both arms with one seed; return the row of the pair.
+
+        It has "failed" if the candidate was refused or crashed. Raises UserError where the
+        baseline fails.
+        """
+        row = {"seed": seed, "split": split, "isolation": self.box.isolation}
+        # The first pair begins with the baseline, which sets the candidate's limits.
+        arms = ARMS[::-1] if candidate_first and self.trained else ARMS
+        for arm in arms:
+            try:
+                row[arm] = self.run(arm, seed, split)
+            except patch.Invalid as error:
+                message = f"the baseline itself cannot be judged: {error}\n{error.text}"
+                require(arm == "candidate", message)
+                verdict = "crash" if isinstance(error, Crashed) else "invalid"
+                row["failed"] = {"verdict": verdict, "reason": str(error), "stderr": error.text}
+                break
+        return row
+
+    def close(self) -> None:
+        self.box.close()
+
+
+def usual(results: list, name: str) -> float:
+    """Return the median of a field; 0 without results."""
+    return statistics.median([getattr(result, name) for result in results] or [0.0])
+
+
+def scores(pairs: list[dict], split: str) -> list[list[float]]:
+    """Return [baseline, candidate], bits per byte, of the split's pairs that have both."""
+    is_scored = [pair["split"] == split and set(ARMS) <= set(pair) for pair in pairs]
+    return [[pair[arm]["bpb"] for arm in ARMS] for pair, ok in zip(pairs, is_scored) if ok]
+
+
+def read_curve(log: Path) -> list[list[float]]:
+    """Read (tokens, loss) from a log.jsonl that may hold anything: at most 500 pairs of numbers."""
+    with open(log, "rb") as file:
+        lines = file.read(CURVE_BYTES).splitlines()
+    curve = []
+    for line in lines:
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError, OverflowError):
+            row = json.loads(line)
+            curve.append([int(row["tokens"]), round(float(row["loss"]), 5)])
+    return curve[:: len(curve) // CURVE_POINTS + 1]
+
+
+# --------------------------------------------------------------------------------------------------
+# Several slots
+
+
+def share_machine(workers: int) -> list[tuple[list[int], str | None]]:
+    """Return each worker's CPU cores and GPU. Raises UserError for too many workers."""
+    cores = sorted(os.sched_getaffinity(0))
+    gpus = len(glob.glob("/dev/nvidia[0-9]*"))
+    most = gpus or len(cores)
+    require(1 <= workers <= most, f"--workers={workers}: this machine has room for 1 to {most}")
+    each = len(cores) // workers
+    shares = [cores[number * each : (number + 1) * each] for number in range(workers)]
+    return [(share, str(number) if gpus else None) for number, share in enumerate(shares)]
+
+
+class LocalSlots:
+    """Slots on this machine, each with a thread."""
+
+    def __init__(self, setup: Setup, candidate: dict, count: int):
+        self.slots = [Slot(setup, candidate, number, count) for number in range(count)]
+        self.pool = ThreadPoolExecutor(count)
+
+    def submit(self, index: int, *job):
+        return self.pool.submit(self.slots[index].pair, *job)
+
+    def close(self) -> None:
+        for slot in self.slots:
+            slot.close()
+        self.pool.shutdown()
+
+
+class RaySlots:
+    """Slots on the machines of a Ray cluster, spread evenly."""
+
+    def __init__(self, setup: Setup, candidate: dict, count: int):
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        if not ray.is_initialized():
+            ray.init(include_dashboard=False)
+        path = os.pathsep.join([str(patch.ROOT), *filter(None, sys.path)])
+        machines = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        each = -(-count // len(machines))
+        self.slots = []
+        for number in range(count):
+            machine = NodeAffinitySchedulingStrategy(machines[number // each], soft=False)
+            actor = ray.remote(Slot).options(
+                scheduling_strategy=machine, runtime_env={"env_vars": {"PYTHONPATH": path}}
+            )
+            self.slots.append(actor.remote(setup, candidate, number % each, each))
+
+    def submit(self, index: int, *job):
+        return self.slots[index].pair.remote(*job).future()
+
+    def close(self) -> None:
+        import ray
+
+        ray.get([slot.close.remote() for slot in self.slots])
+
+
+class PairRunner:
+    """Runs pairs, as many at once as there are workers, here or on a Ray cluster."""
+
+    def __init__(self, setup: Setup, candidate: dict):
+        self.count = setup.options.workers
+        slots = RaySlots if setup.options.ray else LocalSlots
+        self.slots = slots(setup, candidate, self.count)
+
+    def run(self, seeds: list[int], split: str) -> Iterator[dict]:
+        """Yield the row of each seed's pair, in their order."""
+        running = []
+        for number, seed in enumerate(seeds):
+            candidate_first = number % 2 == 1
+            running.append(self.slots.submit(number % self.count, seed, split, candidate_first))
+            if len(running) == self.count:
+                yield running.pop(0).result()
+        for job in running:
+            yield job.result()
+
+    def close(self) -> None:
+        self.slots.close()

@@ -1,0 +1,231 @@
+"""Run untrusted code where it can reach nothing that counts.
+
+One Sandbox is a set of CPU cores with a starter process. A run sees the interpreter and the
+system's libraries, the files it is given, and folders in memory to write to. It sees no network,
+no other process, no home, no project and no data but its share. starter.py builds that view. Where
+the system does not allow namespaces, the same program runs without them, with a warning, and
+`isolation` says so.
+"""
+
+import glob
+import json
+import os
+import platform
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanoloop.options import require
+from research.referee.patch import ROOT
+
+STARTER = Path(__file__).with_name("starter.py")
+SYSTEM = (
+    "/usr /lib /lib64 /bin /sbin /etc/ld.so.cache /etc/alternatives /sys/devices/system /nix/store"
+).split()
+DEVICES = "/dev/null /dev/zero /dev/full /dev/random /dev/urandom".split()
+DISK_BYTES = 4 << 30  # that a run may write
+PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "OMP_WAIT_POLICY")  # environment variables of the judge
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a run may use; it is ended when it exceeds one of them."""
+
+    seconds: float  # by the clock
+    processor_seconds: float | None = None  # of all its processes together; None: no limit
+
+    def exceeded(self, ended: "Ended") -> str:
+        """Name the limit that a late run exceeded."""
+        if ended.seconds >= self.seconds:
+            return f"{self.seconds:.1f} seconds"
+        return f"{self.processor_seconds:.1f} seconds of processor time"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended."""
+
+    status: int  # 0: well
+    seconds: float  # by the clock
+    processor_seconds: float  # of all its processes together
+    late: bool  # ended by its limit
+    text: str  # the end of what it printed, untrusted
+
+
+def system_view(hidden: Sequence[Path]) -> list[tuple[str, str, str]]:
+    """List what Python and its libraries need to see; see starter.build_view.
+
+    Nothing in the `hidden` folders is in it, except an interpreter that is installed there.
+    """
+    secrets = {path.resolve() for path in hidden}
+    wanted = {*SYSTEM, *DEVICES}
+    gpus = glob.glob("/dev/nvidia*")
+    if gpus:
+        wanted |= {"/sys", *gpus}
+    for path in sys.path:
+        folder = Path(path).resolve()
+        if not any(secret.is_relative_to(folder) for secret in secrets):
+            wanted.add(path)
+    wanted |= {sys.prefix, sys.base_prefix}
+    paths = {Path(path) for path in wanted if os.path.exists(path)}
+    shown = {path.resolve() for path in paths}
+
+    view = [("show", path, path) for path in shown]
+    for secret in secrets - shown:
+        if shown.intersection(secret.parents):
+            view.append(("tmpfs", "size=4k,mode=755", secret))
+    # There is one way to each file: other names are links.
+    view += [("link", path.resolve(), path) for path in paths - shown]
+    view.sort(key=lambda row: len(row[2].parts))
+    return [(kind, str(source), str(target)) for kind, source, target in view]
+
+
+class Sandbox:
+    """Runs one untrusted program at a time. Raises UserError where the system is not Linux.
+
+    judge_folder: holds the sandbox's folder. cores: numbers of CPU cores. hidden: folders that no
+    run may see. gpu: CUDA_VISIBLE_DEVICES.
+    covers: (source, path) pairs; a run sees `source` in place of the system's file `path`.
+    """
+
+    def __init__(
+        self,
+        judge_folder: Path,
+        cores: list[int],
+        hidden: Sequence[Path] = (),
+        gpu: str | None = None,
+    ):
+        require(sys.platform == "linux", "the referee needs Linux: its sandbox uses namespaces")
+        self.covers: list[tuple[str, str]] = []
+        prefix = f"slot-{platform.node()}-"
+        remove_leftovers(judge_folder, prefix)
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=judge_folder))
+        self.control, starter_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with starter_end:
+            self.starter = subprocess.Popen(
+                [sys.executable, "-B", "-s", "-P", str(STARTER), str(starter_end.fileno())],
+                env=environment(judge_folder, cores, gpu),
+                pass_fds=[starter_end.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C does not reach it
+            )
+        limit_process(self.starter.pid, cores)
+        is_ready = self.control.recv(64) == b"ready"
+        require(is_ready, "the sandbox's starter did not begin: see the message above")
+
+        # The writable folders come first, since an interpreter below /tmp must show through.
+        self.writable = f"size={DISK_BYTES},nr_inodes=4096,mode=1777"
+        shared_memory = f"size={64 << 20},nr_inodes=4096,mode=1777"
+        self.view = [("tmpfs", shared_memory, "/dev/shm"), ("tmpfs", self.writable, "/tmp")]
+        secrets = [ROOT, judge_folder, Path.home(), Path(tempfile.gettempdir()), *hidden]
+        self.view += system_view(secrets)
+        self.isolation = "namespaces"
+        check = self.run([os.devnull], [], Limit(30))
+        if check.status:
+            reason = check.text.strip().splitlines()[-1:]
+            self.isolation = f"none ({reason})"
+            print(f"warning: untrusted code runs without isolation: {reason}", flush=True)
+
+    def start(
+        self,
+        argv: list,
+        shown: list[Path],
+        limit: Limit,
+        collect: dict[str, Path] | None = None,
+    ) -> socket.socket:
+        """Start the Python file argv[0] in shown[0]; return a socket, the other end of its stdin.
+
+        shown: what it may read. collect: files that are copied out at the end, from their name in
+        the run's folder `out` to your path.
+        """
+        out = self.folder / "out"
+        root = self.folder / "root"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        root.mkdir(exist_ok=True)
+        view = [*self.view, ("tmpfs", self.writable, str(out))]
+        view += [("show", str(path), str(path)) for path in shown]
+        view += [("show", source, path) for source, path in self.covers]
+        files = {str(out / name): str(path) for name, path in (collect or {}).items()}
+        run = {
+            "root": str(root),
+            "view": view,
+            "isolated": self.isolation == "namespaces",
+            "argv": [str(argument) for argument in argv],
+            "folder": str(shown[0] if shown else out),
+            "printed": str(self.folder / "printed"),
+            "seconds": limit.seconds,
+            "processor_seconds": limit.processor_seconds,
+            "collect": files,
+        }
+        judge_end, run_end = socket.socketpair()
+        with run_end:
+            socket.send_fds(self.control, [json.dumps(run).encode()], [run_end.fileno()])
+        return judge_end
+
+    def finish(self) -> Ended:
+        """Wait for the end of the run. Close the socket of `start` before."""
+        result = json.loads(self.control.recv(256))
+        return Ended(**result, text=(self.folder / "printed").read_text(errors="replace"))
+
+    def run(self, *arguments) -> Ended:
+        """Start a run, see `start`, and wait for its end."""
+        self.start(*arguments).close()
+        return self.finish()
+
+    def close(self) -> None:
+        self.starter.kill()  # the kernel ends what runs in it too
+        self.starter.wait()
+        self.control.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def remove_leftovers(judge_folder: Path, prefix: str) -> None:
+    """Remove the folders of judges on this machine that were killed."""
+    for folder in judge_folder.glob(f"{prefix}*"):
+        pid = folder.name.split("-")[-2]
+        if not Path("/proc", pid).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def environment(judge_folder: Path, cores: list[int], gpu: str | None) -> dict[str, str]:
+    """Make the environment of the starter and its runs: nothing of the judge's but PASSED_ON."""
+    variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    if gpu is not None:
+        variables["CUDA_VISIBLE_DEVICES"] = gpu
+    return variables | {
+        "OMP_NUM_THREADS": str(len(cores)),
+        "OPENBLAS_NUM_THREADS": "1",
+        "LANG": "C.UTF-8",
+        "USER": "nobody",
+        "HOME": "/tmp",
+        "MPLCONFIGDIR": str(judge_folder / "cache"),
+        "PYTHONHASHSEED": "0",
+    }
+
+
+def limit_process(pid: int, cores: list[int]) -> None:
+    """Bind a process to cores and to their share of the memory, for good.
+
+    A run is refused the call that would change its cores, and no process may raise a limit.
+    """
+    os.sched_setaffinity(pid, cores)
+    share = len(cores) / (os.cpu_count() or 1)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limits = {
+        resource.RLIMIT_DATA: int(0.9 * share * memory),
+        resource.RLIMIT_FSIZE: DISK_BYTES,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_NPROC: 2048,
+    }
+    for kind, limit in limits.items():
+        hard = resource.prlimit(pid, kind)[1]
+        if hard != resource.RLIM_INFINITY:
+            limit = min(limit, hard)
+        resource.prlimit(pid, kind, (limit, limit))
