@@ -40,10 +40,11 @@ from corpus.sources import (
 )
 from corpus.worker import Row, Understanding, batches, bpe_texts
 from corpus.workers import ordered_map
-from nanoloop.data import SPLITS, append_tokens, open_shard
+from corpus.bpe import train_bpe
+from nanoloop.data import FORMATS, HEADER_BYTES, HEADER_INTS, SPLITS, open_shard
 from nanoloop.files import link_or_copy, replace_folder, sha256_of_file, write_json
 from nanoloop.options import UserError, read_options, require, run_program as run_command
-from nanoloop.tokenizer import Tokenizer, make_tokenizer
+from nanoloop.tokenizer import Tokenizer, load_tokenizer
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Tokenizers. A token is a byte string, so any text can be encoded and the bytes of a prediction can be counted exactly.
@@ -98,6 +99,22 @@ class PrepareConfig(CurationConfig, ClaudeConfig):
     )
     shard_tokens: int = 100_000_000  # tokens per shard file
     overwrite: bool = False  # replace data/<name> if it is there
+
+
+def append_tokens(folder, split, position, tokens, shard_tokens):
+    headers = {dtype: header for header, dtype in FORMATS.items()}
+    while len(tokens):
+        index, offset = divmod(position, shard_tokens)
+        part = tokens[: shard_tokens - offset]
+        header = np.zeros(HEADER_INTS, dtype="<i4")
+        header[:3] = (*headers[tokens.dtype.str], offset + len(part))
+        with open(folder / f"{split}_{index:06d}.bin", "r+b" if offset else "wb") as file:
+            file.seek(HEADER_BYTES + offset * tokens.itemsize)
+            file.write(part.tobytes())
+            file.seek(0)
+            file.write(header.tobytes())
+        tokens = tokens[len(part) :]
+        position += len(part)
 
 
 SMALL_BYTES = 4_000_000  # a smaller source is not worth starting workers
@@ -326,7 +343,11 @@ def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
         texts = bpe_texts(
             map(Understanding(job, None), batches([] if ready else units, job, [0, 0, 0])), config
         )
-        tokenizer = make_tokenizer(options["tokenizer"], texts)
+        tokenizer = (
+            train_bpe(options["tokenizer"], texts)
+            if options["tokenizer"].startswith("bpe:")
+            else load_tokenizer(options["tokenizer"])
+        )
         partial.mkdir(parents=True)
         write_json(partial / "tokenizer.json", tokenizer.to_json())
     if ready:

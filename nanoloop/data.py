@@ -1,202 +1,179 @@
-"""What training reads: shards, batches."""
+"""What training reads: shards of tokens, prepared folders, mixtures and batches."""
 
 import hashlib
 import json
 import math
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 
 import numpy as np
 
 from nanoloop.files import sha256_of_file
-from nanoloop.options import reading as explained, require
+from nanoloop.options import reading, require
 from nanoloop.tokenizer import Tokenizer
 
 SPLITS = ("train", "val", "test")
 
+# --------------------------------------------------------------------------------------------------
+# Shards, in llm.c's format: 256 little-endian int32 (magic number, version, count), then the tokens
 
-HEADER_INTS, HEADER_BYTES = 256, 1024
+HEADER_INTS = 256
+HEADER_BYTES = 4 * HEADER_INTS
+FORMATS = {(20240520, 1): "<u2", (20240801, 7): "<u4"}  # magic number and version to dtype
 
 
-FORMATS = {2: (20240520, 1), 4: (20240801, 7)}  # bytes per token: (magic, version)
+def open_shard(path: Path, hint: str) -> np.ndarray:
+    """Return the tokens of a shard, memory-mapped, uint16 or uint32.
 
-
-def append_tokens(
-    folder: Path, split: str, position: int, tokens: np.ndarray, shard_tokens: int
-) -> None:
-    """Write `tokens`, uint16 or uint32, at `position` of the split's stream, in shards of `shard_tokens` tokens.
-
-    Where a token goes follows from its position alone, so writing the same stretch again after a kill is harmless.
+    Raises UserError, with the hint, for a shard that is missing, damaged or truncated.
     """
-    while len(tokens):
-        index, offset = divmod(position, shard_tokens)
-        part, tokens = tokens[: shard_tokens - offset], tokens[shard_tokens - offset :]
-        header = np.zeros(HEADER_INTS, dtype="<i4")
-        header[:3] = (*FORMATS[tokens.itemsize], offset + len(part))
-        with open(folder / f"{split}_{index:06d}.bin", "r+b" if offset else "wb") as file:
-            file.seek(HEADER_BYTES + offset * tokens.itemsize)
-            file.write(part.tobytes())
-            file.seek(0)
-            file.write(header.tobytes())
-        position += len(part)
-
-
-def open_shard(path: Path, remedy: str) -> np.ndarray:
-    """The tokens of one shard, memory-mapped, uint16 or uint32. Raises UserError where it is not a whole shard."""
-    require(path.is_file(), f"{path} is missing. {remedy}")
+    require(path.is_file(), f"{path} is missing. {hint}")
+    header = np.fromfile(path, "<i4", HEADER_INTS).tolist()
+    dtype = FORMATS.get(tuple(header[:2]))
+    is_shard = dtype and len(header) == HEADER_INTS
+    require(is_shard, f"{path} is not a token shard in llm.c's format. {hint}")
     size = path.stat().st_size
-    header = np.fromfile(path, dtype="<i4", count=HEADER_INTS).tolist()
-    itemsize = {known: itemsize for itemsize, known in FORMATS.items()}.get(tuple(header[:2]))
-    require(
-        itemsize and len(header) == HEADER_INTS,
-        f"{path} is not a token shard in llm.c's format. {remedy}",
-    )
-    expected = HEADER_BYTES + header[2] * itemsize
-    require(
-        size == expected,
-        f"{path} is truncated or changed: it has {size:,} bytes, not {expected:,}. {remedy}",
-    )
-    return np.memmap(path, dtype=f"<u{itemsize}", mode="r", offset=HEADER_BYTES)
+    expected = HEADER_BYTES + header[2] * np.dtype(dtype).itemsize
+    message = f"{path} is truncated or changed: it needs {expected:,} bytes, got {size:,}. {hint}"
+    require(size == expected, message)
+    return np.memmap(path, dtype, "r", HEADER_BYTES)
 
 
 class Split:
-    """One split's shards as a single stream of tokens."""
+    """The shards of one split as a single stream of tokens."""
 
     def __init__(self, shards: list[np.ndarray]):
         self.shards = shards
-        self.ends = np.cumsum([0] + [len(shard) for shard in shards])
+        self.ends = [0, *accumulate(map(len, shards))]
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return self.ends[-1]
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """`count` tokens from position `start`, int64; a stretch may cross from one shard into the next."""
-        index = int(np.searchsorted(self.ends, start, side="right")) - 1
-        parts = []
-        while count > 0:
-            offset = start - int(self.ends[index])
-            parts.append(self.shards[index][offset : offset + count])
-            start, count, index = start + len(parts[-1]), count - len(parts[-1]), index + 1
+        """Return `count` tokens from position `start`, int64; fewer where the stream ends."""
+        stop = start + count
+        first = bisect_right(self.ends, start) - 1
+        last = bisect_left(self.ends, stop)
+        parts = [
+            shard[max(start - begin, 0) : stop - begin]
+            for shard, begin in zip(self.shards[first:last], self.ends[first:last])
+        ]
         return np.concatenate(parts).astype(np.int64)
 
 
-class Data:
-    """A prepared folder, opened and checked: every shard is whole, unchanged, and holds no token beyond the vocabulary.
+# --------------------------------------------------------------------------------------------------
+# Prepared folders and mixtures of them
 
-    meta: meta.json as a dictionary. tokenizer: a Tokenizer. splits: "train", "val", "test" to Split.
-    fingerprint: 16 hexadecimal digits that change whenever a token or the tokenizer does.
-    Raises UserError, naming the file and the remedy.
+
+class Data:
+    """A prepared folder, checked: each shard is complete, unchanged and within the vocabulary.
+
+    meta: the content of meta.json. tokenizer: a Tokenizer. splits: "train", "val", "test" to Split.
+    fingerprint: 16 hexadecimal digits that change whenever a token or the tokenizer changes.
+    sources: as in Mixture. Raises UserError that names the file and the command to type.
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = folder = Path(folder)
-        remedy = f"Prepare it: python prepare_data.py --source=PATH --name={folder.name}"
-        there = (
-            "holds no meta.json: it is not a finished data directory"
-            if folder.is_dir()
-            else "does not exist"
-        )
-        require((folder / "meta.json").is_file(), f"data directory '{folder}' {there}. {remedy}")
-        remedy += " --overwrite=True, with the options that made it (they are in its meta.json)"
-        with explained(f"meta.json or tokenizer.json in '{folder}' cannot be read", remedy):
-            self.meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-            self.tokenizer = Tokenizer.from_json(
-                json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        self.folder = Path(folder)
+        self.sources = {self.folder.name: (1.0, self)}
+        hint = f"Prepare it: python prepare_data.py --source=PATH --name={self.folder.name}"
+        meta_path = self.folder / "meta.json"
+        is_complete = meta_path.is_file()
+        require(is_complete, f"{meta_path} does not exist: '{folder}' is not complete. {hint}")
+        hint += " --overwrite=True, with the options in its meta.json"
+        with reading(f"meta.json or tokenizer.json in '{folder}' cannot be read", hint):
+            self.meta = json.loads(meta_path.read_bytes())
+            values = json.loads((self.folder / "tokenizer.json").read_bytes())
+            self.tokenizer = Tokenizer.from_json(values)
+            self.fingerprint = self.meta["fingerprint"]
+            self.entropy = int(self.fingerprint, 16)  # a part of the seed of the order
+            is_same = self.tokenizer.fingerprint == self.meta["tokenizer"]["fingerprint"]
+            rows = [(row["split"], row["file"], row["sha256"]) for row in self.meta["shards"]]
+        require(is_same, f"{folder}/tokenizer.json is not the tokenizer in meta.json. {hint}")
+        # Hashing releases the interpreter lock: all cores check shards at the speed of the disk.
+        with ThreadPoolExecutor() as pool:
+            shards = list(pool.map(lambda row: self._open(*row[1:], hint), rows))
+        self.splits = {}
+        for split in SPLITS:
+            self.splits[split] = Split(
+                [shard for row, shard in zip(rows, shards) if row[0] == split]
             )
-            shards = [
-                (str(row["split"]), str(row["file"]), row["sha256"]) for row in self.meta["shards"]
-            ]
-            tokenizer, self.fingerprint = (
-                self.meta["tokenizer"]["fingerprint"],
-                self.meta["fingerprint"],
-            )
-            self.entropy = int(self.fingerprint, 16)  # part of the seed of the data's order
-        told = f"{folder}/tokenizer.json is not the tokenizer that meta.json names. {remedy}"
-        require(tokenizer == self.tokenizer.fingerprint, told)
-        with (
-            ThreadPoolExecutor() as pool
-        ):  # hashing releases the interpreter lock: all cores check at disk speed
-            tokens = list(pool.map(lambda row: self._check(*row[1:], remedy), shards))
-        self.splits = {
-            split: Split([t for row, t in zip(shards, tokens) if row[0] == split])
-            for split in SPLITS
-        }
-        self.sources = {folder.name: (1.0, self)}  # what a Mixture has more of
 
-    def _check(self, file: str, sha256: str, remedy: str) -> np.ndarray:
+    def _open(self, file: str, sha256: str, hint: str) -> np.ndarray:
         path = self.folder / file
-        tokens = open_shard(path, remedy)
-        require(
-            sha256_of_file(path) == sha256, f"{path} was changed: its checksum differs. {remedy}"
-        )
-        largest, size = int(tokens.max(initial=0)), self.tokenizer.vocab_size
-        require(
-            largest < size, f"{path} holds token {largest}, the vocabulary has {size}. {remedy}"
-        )
+        tokens = open_shard(path, hint)
+        is_same = sha256_of_file(path) == sha256
+        require(is_same, f"{path} was changed: its checksum differs. {hint}")
+        largest = int(tokens.max(initial=0))
+        size = self.tokenizer.vocab_size
+        require(largest < size, f"{path} holds token {largest}, the vocabulary has {size}. {hint}")
         return tokens
 
     def eval_batches(
         self, split: str, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1
-    ):
-        """The split once, in order: yields (tokens, targets), each (batch_size, block_size) int64.
+    ) -> Iterator:
+        """Yield (tokens, targets) of a split once, in order, each (batch_size, block_size) int64.
 
-        Each token but the first is a target exactly once; what fills up the last window and the last batch has target
-        -1. The windows depend on block_size alone, so the total loss does not depend on the batch size. Each rank gets
-        every world_size-th batch, and all of them as many: the last may be empty.
+        Each token but the first is a target exactly once; a target of -1 is padding. The windows
+        depend on block_size alone, so the total loss does not depend on the batch size. Each rank
+        gets every world_size-th batch; all get as many, the last ones may be padding only.
         """
-        stream, width = self.splits[split], batch_size * world_size
+        stream = self.splits[split]
         starts = range(0, len(stream) - 1, block_size)
-        for first in range(rank * batch_size, math.ceil(len(starts) / width) * width, width):
-            tokens = np.zeros((batch_size, block_size), dtype=np.int64)
-            targets = np.full((batch_size, block_size), -1, dtype=np.int64)
+        n_rounds = math.ceil(len(starts) / (batch_size * world_size))
+        for batch in range(rank, n_rounds * world_size, world_size):
+            windows = np.full((batch_size, block_size + 1), -1)
+            first = batch * batch_size
             for row, start in enumerate(starts[first : first + batch_size]):
-                window = stream.read(start, min(block_size + 1, len(stream) - start))
-                tokens[row, : len(window) - 1], targets[row, : len(window) - 1] = (
-                    window[:-1],
-                    window[1:],
-                )
-            yield tokens, targets
+                window = stream.read(start, block_size + 1)
+                windows[row, : len(window)] = window
+            targets = windows[:, 1:].copy()
+            yield np.where(targets < 0, 0, windows[:, :-1]), targets
 
 
 class Mixture:
-    """Several prepared folders with one tokenizer, drawn from in fixed shares: FOLDER:SHARE,FOLDER:SHARE,…
+    """Several prepared folders with one tokenizer: FOLDER:SHARE,FOLDER:SHARE,…
 
-    sources: name of the folder to (its share, its Data); shares sum to 1. tokenizer, fingerprint: as in Data.
-    Raises UserError.
+    sources: name of the folder to (share, Data); the shares sum to 1. tokenizer, fingerprint: as in
+    Data. Raises UserError.
     """
 
     def __init__(self, spec: str):
-        told = f"--data={spec}: a mixture is FOLDER:SHARE,FOLDER:SHARE with shares above 0, as data/a:0.65,data/b:0.35"
-        folders, shares = zip(*(part.rpartition(":")[::2] for part in spec.split(",")))
-        with explained(told, "or name one folder"):
-            shares = [float(share) for share in shares]
-        require(all(0 < share < math.inf for share in shares), told)
-        self.folder, parts = spec, [Data(folder) for folder in folders]
+        self.folder = spec
+        parts = [part.rpartition(":") for part in spec.split(",")]
+        try:
+            shares = [float(share) for _, _, share in parts]
+        except ValueError:
+            shares = [0.0]
+        is_valid = all(0 < share < math.inf for share in shares)
+        expected = "a folder, or FOLDER:SHARE,FOLDER:SHARE with shares above 0"
+        require(is_valid, f"--data must be {expected}, such as data/a:0.65,data/b:0.35, got {spec}")
+        datas = [Data(folder) for folder, _, _ in parts]
+        self.tokenizer = datas[0].tokenizer
+        message = (
+            f"the folders in --data={spec} must have one tokenizer: prepare them again with "
+            f"--tokenizer={datas[0].folder}"
+        )
+        require(len({data.tokenizer.fingerprint for data in datas}) == 1, message)
         self.sources = {
-            data.folder.name: (share / sum(shares), data) for share, data in zip(shares, parts)
+            data.folder.name: (share / sum(shares), data) for share, data in zip(shares, datas)
         }
-        require(
-            len(self.sources) == len(parts),
-            "two of the folders in --data have the same name: rename one",
-        )
-        self.tokenizer = parts[0].tokenizer
-        for data in parts:
-            told = f"'{data.folder}' has another tokenizer than '{folders[0]}': prepare it anew with --tokenizer"
-            require(
-                data.tokenizer.fingerprint == self.tokenizer.fingerprint, f"{told}={folders[0]}"
-            )
-        contents = "\n".join(
-            f"{share:.9f} {data.fingerprint}" for share, data in self.sources.values()
-        )
-        self.fingerprint = hashlib.sha256(contents.encode()).hexdigest()[:16]
+        message = f"two folders in --data={spec} have the same name: rename one"
+        require(len(self.sources) == len(datas), message)
+        lines = [f"{share:.9f} {data.fingerprint}" for share, data in self.sources.values()]
+        self.fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def open_data(spec: str) -> Data | Mixture:
-    """The data that --data names: one folder, or a mixture of several. Raises UserError."""
-    return Data(spec) if Path(spec).exists() or ":" not in spec else Mixture(spec)
+    """Open the data that --data names: a folder, or a mixture of several. Raises UserError."""
+    if Path(spec).exists() or ":" not in spec:
+        return Data(spec)
+    return Mixture(spec)
 
 
 def mean_by_share(data: Data | Mixture, results: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -215,11 +192,19 @@ def mean_by_share(data: Data | Mixture, results: dict[str, dict[str, float]]) ->
     return means
 
 
+# --------------------------------------------------------------------------------------------------
+# Training batches
+
+
 class Windows:
-    """A stream cut into sequences of block_size + 1 tokens, each beginning with the last target of the one before."""
+    """The train split as windows of block_size + 1 tokens.
+
+    Each window begins with the last target of the window before. count: how many there are.
+    """
 
     def __init__(self, data: Data, block_size: int):
-        self.stream, self.block_size = data.splits["train"], block_size
+        self.stream = data.splits["train"]
+        self.block_size = block_size
         self.count = (len(self.stream) - 1) // block_size
 
     def read(self, index: int) -> np.ndarray:
@@ -227,122 +212,125 @@ class Windows:
 
 
 class Rows:
-    """A stream cut into rows of block_size + 1 tokens that all begin where a document begins.
+    """The train split as rows of block_size + 1 tokens that each begin a document.
 
-    Best-fit packing: a row takes the longest of the waiting documents that still fits; where none fits, the shortest
-    of them is cut to fill it, and its rest is left out. (Ding et al. 2024, arXiv:2404.10830, with the cut of nanochat.)
-    cropped: the share of the tokens that are left out. The rows are packed once; epochs differ in their order.
+    Best-fit packing (Ding et al. 2024, arXiv:2404.10830): a row takes the longest waiting document
+    that fits. Where none fits, the shortest one fills the row and its rest is left out, as in
+    nanochat. cropped: the share of tokens left out. All epochs have the same rows.
     """
 
-    WAITING = 1000  # documents to choose from: more lose fewer tokens and take longer to search
+    WAITING = 1000  # documents to choose from: more of them crop less and take longer to search
 
     def __init__(self, data: Data, block_size: int, seed: int):
-        self.stream, self.size = data.splits["train"], block_size + 1
-        found = [
-            np.flatnonzero(shard == data.tokenizer.end_of_text) + first
-            for shard, first in zip(self.stream.shards, self.stream.ends)
-        ]
-        starts = np.unique(np.concatenate([[0], *found]))
+        self.stream = data.splits["train"]
+        size = block_size + 1
+        starts = [[0]]
+        for shard, first in zip(self.stream.shards, self.stream.ends):
+            starts.append(np.flatnonzero(shard == data.tokenizer.end_of_text) + first)
+        starts = np.unique(np.concatenate(starts))
         lengths = np.diff(starts, append=len(self.stream))
-        order = iter(np.random.default_rng([seed, data.entropy]).permutation(len(starts)).tolist())
-        waiting = sorted((int(lengths[i]), int(starts[i])) for i in islice(order, self.WAITING))
-        pieces, room = [], self.size  # (start, length) of each piece, in the order of the rows
+        order = np.random.default_rng([seed, data.entropy]).permutation(len(starts))
+        documents = iter(np.stack([lengths, starts], axis=1)[order].tolist())
+        waiting = sorted(islice(documents, self.WAITING))
+        pieces = []  # (start, length), in the order of the rows
+        self.first = [0]  # the first piece of each row, and the end of the last full row
+        room = size
         while waiting:
-            fits = bisect_right(waiting, (room, math.inf))
-            length, start = waiting.pop(fits - 1 if fits else 0)
-            pieces.append((start, min(length, room)))
-            room = room - pieces[-1][1] or self.size
-            for i in islice(order, 1):
-                insort(waiting, (int(lengths[i]), int(starts[i])))
+            n_fits = bisect_right(waiting, [room, math.inf])
+            length, start = waiting.pop(max(n_fits - 1, 0))
+            length = min(length, room)
+            pieces.append((start, length))
+            room -= length
+            if room == 0:
+                self.first.append(len(pieces))
+                room = size
+            for document in islice(documents, 1):
+                insort(waiting, document)
         self.pieces = np.array(pieces)
-        ends = np.append(0, self.pieces[:, 1].cumsum())
-        self.count = int(ends[-1]) // self.size  # a last row that was not filled is left out
-        self.first = np.searchsorted(
-            ends, np.arange(self.count + 1) * self.size
-        )  # piece of each row
-        self.cropped = 1 - self.count * self.size / len(self.stream)
+        self.count = len(self.first) - 1
+        self.cropped = 1 - self.count * size / len(self.stream)
+        print(f"{data.folder.name}: {self.count:,} rows, {self.cropped:.1%} of tokens cropped")
 
     def read(self, index: int) -> np.ndarray:
         pieces = self.pieces[self.first[index] : self.first[index + 1]]
-        return np.concatenate(
-            [self.stream.read(start, length) for start, length in pieces.tolist()]
-        )
+        return np.concatenate([self.stream.read(*piece) for piece in pieces.tolist()])
 
 
+@dataclass(eq=False)
 class TrainBatches:
-    """Training batches as a pure function of (data, seed, step, micro_step, rank).
+    """Training batches: a pure function of (data, seed, step, micro_step, rank).
 
-    The train split is cut into sequences of block_size + 1 tokens: Windows, or Rows with align_documents. An epoch is a
-    seeded permutation of them; epochs follow each other without a seam. Optimizer step s takes the sequences
-    s·G … (s+1)·G of that endless list, G = batch_size · grad_accum · world_size, so a step sees the same sequences
-    however G is split, and stopping and going on needs nothing but the step. A mixture deals the list out to its
-    sources.
+    Each source is cut into sequences of block_size + 1 tokens: Windows, or Rows with
+    align_documents. An epoch is a seeded permutation of them, and epochs follow one another. Step
+    s takes the sequences s * G to (s + 1) * G - 1 of that endless list, with G = batch_size *
+    grad_accum * world_size. So a step sees the same sequences however G is split, and a run resumes
+    from the number of the step. In a mixture, each sequence of the list comes from one source.
     """
 
-    def __init__(
-        self,
-        data: Data | Mixture,
-        block_size: int,
-        seed: int,
-        batch_size: int,
-        grad_accum: int = 1,
-        world_size: int = 1,
-        align_documents: bool = False,
-    ):
-        self.data, self.block_size, self.batch_size = data, block_size, batch_size
-        self.grad_accum, self.world_size, self.warned = grad_accum, world_size, set()
+    data: Data | Mixture
+    block_size: int
+    seed: int
+    batch_size: int
+    grad_accum: int = 1
+    world_size: int = 1
+    align_documents: bool = False
+
+    def __post_init__(self):
         self.sources = {}
-        for name, (_, source) in data.sources.items():
-            told = f"the train split of '{source.folder}' is shorter than block_size + 1 = {block_size + 1} tokens"
-            require(
-                len(source.splits["train"]) > block_size,
-                f"{told}: give it more text, or a smaller --block_size",
+        self.warned = set()
+        for name, (_, source) in self.data.sources.items():
+            size = len(source.splits["train"])
+            message = (
+                f"the train split of '{source.folder}' needs more than block_size = "
+                f"{self.block_size} tokens, got {size}: add text, or set a smaller --block_size"
             )
-            self.sources[name] = (
-                Rows(source, block_size, seed) if align_documents else Windows(source, block_size)
-            )
-            if align_documents:
-                print(
-                    f"{name}: {self.sources[name].count:,} rows, {self.sources[name].cropped:.1%} of tokens cropped"
-                )
-        # The latest permutations are kept: a batch may take the end of one epoch and the beginning of the next.
-        entropy = {name: source.entropy for name, (_, source) in data.sources.items()}
-        self.order = lru_cache(maxsize=2 * len(entropy))(
-            lambda name, epoch: np.random.default_rng([seed, epoch, entropy[name]]).permutation(
-                self.sources[name].count
-            )
-        )
+            require(size > self.block_size, message)
+            if self.align_documents:
+                self.sources[name] = Rows(source, self.block_size, self.seed)
+            else:
+                self.sources[name] = Windows(source, self.block_size)
+        # A batch may need the end of one epoch and the start of the next.
+        self.order = lru_cache(maxsize=2 * len(self.sources))(self.permutation)
+
+    def permutation(self, name: str, epoch: int) -> np.ndarray:
+        """Return the order of a source's sequences in an epoch."""
+        _, source = self.data.sources[name]
+        rng = np.random.default_rng([self.seed, epoch, source.entropy])
+        return rng.permutation(self.sources[name].count)
 
     def draw(self, n: int) -> tuple[str, int]:
-        """(source, k): the run's n-th sequence is the source's k-th. A pure function of n.
+        """Return (source, k): sequence n of the run is sequence k of the source.
 
-        Whatever n is, each source has had its share of the sequences before it to within one or two: the first takes
-        its rounded share of all, the second its rounded share of what the first has left, and so on.
+        The first source gets its rounded share of all sequences, the second its rounded share of
+        the others, and so on. So each source has its share of the first n, within one or two.
         """
-        left = 1.0
-        for name, (share, _) in self.data.sources.items():
-            before, after = (math.floor(share / left * count + 0.5) for count in (n, n + 1))
+        others = 1.0
+        for name, (share, _) in self.data.sources.items():  # noqa: B007
+            before = math.floor(share / others * n + 0.5)
+            after = math.floor(share / others * (n + 1) + 0.5)
             if after > before:
                 break
-            n, left = n - before, left - share
+            n -= before
+            others -= share
         return name, before
 
-    def __call__(
-        self, step: int, micro_step: int = 0, rank: int = 0
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens, targets), each (batch_size, block_size) int64; targets are the tokens one further on."""
-        part = (step * self.grad_accum + micro_step) * self.world_size + rank
-        windows = np.empty((self.batch_size, self.block_size + 1), dtype=np.int64)
+    def __call__(self, step: int, micro_step: int = 0, rank: int = 0) -> tuple:
+        """Return (tokens, targets), each (batch_size, block_size) int64.
+
+        The targets are the tokens one position later.
+        """
+        batch = (step * self.grad_accum + micro_step) * self.world_size + rank
+        sequences = np.empty((self.batch_size, self.block_size + 1), int)
         for row in range(self.batch_size):
-            name, k = self.draw(part * self.batch_size + row)
-            epoch, place = divmod(k, self.sources[name].count)
-            windows[row] = self.sources[name].read(int(self.order(name, epoch)[place]))
-        return windows[:, :-1].copy(), windows[
-            :, 1:
-        ].copy()  # whole arrays: compiled models care about strides
+            name, k = self.draw(batch * self.batch_size + row)
+            source = self.sources[name]
+            epoch, index = divmod(k, source.count)
+            sequences[row] = source.read(int(self.order(name, epoch)[index]))
+        # Copies are contiguous; a compiled model compiles again for other strides.
+        return sequences[:, :-1].copy(), sequences[:, 1:].copy()
 
     def epochs(self, steps: float) -> dict[str, float]:
-        """How often each source will have been seen after `steps` optimizer steps."""
+        """Return how often `steps` optimizer steps read each source."""
         sequences = steps * self.batch_size * self.grad_accum * self.world_size
         return {
             name: share * sequences / self.sources[name].count
@@ -350,11 +338,12 @@ class TrainBatches:
         }
 
     def warn_of_repeats(self, steps: float) -> None:
-        """Say, once for each source, that `steps` optimizer steps repeat it so often that it teaches little more."""
+        """Warn once about each source that `steps` optimizer steps read more than 4 times."""
         for name, epochs in self.epochs(steps).items():
             if epochs > 4 and name not in self.warned:
-                print(
-                    f"warning: {name} is repeated {epochs:.1f} times in {steps:,.0f} steps. Beyond 4 epochs repeated "
-                    "text teaches far less than new text (arXiv:2305.16264): give it more text or a smaller share"
-                )
                 self.warned.add(name)
+                print(
+                    f"warning: {name} is repeated {epochs:.1f} times in {steps:,.0f} steps. Beyond "
+                    "4 epochs repeated text teaches far less than new text (arXiv:2305.16264): add "
+                    "text, or give it a smaller share"
+                )
