@@ -51,7 +51,7 @@ def make_documents(count: int, seed: int = 0) -> list[str]:
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> Path:
-    """Prepare 100 documents as bytes: about 12,000 training tokens, and the held-out splits."""
+    """Prepare 100 documents as bytes: about 17,000 training tokens, and the held-out splits."""
     source = tmp_path_factory.mktemp("source")
     for index, text in enumerate(make_documents(100)):
         (source / f"{index:03}.txt").write_text(text)

@@ -1,4 +1,7 @@
-"""The model: GPT-2 as its oracle, and what every causal language model must do."""
+"""The model: what every causal language model must do, for every switch.
+
+That the classic switches are GPT-2 is shown in test_gpt2.py.
+"""
 
 import math
 from dataclasses import replace
@@ -8,8 +11,7 @@ import torch
 
 from model import GPT, GPTConfig, rotate
 from nanoloop.device import flops_per_token
-from nanoloop.generate import generate
-from nanoloop.gpt2 import SWITCHES, published_weights
+from nanoloop.gpt2 import SWITCHES
 from tests.models import SMALL, VARIANTS, random_model, random_tokens
 
 # --------------------------------------------------------------------------------------------------
@@ -213,29 +215,3 @@ def test_sizes_that_do_not_fit_are_refused_with_their_values(wrong, message):
 def test_more_tokens_than_the_context_are_refused():
     with pytest.raises(AssertionError, match="17 tokens exceed block_size=16"):
         GPT(SMALL)(random_tokens(1, 17))
-
-
-# --------------------------------------------------------------------------------------------------
-# GPT-2
-
-
-def test_gpt2s_weights_give_gpt2s_logits_and_text(tmp_path):
-    transformers = pytest.importorskip("transformers")
-    shape = {"vocab_size": 300, "n_positions": 24, "n_embd": 32, "n_layer": 3, "n_head": 4}
-    torch.manual_seed(0)
-    published = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape)).eval()
-    with torch.no_grad():
-        for p in published.parameters():  # fresh biases of 0 would hide a missing one
-            p.add_(torch.randn_like(p) * 0.1)
-    published.save_pretrained(tmp_path)
-
-    checkpoint = published_weights(str(tmp_path))
-    model = GPT(GPTConfig(**checkpoint["config"])).eval()
-    model.load_state_dict(checkpoint["model"])
-    tokens = random_tokens(2, 24, vocab_size=300)
-    expected = published(tokens).logits
-    torch.testing.assert_close(model(tokens), expected, atol=1e-4, rtol=1e-4)
-
-    prompt = tokens[:1, :6]
-    text = published.generate(prompt, max_new_tokens=10, do_sample=False, pad_token_id=0)
-    assert generate(model, prompt.tolist(), 10, temperature=0) == text[:, 6:].tolist()

@@ -439,7 +439,7 @@ def test_a_recipe_trains(path, data_dir, tmp_path):
 
 
 def test_gpt2_classic_is_gpt2():
-    """That these switches give GPT-2's logits is shown in test_model.py."""
+    """That these switches give GPT-2's logits is shown in test_gpt2.py."""
     config = read_options(train.TrainConfig, [str(ROOT / "config/gpt2_classic.py")], "train.py")
     assert (config.n_layer, config.n_head, config.n_embd, config.block_size) == (12, 12, 768, 1024)
     assert {name: getattr(config, name) for name in SWITCHES} == SWITCHES
