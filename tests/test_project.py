@@ -315,17 +315,25 @@ def test_training_needs_no_library_of_preparation_or_research(data_dir, tmp_path
                 if name.split(".")[0] in self.names:
                     raise ModuleNotFoundError(f"{name} is absent", name=name)
 
+        def run_program(name, *options):
+            sys.argv = [name, *options]
+            try:
+                runpy.run_path(f"{root}/{name}", run_name="__main__")
+            except SystemExit as exit:
+                assert not exit.code, (name, exit.code)
+
+        import runpy
         sys.meta_path.insert(0, Absent())
-        import train, sample
-        assert train.main(sys.argv[1:]) == 0
-        sample.main(["run", "--max_new_tokens=3", "--device=cpu"])
+        root, *options = sys.argv[1:]
+        run_program("train.py", *options)
+        run_program("sample.py", "run", "--max_new_tokens=3", "--device=cpu", "--prompt=after")
     """
     options = (
         f"--data={data_dir} --out=run --block_size=16 --n_layer=1 --n_head=1 --n_embd=8 "
         "--value_embeds=0 --batch_tokens=32 --max_steps=2 --device=cpu --sample_prompt=a"
     )
-    printed = run_python(textwrap.dedent(code), *options.split(), cwd=tmp_path)
-    assert "val_loss: " in printed
+    printed = run_python(textwrap.dedent(code), str(ROOT), *options.split(), cwd=tmp_path)
+    assert "val_loss: " in printed and "after" in printed
 
 
 def test_importing_prints_writes_and_changes_nothing(tmp_path):
