@@ -99,6 +99,7 @@ def joined_assignments(tree: ast.Module) -> int:
     return count
 
 
+@functools.cache
 def imported_names(path: Path) -> set[str]:
     """Return the dotted names that a file imports anywhere, in functions too.
 
@@ -114,6 +115,7 @@ def imported_names(path: Path) -> set[str]:
     return names
 
 
+@functools.cache
 def imported_files(path: Path) -> set[Path]:
     """Return the project's own files that a file imports."""
     found: set[Path] = set()
@@ -124,6 +126,7 @@ def imported_files(path: Path) -> set[Path]:
     return found - {path}
 
 
+@functools.cache
 def closure(path: Path) -> set[Path]:
     """Return a file and all files of the project that importing it may load."""
     seen: set[Path] = set()

@@ -271,6 +271,17 @@ def test_model_imports_nothing_but_torch_attention_and_loss():
     assert project == {"nanoloop/attention.py", "nanoloop/loss.py"}
 
 
+def test_requirements_name_every_library_that_is_imported():
+    """Python writes _ in a name where pip writes -. A large library stands in a comment."""
+    text = (ROOT / "requirements.txt").read_text()
+    listed = re.findall(r"^(?:# )?([\w-]+)", text, flags=re.MULTILINE)
+    known = {*listed, *sys.stdlib_module_names, *ALLOWED, "tests"}
+    for path in PRODUCT + TESTS:
+        imported = {name.split(".")[0].replace("_", "-") for name in house.imported_names(path)}
+        unknown = imported - {name.replace("_", "-") for name in known}
+        assert not unknown, f"{short(path)} imports {unknown}: add it to requirements.txt"
+
+
 LAUNCHERS_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT"}
 
 
@@ -525,15 +536,21 @@ OPTIONS = {
 
 def shown_commands() -> list[list[str]]:
     """Return the words of every `python program.py …` in a code block of the pages."""
+    operators = set("|&;<>()")
     commands = []
     for page in PAGES:
         blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL)
         for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
-            for part in re.split(r"&&|\||;", line):
-                words = shlex.split(part, comments=True)
-                programs = [index for index, word in enumerate(words) if word in OPTIONS]
+            lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>()")
+            lexer.whitespace_split = True
+            words = [*lexer, ";"]
+            while words:
+                end = next(index for index, word in enumerate(words) if word[:1] in operators)
+                command = words[:end]
+                words = words[end + 1 :]
+                programs = [index for index, word in enumerate(command) if word in OPTIONS]
                 if programs:
-                    commands.append(words[programs[0] :])
+                    commands.append(command[programs[0] :])
     return commands
 
 
@@ -544,8 +561,8 @@ def test_a_command_in_the_docs_is_understood(words, monkeypatch):
     program, *flags = words
     if "--help" in flags:
         return
-    # A redirection, a value of the shell, or a file of the reader's that is read at once.
-    flags = [flag for flag in flags if not re.match(r">|2>|--decontaminate=", flag)]
+    # The shell fills in the first; the second is a file of the reader's, which is read at once.
+    flags = [flag for flag in flags if not flag.startswith(("--$", "--decontaminate="))]
     flags = [re.sub(r"\$\w+", "1", flag) for flag in flags]
     read_options(OPTIONS[program], flags, program, config_files=program == "train.py")
 
