@@ -31,7 +31,6 @@ from nanoloop.device import (
     to_device,
     tune_process,
 )
-from nanoloop.generate import generate
 from nanoloop.muon import Muon
 from nanoloop.options import (
     EXIT_RESUMABLE,
@@ -41,6 +40,7 @@ from nanoloop.options import (
     read_options,
     require,
     run_program,
+    run_script,
 )
 from nanoloop.runlog import RunLog, check_folder, default_out, locked_run
 
@@ -306,8 +306,7 @@ def train(config: TrainConfig, stop: StopFlag | None = None) -> dict:
         ranks.world_size(),
         config.align_documents,
     )
-    prompt = [data.tokenizer.end_of_text]
-    prompt += data.tokenizer.encode(config.sample_prompt or "").tolist()
+    data.tokenizer.encode(config.sample_prompt or "")  # an invalid prompt fails before training
     require_memory(config, batch_size, device.type == "cpu" and not config.eval_only)
 
     # The model, its optimizers, and the state of the run.
@@ -388,9 +387,11 @@ def train(config: TrainConfig, stop: StopFlag | None = None) -> dict:
         return {"steps": step, "stopped_by": stop.signal}
     total_seconds = time.perf_counter() - started
     summary = log.finish(step, seconds, total_seconds, peak_memory_mb(device), val)
-    if config.sample_prompt is not None:
-        new = generate(model, [prompt], 200, 0.7, top_k=50, seed=config.seed, stop_token=prompt[0])
-        print("---", config.sample_prompt + data.tokenizer.decode(new[0]), sep="\n")
+    if is_logged and config.sample_prompt is not None:
+        source = [str(out / "last.pt"), f"--prompt={config.sample_prompt}"]
+        options = ["--max_new_tokens=200", "--temperature=0.7", "--top_k=50"]
+        machine = [f"--seed={config.seed}", f"--device={config.device}"]
+        run_script("sample.py", source + options + machine)
     return summary
 
 

@@ -167,13 +167,24 @@ def prepare_missing(data: str, prepare: str | None) -> str:
         raise UserError(f"prepare={prepare}: {error}") from None
     is_named = data.startswith("data/") and f"--name={data[5:]}" in arguments
     if is_named and not Path(data).exists():
-        print(
-            f"'{data}' does not exist, preparing it: python prepare_data.py {prepare}", flush=True
-        )
-        script = Path(__file__).parent.parent / "prepare_data.py"
-        result = subprocess.run([sys.executable, script, *arguments])
-        require(result.returncode == 0, "the data could not be prepared: see the message above")
+        print(f"'{data}' does not exist, preparing it:")
+        is_prepared = run_script("prepare_data.py", arguments)
+        require(is_prepared, "the data could not be prepared: see the message above")
     return data
+
+
+def run_script(name: str, arguments: list[str]) -> bool:
+    """Run another program of this project; return whether it succeeded.
+
+    It is a single process, also where torchrun started this one.
+    """
+    print(f"python {name} {shlex.join(arguments)}", flush=True)
+    environment = dict(os.environ)
+    for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        environment.pop(variable, None)
+    script = Path(__file__).parent.parent / name
+    result = subprocess.run([sys.executable, script, *arguments], env=environment)
+    return result.returncode == 0
 
 
 # -----------------------------------------------------------------------------
