@@ -58,13 +58,16 @@ def copy_from_other(side: Side, source: str, name: str) -> None:
 HELD_OUT = ("--val_fraction=0.1", "--test_fraction=0.1")
 BYTES = ("--tokenizer=byte", *HELD_OUT)
 PAIRS = ("--tokenizer=bpe:300", *HELD_OUT)
-LARGE = ("--source=texts/large.jsonl", *BYTES, "--workers=2", "--shard_tokens=1_000_000")
+LARGE = ("--source=texts/large.jsonl", *BYTES, "--workers=2", "--shard_tokens=500_000")
 CURATION = ("--source=texts/curation.jsonl", *PAIRS)
 ALL_RULES = (
     "--quality=gopher,c4,fineweb",
     "--duplicates=near",
     "--decontaminate=texts/exam.jsonl",
 )
+# Rules that drop first what the later ones would drop.
+COMMON = "min_alphabetic min_stop_words min_words max_bullets max_brace_lines min_punctuated_lines"
+OFF = ",".join(f"{rule}=off" for rule in f"{COMMON} max_symbols max_repeated_lines".split())
 PREPARATIONS: dict[str, tuple[str, ...]] = {
     "words": ("--source=texts/words", *BYTES, "--shard_tokens=5000"),
     "more": ("--source=texts/more", *BYTES),
@@ -100,6 +103,7 @@ PREPARATIONS: dict[str, tuple[str, ...]] = {
     "c4": (*CURATION, "--quality=c4"),
     "fineweb": (*CURATION, "--quality=fineweb"),
     "single_rules": (*CURATION, "--quality=gopher,max_digits=0.15,max_bullets=off,min_words=100"),
+    "hidden_rules": (*CURATION, f"--quality=gopher,c4,fineweb,max_digits=0.15,{OFF}"),
     "decontaminated": (*CURATION, "--decontaminate=texts/exam.jsonl"),
     "curated": (*CURATION, *ALL_RULES, "--workers=2"),
 }
@@ -182,7 +186,7 @@ KILLS = {
     "early": ("workers", "tokenizer.json", 1),
     "noted": ("workers", "progress.json", 1),
     "first_shard": ("workers_shuffled", "train_000000.bin", 1),
-    "second_shard": ("workers_shuffled", "train_000001.bin", 500_000),
+    "second_shard": ("workers_shuffled", "train_000001.bin", 250_000),
     "late": ("workers_shuffled", "train_000006.bin", 1),
 }
 for _name, (_like, _file, _size) in KILLS.items():
@@ -287,14 +291,14 @@ def train_recipe(side: Side) -> dict:
 
 
 # --------------------------------------------------------------------------------------------------
-# Resuming. An epoch of data/words has 60 to 70 steps: these runs cross the ends of two.
+# Resuming. An epoch of data/words has 90 steps; these runs cross the end of one.
 
 LONG_RUNS = {
     "muon": SMALL | {"bigram_rows": 1000, "dropout": 0.1},
     "adamw_float16": SMALL | GPT2 | {"dtype": "float16", "optimizer": "adamw", "dropout": 0.1},
     "aligned": SMALL | {"align_documents": True, "document_mask": True},
 }
-LONG = {"max_steps": 180, "eval_interval": None, "save_interval": 50}
+LONG = {"max_steps": 130, "eval_interval": None, "save_interval": 50}
 
 
 def long_flags(kind: str, out: str, **changes) -> list[str]:
@@ -349,7 +353,7 @@ for _kind in LONG_RUNS:
 @case("resume/longer", "resume/muon_alone")
 def resume_with_more_steps(side: Side) -> dict:
     """End a run before the end of an epoch, then give it more steps, twice."""
-    for steps in (60, 70, 150):
+    for steps in (85, 95, 130):
         side.run("train.py", *long_flags("muon", "out/longer", max_steps=steps, resume=True))
     return read_run(side.folder / "out/longer")
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-
 from sides.checkout import expect
 from sides.compare import SharedKeys
 

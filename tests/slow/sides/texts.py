@@ -32,7 +32,7 @@ def write_texts(folder: Path) -> None:
     write_curation(folder)
     write_tokens(folder / "characters")
     write_gpt2(folder / "gpt2")
-    write_rows(folder / "large.jsonl", make_documents(40_000, seed=3))
+    write_rows(folder / "large.jsonl", make_documents(22_000, seed=3))
 
 
 def prose() -> list[str]:
