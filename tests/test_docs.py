@@ -52,19 +52,29 @@ def ablations(text: str) -> list[str]:
     return [option for loop in loops for option in loop.split()]
 
 
+def split_line(line: str) -> list[list[str]]:
+    """Split a line of the shell into its commands, each a list of words, without comments."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>()")
+    lexer.whitespace_split = True
+    commands: list[list[str]] = [[]]
+    for word in lexer:
+        if word[0] in "|&;<>()":
+            commands.append([])
+        else:
+            commands[-1].append(word)
+    return commands
+
+
 def shown_commands() -> list[str]:
     """Return every command for Python in the pages, without what comes before `python`."""
     commands: dict[str, None] = {}  # in order, each one once
     for page in PAGES:
         text = page.read_text("utf-8")
         lines = "\n".join(code_blocks(text)).replace("\\\n", " ").splitlines()
-        for line in [*lines, *code_spans(text)]:
-            for part in re.split(r"&&|;|(?<!\w)\|(?!\w)", line):
-                words = shlex.split(part, comments=True)
-                starts = [i for i, word in enumerate(words) if word.endswith("bin/python")]
-                starts += [i for i, word in enumerate(words) if word in ("python", "torchrun")]
-                if starts and len(words) > starts[0] + 1:
-                    commands[shlex.join(words[starts[0] :])] = None
+        for words in [words for line in [*lines, *code_spans(text)] for words in split_line(line)]:
+            starts = [i for i, word in enumerate(words) if re.search(r"\bpython$|^torchrun$", word)]
+            if starts and len(words) > starts[0] + 1:
+                commands[shlex.join(words[starts[0] :])] = None
     return list(commands)
 
 

@@ -1,9 +1,7 @@
-"""The project's promises about itself: size, style, imports, recipes, and a true README."""
+"""The project's promises about itself: size, style, imports and recipes."""
 
 import ast
-import importlib
 import re
-import shlex
 import subprocess
 import sys
 import textwrap
@@ -11,8 +9,6 @@ from dataclasses import fields
 
 import pytest
 
-import prepare_data
-import sample
 import train
 from nanoloop.gpt2 import SWITCHES
 from nanoloop.options import UserError, read_options
@@ -36,7 +32,6 @@ ROOMS = {
     "tests/": TESTS,
 }
 RECIPES = files("config/*.py")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def short(path) -> str:
@@ -521,81 +516,3 @@ def test_only_a_recipe_with_a_dial_has_one():
     recipe = str(ROOT / "config/quickstart.py")
     with pytest.raises(UserError, match="unknown option --depth"):
         read_options(train.TrainConfig, [recipe, "--depth=3"], "train.py")
-
-
-# --------------------------------------------------------------------------------------------------
-# The README and the docs
-
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OPTIONS = {
-    "train.py": train.TrainConfig,
-    "sample.py": sample.SampleConfig,
-    "prepare_data.py": prepare_data.PrepareConfig,
-}
-
-
-def shown_commands() -> list[list[str]]:
-    """Return the words of every `python program.py …` in a code block of the pages."""
-    operators = set("|&;<>()")
-    commands = []
-    for page in PAGES:
-        blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL)
-        for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
-            lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>()")
-            lexer.whitespace_split = True
-            words = [*lexer, ";"]
-            while words:
-                end = next(index for index, word in enumerate(words) if word[:1] in operators)
-                command = words[:end]
-                words = words[end + 1 :]
-                programs = [index for index, word in enumerate(command) if word in OPTIONS]
-                if programs:
-                    commands.append(command[programs[0] :])
-    return commands
-
-
-@pytest.mark.parametrize("words", shown_commands(), ids=" ".join)
-def test_a_command_in_the_docs_is_understood(words, monkeypatch):
-    """Its options exist and have the right types, and its config file exists."""
-    monkeypatch.chdir(ROOT)
-    program, *flags = words
-    if "--help" in flags:
-        return
-    # The shell fills in the first; the second is a file of the reader's, which is read at once.
-    flags = [flag for flag in flags if not flag.startswith(("--$", "--decontaminate="))]
-    flags = [re.sub(r"\$\w+", "1", flag) for flag in flags]
-    read_options(OPTIONS[program], flags, program, config_files=program == "train.py")
-
-
-def test_the_readme_shows_every_program():
-    assert {words[0] for words in shown_commands()} == set(OPTIONS)
-    assert "python -m bench" in README and "python -m research" in README
-    assert len(shown_commands()) >= 10
-
-
-def test_the_readme_is_short():
-    words = len(README.split())
-    assert words <= 1_400, f"README.md has {words:,} words: move the rest to docs/"
-
-
-def test_the_readmes_map_is_the_house():
-    folders = ("nanoloop/", "corpus/", "research/", "bench/", "config/", "tests/", "docs/")
-    for name in ("model.py", "train.py", "sample.py", "prepare_data.py", *folders):
-        assert (ROOT / name).exists(), f"{name} does not exist"
-        assert name in README, f"the map in README.md lacks {name}"
-
-
-def test_ci_runs_the_readmes_test_command():
-    command = (
-        "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt "
-        "&& .venv/bin/python -m pytest -q"
-    )
-    assert command in README
-    assert command in (ROOT / ".ci/run").read_text()
-
-
-@pytest.mark.parametrize("program", ["bench", "research"])
-def test_a_folder_with_commands_can_be_run(program):
-    """`python -m bench` and `python -m research` have a main function behind them."""
-    module = importlib.import_module(f"{program}.__main__")
-    assert callable(module.main)
