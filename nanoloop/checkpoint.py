@@ -52,72 +52,22 @@ COURSE = {
 }
 
 # -----------------------------------------------------------------------------
-# The state of a model and its optimizers
-
-
-def state_of(model, optimizers) -> dict | None:
-    """Return what training changes: "model", tensors by name, and "optimizer", their states.
-
-    Returns None if a weight on any rank is not finite.
-    """
-    params = dict(model.named_parameters())
-    bad = sum(not local(p).isfinite().all() for p in params.values())
-    if all_sum(torch.tensor(float(bad))):
-        return None
-    states = {p: state for optimizer in optimizers for p, state in optimizer.state.items()}
-    optimizer_state = {name: states[p] for name, p in params.items() if p in states}
-    return {"model": model.state_dict(), "optimizer": optimizer_state}
-
-
-def load_state(checkpoint: dict, model, optimizers=(), sharded: bool = False) -> None:
-    """Copy a checkpoint's tensors into a model and its optimizers; learning rates stay.
-
-    A table of positions may be longer than the model's: its first rows are used.
-    """
-    params = dict(model.named_parameters())
-    checkpoint = read_tensors(checkpoint, params if sharded else None)
-    current = model.state_dict()
-    weights = {}
-    with reading("the checkpoint's weights do not fit the model", "name another checkpoint"):
-        for name, tensor in checkpoint["model"].items():
-            tensor = tensor[: len(current[name])] if name == "wpe.weight" else tensor
-            weights[name] = placed(tensor, current[name])
-        model.load_state_dict(weights)
-    names = {p: name for name, p in params.items()}
-    for optimizer in optimizers:
-        for p in [p for group in optimizer.param_groups for p in group["params"]]:
-            state = checkpoint["optimizer"].get(names[p], {})
-            optimizer.state[p] = {key: placed(value, p) for key, value in state.items()}
-
-
-def restore(
-    start: dict | None, is_resumed: bool, model, optimizers, scaler, sharded: bool
-) -> tuple[int, float, float]:
-    """Load the checkpoint `start`; return the run's step, seconds of training and best loss.
-
-    A run that is not resumed takes only the weights.
-    """
-    if start:
-        load_state(start, model, optimizers if is_resumed else (), sharded)
-    if not is_resumed:
-        return 0, 0.0, math.inf
-    if start["scaler"]:  # empty if the run had no float16
-        scaler.load_state_dict(start["scaler"])
-    return start["step"], start["seconds"], start["best"]
-
-
-# -----------------------------------------------------------------------------
 # Writing
 
 
 def pack(
     model, optimizers, scaler, data, config, step: int, seconds: float, best_loss: float
 ) -> dict:
-    """Collect what a checkpoint holds. Raises UserError if a weight is not finite."""
-    state = state_of(model, optimizers)
-    require(state, f"the weights are not finite after step {step}: they were not saved")
-    return state | {
+    """Collect what a checkpoint holds. Raises UserError if a weight is not finite on any rank."""
+    params = dict(model.named_parameters())
+    bad = sum(not local(p).isfinite().all() for p in params.values())
+    is_finite = not all_sum(torch.tensor(float(bad)))
+    require(is_finite, f"the weights are not finite after step {step}: they were not saved")
+    states = {p: state for optimizer in optimizers for p, state in optimizer.state.items()}
+    return {
         "format": FORMAT,
+        "model": model.state_dict(),
+        "optimizer": {name: states[p] for name, p in params.items() if p in states},
         "config": asdict(config),
         "scaler": scaler.state_dict(),
         "step": step,
@@ -133,8 +83,7 @@ def pack(
 def save(path: Path, checkpoint: dict, keep_old: Path | None = None, sharded: bool = False) -> bool:
     """Write a checkpoint completely or not at all; warn and return False if the disk fails.
 
-    checkpoint: "model", tensors by name; "optimizer", the state of each parameter by name; and
-    plain values. keep_old: the new name of the checkpoint it replaces.
+    checkpoint: as `pack` returns it. keep_old: the new name of the checkpoint it replaces.
     """
     if sharded:
         return (
@@ -169,13 +118,9 @@ def write_shards(path: Path, checkpoint: dict) -> None:
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
-    tensors = {}
-    addresses = set()
-    for name, tensor in checkpoint["model"].items():
-        address = local(tensor).data_ptr()
-        # safetensors refuses one table under two names.
-        tensors[f"model/{name}"] = tensor.clone() if address in addresses else tensor
-        addresses.add(address)
+    tensors = {f"model/{name}": tensor for name, tensor in checkpoint["model"].items()}
+    if checkpoint["config"]["tie_embeddings"]:  # safetensors refuses one table under two names
+        tensors["model/lm_head.weight"] = checkpoint["model"]["lm_head.weight"].clone()
     for name, state in checkpoint["optimizer"].items():
         for key, tensor in state.items():
             tensors[f"optimizer/{name}/{key}"] = tensor
@@ -212,8 +157,11 @@ def load(path: Path) -> dict:
     with reading(f"'{path}' is damaged or no checkpoint of this program", hint):
         checkpoint = read_folder(path) if path.is_dir() else read_file(path)
         found = checkpoint["format"]
-        message = f"'{path}' has checkpoint format {found}, this program reads {FORMAT}"
-        require(found == FORMAT, f"{message}: use the version of the program that wrote it")
+        require(
+            found == FORMAT,
+            f"'{path}' has checkpoint format {found}, this program reads {FORMAT}: use the version "
+            "of the program that wrote it",
+        )
         check_types(checkpoint, CONTENT)
         check_types(checkpoint["config"], COURSE)
         model_config(checkpoint)
@@ -223,21 +171,18 @@ def load(path: Path) -> dict:
 def read_file(path: Path) -> dict:
     # torch stores a checksum of every tensor but does not compare it.
     with zipfile.ZipFile(path) as archive:
-        require_undamaged(path, archive.testzip())
+        damaged = archive.testzip()
+    if damaged:
+        raise ValueError(f"the checksum of {damaged} differs")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_folder(path: Path) -> dict:
     checkpoint = json.loads((path / "checkpoint.json").read_text("utf-8"))
     for name, checksum in checkpoint["files"].items():
-        is_damaged = sha256_of_file(path / name) != checksum
-        require_undamaged(path, name if is_damaged else None)
+        if sha256_of_file(path / name) != checksum:
+            raise ValueError(f"the checksum of {name} differs")
     return checkpoint | {"folder": str(path), "model": {}, "optimizer": {}}
-
-
-def require_undamaged(path: Path, damaged: str | None) -> None:
-    message = f"'{path}' is damaged (the checksum of {damaged} differs): it was not used"
-    require(damaged is None, message)
 
 
 def check_types(values: dict, types: dict) -> None:
@@ -284,24 +229,13 @@ def read_tensors(checkpoint: dict, like: dict[str, Tensor] | None = None) -> dic
     return checkpoint
 
 
-def find_start(out: Path, resume: bool, init_from: str | None) -> tuple[dict | None, bool]:
-    """Return the checkpoint that a run starts from, and whether it resumes that run.
-
-    None means random weights. Raises UserError.
-    """
-    resumed = in_turn(lambda: load_latest(out)) if resume else None
-    if resumed is None and init_from:
-        return load_weights(init_from), False
-    return resumed, resumed is not None
-
-
 def load_latest(out: Path) -> dict | None:
     """Load the newest readable checkpoint of a run; return None if it has none.
 
     A damaged one is renamed, so that the next save does not keep it in place of a good one.
     """
-    paths = [out / name for name in ("last.pt", "previous.pt", "best.pt")]
-    paths = [path for path in paths if path.exists()]
+    names = ("last.pt", "previous.pt", "best.pt")
+    paths = [out / name for name in names if (out / name).exists()]
     for path in paths:
         try:
             return load(path)
@@ -325,14 +259,27 @@ def load_weights(source: str) -> dict:
     if path.suffix == ".pt":
         return read_tensors(load(path))
     is_gpt2 = source.startswith("gpt2") or (path / "config.json").is_file()
-    names = "gpt2, gpt2-medium, gpt2-large, gpt2-xl"
-    message = f"'{source}' is no run, no checkpoint, no folder of GPT-2's files and none of {names}"
-    require(is_gpt2, message)
+    require(
+        is_gpt2,
+        f"'{source}' is no run, no checkpoint, no folder of GPT-2's files and none of gpt2, "
+        "gpt2-medium, gpt2-large, gpt2-xl",
+    )
     return published_weights(source)
 
 
 # -----------------------------------------------------------------------------
-# The options that a checkpoint fixes
+# Starting a run
+
+
+def find_start(out: Path, resume: bool, init_from: str | None) -> tuple[dict | None, bool]:
+    """Return the checkpoint that a run starts from, and whether it resumes that run.
+
+    None means random weights. Raises UserError.
+    """
+    resumed = in_turn(lambda: load_latest(out)) if resume else None
+    if resumed is None and init_from:
+        return load_weights(init_from), False
+    return resumed, resumed is not None
 
 
 def complete(config, start: dict | None, data, resuming: bool):
@@ -341,8 +288,10 @@ def complete(config, start: dict | None, data, resuming: bool):
     A resumed run keeps all that shapes it; fine-tuning may set another dropout and a smaller
     block_size. Raises UserError where an option contradicts.
     """
-    message = "eval_only=True needs weights: type --init_from=RUN, or --resume=True for this run's"
-    require(start or not config.eval_only, message)
+    require(
+        start or not config.eval_only,
+        "eval_only=True needs weights: type --init_from=RUN, or --resume=True for this run's",
+    )
     tokenizer = data.tokenizer
     if start is None:
         source = "the data"
@@ -355,15 +304,17 @@ def complete(config, start: dict | None, data, resuming: bool):
         is_same = fixed["vocab_size"] == tokenizer.vocab_size
         if start["tokenizer"]:  # GPT-2's published weights come without one
             is_same = start["tokenizer"] == tokenizer.to_json()
-        message = f"'{data.folder}' has another tokenizer than the weights: prepare the data with"
-        hint = (
-            "--tokenizer=gpt2 for GPT-2, else --tokenizer=FOLDER of the data they were trained on"
+        require(
+            is_same,
+            f"'{data.folder}' has another tokenizer than the weights: prepare it with "
+            "--tokenizer=gpt2 for GPT-2, else --tokenizer=FOLDER of the data they were trained on",
         )
-        require(is_same, f"{message} {hint}")
         if resuming:
-            is_same = start["data"] == data.fingerprint
-            message = f"'{data.folder}' is not the data of this run: its fingerprint differs"
-            require(is_same, f"{message}. Give the run's data, or another --out=FOLDER")
+            require(
+                start["data"] == data.fingerprint,
+                f"'{data.folder}' is not the data of this run, its fingerprint differs: give the "
+                "run's data, or another --out=FOLDER",
+            )
             fixed |= {name: start["config"][name] for name in COURSE}
         else:
             del fixed["dropout"]
@@ -376,3 +327,33 @@ def complete(config, start: dict | None, data, resuming: bool):
         return replace(config, **fixed)
     except ValueError as error:
         raise UserError(f"the checkpoint's config does not fit: {error}") from None
+
+
+def restore(
+    start: dict | None, is_resumed: bool, model, optimizers, scaler, sharded: bool
+) -> tuple[int, float, float]:
+    """Load the checkpoint `start`; return the run's step, seconds of training and best loss.
+
+    A run that is not resumed takes only the weights. A table of positions may be longer than the
+    model's: its first rows are used. Learning rates stay.
+    """
+    if start is None:
+        return 0, 0.0, math.inf
+    params = dict(model.named_parameters())
+    start = read_tensors(start, params if sharded else None)
+    current = model.state_dict()
+    weights = start["model"]
+    with reading("the checkpoint's weights do not fit the model", "name another checkpoint"):
+        if "wpe.weight" in current:
+            weights["wpe.weight"] = weights["wpe.weight"][: len(current["wpe.weight"])]
+        model.load_state_dict({name: placed(w, current[name]) for name, w in weights.items()})
+    if not is_resumed:
+        return 0, 0.0, math.inf
+    names = {p: name for name, p in params.items()}
+    for optimizer in optimizers:
+        for p in [p for group in optimizer.param_groups for p in group["params"]]:
+            state = start["optimizer"].get(names[p], {})
+            optimizer.state[p] = {key: placed(value, p) for key, value in state.items()}
+    if start["scaler"]:  # empty if the run had no float16
+        scaler.load_state_dict(start["scaler"])
+    return start["step"], start["seconds"], start["best"]

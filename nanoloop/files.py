@@ -73,11 +73,10 @@ def locked(folder: Path, message: str):
     try:
         yield
     finally:
-        if missing and [path.name for path in folder.glob("*")] == [".lock"]:
+        with contextlib.suppress(OSError):
             (folder / ".lock").unlink()
-            with contextlib.suppress(OSError):
-                for path in missing:
-                    path.rmdir()
+            for path in missing:
+                path.rmdir()
         lock.release()
 
 

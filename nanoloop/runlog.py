@@ -4,6 +4,7 @@ import contextlib
 import gc
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 from nanoloop.files import locked, remove, replace_file, write_if_possible, write_json
@@ -24,11 +25,11 @@ RUN_FILES = (
 def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
     """Raise UserError if `out` holds a run, and neither resume nor overwrite was chosen."""
     has_run = list(out.glob("*.pt")) or (out / "summary.json").exists()
-    message = (
+    require(
+        resume or overwrite or not has_run,
         f"'{out}' holds a run: type --resume=True to resume it, --overwrite=True to delete it, "
-        "or --out=FOLDER"
+        "or --out=FOLDER",
     )
-    require(resume or overwrite or not has_run, message)
 
 
 def default_out(argv: list[str]) -> str:
@@ -44,6 +45,7 @@ def locked_run(out: Path, eval_only: bool):
     return locked(out, f"'{out}' is in use by another run: wait for its end, or type --out=FOLDER")
 
 
+@dataclass
 class RunLog:
     """The log of a run, from `step` steps and `seconds` of training on.
 
@@ -52,40 +54,31 @@ class RunLog:
     other than 0 and for evaluation alone, where nothing is written.
     """
 
-    def __init__(
-        self,
-        out: Path,
-        config: dict,
-        step: int,
-        seconds: float,
-        n_params: int,
-        flops_per_token: float,
-        peak_flops: float | None,
-        enabled: bool = True,
-    ):
-        self.out = out
-        self.path = out / "log.jsonl"
-        self.batch_tokens = config["batch_tokens"]
-        self.n_params = n_params
-        self.flops_per_token = flops_per_token
-        self.peak_flops = peak_flops
-        self.enabled = enabled
-        self.last_step = step
-        self.last_seconds = seconds
+    out: Path
+    config: dict
+    step: int
+    seconds: float
+    n_params: int
+    flops_per_token: float
+    peak_flops: float | None
+    enabled: bool = True
+
+    def __post_init__(self):
+        self.path = self.out / "log.jsonl"
         self.wandb = None
-        if not enabled:
+        if not self.enabled:
             return
-        out.mkdir(parents=True, exist_ok=True)
+        self.out.mkdir(parents=True, exist_ok=True)
         for name in RUN_FILES:  # other files in the folder stay
-            remove(out / f"{name}.tmp")
-            if config["overwrite"]:
-                remove(out / name)
-        write_json(out / "config.json", config)
+            remove(self.out / f"{name}.tmp")
+            if self.config["overwrite"]:
+                remove(self.out / name)
+        write_json(self.out / "config.json", self.config)
         # Rows after `step` are dropped: the run computes them again.
-        self.rows = [row for row in read_rows(self.path) if row["step"] <= step]
+        self.rows = [row for row in read_rows(self.path) if row["step"] <= self.step]
         self.is_complete = self.write_rows()
-        if config["wandb"]:
-            self.wandb = start_wandb(out, config)
+        if self.config["wandb"]:
+            self.wandb = start_wandb(self.out, self.config)
 
     def write_rows(self) -> bool:
         """Write all rows anew; return False if the disk does not take them."""
@@ -96,16 +89,14 @@ class RunLog:
         self.rows.append(row)
         # After a failure, or if the user has deleted the file, all rows are written anew.
         if self.is_complete and self.path.is_file():
-            try:
+            with contextlib.suppress(OSError):
                 with open(self.path, "a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
                 return
-            except OSError:
-                pass
         self.is_complete = self.write_rows()
 
     def speed(self, steps: int, seconds: float) -> dict:
-        per_second = steps * self.batch_tokens / seconds if seconds else 0.0
+        per_second = steps * self.config["batch_tokens"] / seconds if seconds else 0.0
         mfu = None
         if self.peak_flops:
             mfu = per_second * self.flops_per_token / self.peak_flops
@@ -116,12 +107,12 @@ class RunLog:
         gc.collect(1)  # tune_process has turned the automatic collector off
         if not self.enabled:
             return
-        row = {"step": step, "tokens": step * self.batch_tokens, "seconds": seconds}
-        row |= figures
-        row |= self.speed(step - self.last_step, seconds - self.last_seconds)
+        tokens = step * self.config["batch_tokens"]
+        row = {"step": step, "tokens": tokens, "seconds": seconds} | figures
+        row |= self.speed(step - self.step, seconds - self.seconds)
         row["seconds_left"] = max(0.0, seconds / progress - seconds)
-        self.last_step = step
-        self.last_seconds = seconds
+        self.step = step
+        self.seconds = seconds
         shown = [f"{key} {format_figure(value)}" for key, value in row.items() if value is not None]
         print_safely(" | ".join(shown))
         self.append_row(row)
@@ -172,7 +163,7 @@ class RunLog:
         summary = figures | {
             "train_seconds": seconds,
             "total_seconds": total_seconds,
-            "tokens": step * self.batch_tokens,
+            "tokens": step * self.config["batch_tokens"],
             "steps": step,
         }
         summary |= self.speed(step, seconds)
