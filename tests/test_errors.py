@@ -49,7 +49,7 @@ MISTAKES = {
     # data
     "train --data=data/nothing": ["data/nothing", "does not exist", "prepare_data.py"],
     "train --data=data/nothing --prepare=--name='nothing": ["--name='nothing", "quotation"],
-    "train --block_size=65536 --batch_tokens=65536": ["65537", "--block_size"],
+    "train --block_size=65536 --batch_tokens=65536": ["block_size = 65536", "smaller --block_size"],
     "train --vocab_size=100": ["vocab_size=257", "got 100"],
     # checkpoints
     "train --init_from=out/nothing": ["out/nothing", "no run", "gpt2-medium"],

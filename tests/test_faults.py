@@ -242,6 +242,7 @@ SOURCES = [
 # What runs code that stands in a file, and why it may.
 RUNS_CODE = {
     ("nanoloop/options.py", "run_path"),  # config files are Python and run as the user
+    ("bench/peers.py", "run_path"),  # the train.py of a peer, in a process of its own
     ("research/referee/starter.py", "run_path"),  # candidates, in the sandbox
     ("corpus/synthetic.py", "exec"),  # a program of three statements that it has built itself
 }
