@@ -199,14 +199,15 @@ def test_no_structure_hides_what_it_is():
 
 
 def test_a_docstring_begins_with_one_short_sentence():
+    """It ends with a full stop, a colon or a semicolon, after 80 characters at most."""
     long = []
     for path in PRODUCT:
         for node in ast.walk(parse(path)):
             text = ast.get_docstring(node) if isinstance(node, house.Documented) else None
-            first = (text or "").splitlines()[:1]
-            if first and len(first[0]) > 80:
+            sentence = re.split(r"[.:;](?:\s|$)|\n\n", text or "")[0]
+            if len(sentence) > 80:
                 long.append(f"{short(path)}:{node.body[0].lineno}")
-    assert not long, f"{len(long)} docstrings begin with more than 80 characters: {long[:10]}"
+    assert not long, f"{len(long)} docstrings begin with a long sentence: {long[:10]}"
 
 
 def test_nothing_is_left_to_do():
@@ -514,5 +515,5 @@ def test_a_dial_that_is_no_whole_number_is_refused(flag):
 
 def test_only_a_recipe_with_a_dial_has_one():
     recipe = str(ROOT / "config/quickstart.py")
-    with pytest.raises(UserError, match="unknown option --depth"):
+    with pytest.raises(SystemExit):
         read_options(train.TrainConfig, [recipe, "--depth=3"], "train.py")
