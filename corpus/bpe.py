@@ -1,10 +1,33 @@
 """Training a byte-pair tokenizer (Sennrich et al. 2016, arXiv:1508.07909)."""
 
-from collections.abc import Iterable
-from itertools import chain
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 
+from corpus.documents import Row
 from nanoloop.options import require
 from nanoloop.tokenizer import END_OF_TEXT, GPT4_PATTERN, Tokenizer
+
+TRAINING_BYTES = 100_000_000  # more text changes a tokenizer very little
+
+
+def training_texts(rows: Iterable[Row], config) -> Iterator[str]:
+    """Yield the text of training documents, up to TRAINING_BYTES or the limits of the options.
+
+    rows: from a BatchReader without a tokenizer. Held-out text shapes nothing, not even the
+    tokenizer.
+    """
+    max_bytes = min(TRAINING_BYTES, config.max_bytes or TRAINING_BYTES)
+    n_documents = 0
+    n_bytes = 0
+    for row in rows:
+        if not row.content:
+            continue
+        n_documents += 1
+        n_bytes += row.size
+        if row.split == "train":
+            yield row.content.decode()
+        if n_bytes >= max_bytes or n_documents == config.max_documents:
+            return
 
 
 def train_bpe(name: str, texts: Iterable[str]) -> Tokenizer:
@@ -16,21 +39,18 @@ def train_bpe(name: str, texts: Iterable[str]) -> Tokenizer:
 
     size = name.removeprefix("bpe:")
     is_valid = size.isascii() and size.isdecimal() and 257 <= int(size) < 2**24
-    require(
-        is_valid,
-        f"--tokenizer=bpe:N needs 257 (256 bytes and end-of-text) <= N < 2**24, got {name}",
-    )
+    expected = "N from 257 (256 bytes and end-of-text) to 16 million"
+    require(is_valid, f"--tokenizer=bpe:N needs {expected}, got {name}")
     texts = iter(texts)
-    first = next(texts, "")  # raises the errors of the source before anything is printed
+    first = list(islice(texts, 1))  # a fault of the source comes before anything is printed
     print(f"training the tokenizer {name} on the training documents")
     trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(chain([first], texts), int(size) - 1, pattern=GPT4_PATTERN)
+    trainer.train_from_iterator(chain(first, texts), int(size) - 1, pattern=GPT4_PATTERN)
     merges = sorted(trainer.get_mergeable_ranks(), key=lambda merge: merge[1])
     tokens = [bytes(token) for token, _ in merges]
     end_of_text = len(tokens)
     if end_of_text < int(size) - 1:
-        print(
-            f"the text has no more pairs to merge: the vocabulary is {end_of_text + 1}, not {size}"
-        )
-    tokens.append(END_OF_TEXT.encode())
-    return Tokenizer(name, tokens, {END_OF_TEXT: end_of_text}, GPT4_PATTERN)
+        print(f"the text has no more pairs to merge: {end_of_text + 1} tokens instead of {size}")
+    return Tokenizer(
+        name, [*tokens, END_OF_TEXT.encode()], {END_OF_TEXT: end_of_text}, GPT4_PATTERN
+    )

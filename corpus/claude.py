@@ -1,25 +1,27 @@
-"""Synthetic text written by Claude: a document for each prompt of a JSONL file, through the `anthropic` package.
+"""Synthetic text written by Claude: a document for each prompt of a JSONL file.
 
     {"prompt": "Tell a five-year-old why the sea is salty.", "system": "You write for children."}
 
-A prompt that comes twice is asked once. It costs money, so three things are certain.
+It asks through the `anthropic` package, and asks a repeated prompt once. It costs money, so three
+things are certain.
 
-No call is made before every prompt has been checked.
+It makes no call before every prompt is checked.
 
-The budget is not exceeded. Before each attempt its worst case is written down as spent: every byte of the request a
-token, and the longest answer allowed. Only what the service then says it used takes the place of that; an attempt that
-was refused costs nothing; one whose connection was cut may have been charged, so its worst case stands. Questions that
-are in the air count with their worst case too, which may leave a little unspent: started again, the run uses it.
+It does not exceed the budget. Before each attempt it records the worst case as spent: every byte of
+the request is a token, and the answer is as long as allowed. What the service says it used replaces
+that; a refused attempt costs nothing; an attempt whose connection was cut may have been charged, so
+its worst case stays. Requests under way count with their worst case too. That may leave a little of
+the budget, which the next run uses.
 
-No answer is paid for twice. All of the above is in the answers file, a line before each attempt and one for what came
-of it, synced to the disk one by one. Started again, a run reads that file, asks for what is missing, and goes on
-counting from what was spent. Each answer stands there with its whole request (model, prompt, parameters), a hash of
-it, and the service's own identifiers, usage, stop reason and date: a corpus that knows where a text came from can
-drop it.
+It pays for no answer twice. All of this is in the answers file: a line before each attempt and one
+for its result, each synced to the disk. The next run reads that file, asks only for what is
+missing, and continues the count of what was spent. Each answer is there with its request (model,
+prompt, parameters), a hash of it, and the identifiers, usage, stop reason and date of the service:
+a corpus that knows where a text came from can drop it.
 
-The package repeats what may be repeated, as often as claude_retries says: 408, 409, 429, every 5xx (529, overloaded,
-among them), time-outs and cut connections. It waits as long as the service asks (retry-after), or else 0.5, 1, 2, 4, 8,
-8 … seconds, each less up to a quarter at random.
+The package repeats requests, claude_retries times, after 408, 409, 429, every 5xx (529, overloaded,
+is one), time-outs and cut connections. It waits as long as the service asks (retry-after), or 0.5,
+1, 2, 4, 8, 8 … seconds, each less up to a quarter at random.
 """
 
 import hashlib
@@ -28,15 +30,13 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from corpus.jsonlines import JsonLines
-from corpus.sources import Document
-from nanoloop.options import UserError, reading as explained, first_line, require
+from nanoloop.options import UserError, first_line, reading, require
 
-# What a stop reason says about the text; with any other (a refusal, say) the answer is not used.
+# The note on a text with each stop reason. With any other (a refusal) the answer is not used.
 USABLE = {"end_turn": None, "stop_sequence": None, "max_tokens": "cut off at claude_max_tokens"}
 
 
@@ -44,161 +44,177 @@ USABLE = {"end_turn": None, "stop_sequence": None, "max_tokens": "cut off at cla
 class ClaudeConfig:
     """Options of --source=claude:PROMPTS.jsonl."""
 
-    claude_model: str = (
-        "claude-haiku-5-5"  # who answers the prompts of --source=claude:PROMPTS.jsonl
-    )
+    claude_model: str = "claude-haiku-5-5"  # answers the prompts of --source=claude:PROMPTS.jsonl
     claude_max_tokens: int = 1024  # longest answer; longer ones are cut off, and counted
-    claude_temperature: float | None = (
-        None  # 0 to 1; None: not sent (a model that takes none refuses it)
-    )
-    claude_budget: float | None = (
-        None  # never spend more: dollars, if the two prices are given, else tokens in all
-    )
-    claude_input_price: float | None = (
-        None  # dollars per million input tokens, from the model's price list
-    )
-    claude_output_price: float | None = None  # … per million output tokens
-    claude_concurrency: int = 4  # questions in the air at once
-    claude_retries: int = (
-        8  # attempts after the first when the service is busy, broken or out of reach
-    )
+    claude_temperature: float | None = None  # 0 to 1; None: not sent (some models refuse it)
+    claude_budget: float | None = None  # spend no more; dollars with both prices, else tokens
+    claude_input_price: float | None = None  # dollars per million input tokens
+    claude_output_price: float | None = None  # dollars per million output tokens
+    claude_concurrency: int = 4  # requests at the same time
+    claude_retries: int = 8  # attempts after the first, when the service is busy or fails
 
 
-def questions(prompts: Path, options: ClaudeConfig) -> dict[str, tuple[str, dict]]:
-    """Key to (file:line, request), for each different prompt, in their order. The key is a hash of the request, by
-    which its answer is found again wherever in the file the prompt stands by now. Raises UserError."""
-    asked = {}
-    for number, line in enumerate(prompts.read_bytes().splitlines(), 1):
-        told = f'{prompts}:{number}: a line has to hold {{"prompt": "…"}} in UTF-8, with "system": "…" if wanted'
-        with explained(told, f"it is {line[:60].decode(errors='replace')}"):
-            row = {"system": None} | json.loads(line)
-            require(
-                len(row) == 2
-                and row["prompt"].strip()
-                and json.dumps(row, ensure_ascii=False).encode(),
-                told,
-            )
-        message = {"role": "user", "content": row["prompt"]}
-        body = {
-            "model": options.claude_model,
-            "max_tokens": options.claude_max_tokens,
-            "messages": [message],
-        }
-        more = {"system": row["system"], "temperature": options.claude_temperature}
-        body |= {name: value for name, value in more.items() if value is not None}
-        asked.setdefault(
-            hashlib.sha256(json.dumps(body).encode()).hexdigest(), (f"{prompts}:{number}", body)
-        )
-    return asked
+@dataclass(slots=True)
+class Answer:
+    """A text that came; empty, with a note, if it is not usable. where: the prompt, file:line."""
 
-
-def judge(answer: str) -> dict:
-    """What to keep of an answer, which may be anything: its text if that can be used, a note if not or if it is cut,
-    the answer as it came, and used, [input, output] tokens, if it tells."""
-    row = {"text": "", "note": "no usable answer", "answer": answer}
-    with suppress(ValueError, KeyError, TypeError, OverflowError):
-        row["answer"] = message = json.loads(answer)
-        row["used"] = [
-            max(0, int(message["usage"][name])) for name in ("input_tokens", "output_tokens")
-        ]
-        text = "".join(block["text"] for block in message["content"] if block["type"] == "text")
-        row |= (
-            {"note": USABLE[message["stop_reason"]], "text": text} if text.encode().strip() else {}
-        )
-    return row
+    text: str
+    note: str | None
+    where: str
 
 
 class Ledger:
-    """The answers file. spent: [input, output] tokens of all it tells of; answers: key to (text, note). The key to the
-    service, `secret`, is blotted out of every line."""
+    """The answers file, a row of JSON a line. The key to the service is hidden in all of them.
+
+    spent: [input, output] tokens. answers: key of a request to (text, note). Raises UserError, and
+    leaves the file as it is, if it contains something else.
+    """
 
     def __init__(self, path: Path, secret: str):
-        self.secret, self.lock, self.spent, self.answers = secret, threading.Lock(), [0, 0], {}
-        self.file = JsonLines(path, self.count, hide=secret)
+        self.secret = secret
+        self.lock = threading.Lock()
+        self.spent = [0, 0]
+        self.answers = {}
+        self.file = open(path, "a+")
+        self.file.seek(0)
+        complete, newline, _ = self.file.read().rpartition("\n")
+        with reading(f"{path} is not a file of answers", "move it away to begin a new one"):
+            for line in complete.splitlines():
+                self.count(json.loads(line))
+        self.file.truncate(len(complete + newline))  # a kill may have cut off the last line
+
+    def append(self, row: dict) -> None:
+        """Add a row; it is on the disk when this returns."""
+        line = json.dumps(row).replace(self.secret, "[hidden]")
+        print(line, file=self.file, flush=True)
+        os.fsync(self.file.fileno())
+        self.count(json.loads(line))
 
     def count(self, row: dict) -> None:
         self.spent = [sum(pair) for pair in zip(self.spent, row["spent"])]
-        self.answers |= {row["key"]: (row["text"], row["note"])} if "text" in row else {}
+        if "text" in row:
+            self.answers[row["key"]] = (row["text"], row["note"])
+
+
+def read_questions(prompts: Path, options: ClaudeConfig) -> dict[str, tuple[str, dict]]:
+    """Return key to (file:line, request) for each different prompt, in order. Raises UserError.
+
+    The key is a hash of the request, which finds its answer wherever the prompt moves in the file.
+    """
+    questions = {}
+    for number, line in enumerate(prompts.read_bytes().splitlines(), 1):
+        where = f"{prompts}:{number}"
+        message = (
+            f'{where}: a line must be {{"prompt": "…"}} in UTF-8, with "system": "…" if needed'
+        )
+        with reading(message, f"got {line[:60].decode(errors='replace')}"):
+            row = {"system": None} | json.loads(line)
+            is_text = row["prompt"].strip() and json.dumps(row, ensure_ascii=False).encode()
+            require(is_text and len(row) == 2, message)
+        body = {
+            "model": options.claude_model,
+            "max_tokens": options.claude_max_tokens,
+            "messages": [{"role": "user", "content": row["prompt"]}],
+        }
+        optional = {"system": row["system"], "temperature": options.claude_temperature}
+        body |= {name: value for name, value in optional.items() if value is not None}
+        key = hashlib.sha256(json.dumps(body).encode()).hexdigest()
+        questions.setdefault(key, (where, body))
+    return questions
+
+
+def parse_answer(content: str) -> dict:
+    """Return what to record of an answer, which may be anything.
+
+    answer: as it came. used: [input, output] tokens, if it says so. text and note: as in Answer.
+    """
+    row = {"text": "", "note": "no usable answer", "answer": content}
+    with suppress(ValueError, KeyError, TypeError, OverflowError):
+        message = json.loads(content)
+        row["answer"] = message
+        usage = message["usage"]
+        row["used"] = [max(0, int(usage[name])) for name in ("input_tokens", "output_tokens")]
+        text = "".join(block["text"] for block in message["content"] if block["type"] == "text")
+        if text.encode().strip():
+            row["note"] = USABLE[message["stop_reason"]]
+            row["text"] = text
+    return row
 
 
 def ask(client, ledger: Ledger, options: ClaudeConfig, key: str, where: str, body: dict) -> None:
-    """Put one question, unless it is answered or the budget too small, and write down what comes. Raises UserError."""
-    # No token stands for less than a byte; 200 are for what the service may wrap around a prompt.
-    worst = len(json.dumps(body, ensure_ascii=False).encode()) + 200, body["max_tokens"]
+    """Ask a question and record the result, unless it has an answer or the budget is too small.
+
+    Raises UserError if the service does not answer.
+    """
+    # No token is shorter than a byte. 200 are for what the service may put around a prompt.
+    worst = [len(json.dumps(body, ensure_ascii=False).encode()) + 200, body["max_tokens"]]
     prices = [
-        1 if p is None else p / 1e6
-        for p in (options.claude_input_price, options.claude_output_price)
+        1 if price is None else price / 1e6
+        for price in (options.claude_input_price, options.claude_output_price)
     ]
 
-    def attempt(
-        request, send
-    ):  # the package's retries are around this; None instead of a response ends them
+    def attempt(request, send):
+        """Send the request once. The package repeats it; None instead of a response ends that."""
         with ledger.lock:
-            cost = sum(p * (a + b) for p, a, b in zip(prices, ledger.spent, worst))
+            tokens = zip(prices, ledger.spent, worst)
+            cost = sum(price * (spent + more) for price, spent, more in tokens)
             if key in ledger.answers or cost > options.claude_budget:
                 return None
-            ledger.file.append({"key": key, "where": where, "spent": worst})
-        response = send(request)  # raises where the connection is cut
-        row = (
-            judge(response.text())
-            if response.status_code < 300
-            else {"used": [0, 0], "error": response.text()}
-        )
-        row |= {"key": key, "request": body} | {
-            name: response.headers.get(name) for name in ("request-id", "date")
-        }
+            ledger.append({"key": key, "where": where, "spent": worst})
+        response = send(request)  # raises if the connection is cut
+        if response.status_code < 300:
+            row = parse_answer(response.text())
+        else:
+            row = {"used": [0, 0], "error": response.text()}
+        row |= {"key": key, "request": body}
+        row |= {name: response.headers.get(name) for name in ("request-id", "date")}
+        # The row before counted the worst case.
+        row["spent"] = [used - more for used, more in zip(row.get("used", worst), worst)]
         with ledger.lock:
-            ledger.file.append(
-                row | {"spent": [a - b for a, b in zip(row.get("used", worst), worst)]}
-            )
+            ledger.append(row)
         return response if "error" in row else None
 
     try:
         client.with_options(middleware=[attempt]).post("/v1/messages", cast_to=object, body=body)
     except Exception as error:
-        told = f"{where}: Claude did not answer ({first_line(error)})".replace(
-            ledger.secret, "[hidden]"
-        )
-        raise UserError(
-            f"{told}. Mend it and run the same command again: what was answered is kept"
-        ) from None
+        reason = first_line(error).replace(ledger.secret, "[hidden]")
+        hint = "run the same command again when the cause is gone: it keeps the answers"
+        raise UserError(f"{where}: Claude did not answer ({reason}): {hint}") from None
 
 
-def documents(prompts: Path, options: ClaudeConfig, answers: Path) -> Iterator[Document]:
-    """The answers in the order of their prompts, whatever the order in which they come; those that are in the file
-    `answers` already are taken from there. One that cannot be used is a document without text, with a note.
+def ask_all(prompts: Path, options: ClaudeConfig, answers: Path) -> Iterator[Answer]:
+    """Yield the answers in the order of their prompts; those in the file `answers` cost nothing.
 
-    Where the budget ends, this is told, and no more is asked. Raises UserError; ModuleNotFoundError without anthropic.
+    Where the budget ends, it says so and asks no more. Raises UserError; ModuleNotFoundError
+    without anthropic.
     """
     import anthropic
 
     secret = os.environ.get("ANTHROPIC_API_KEY", "")
-    plain = secret.isascii() and secret.replace("-", "_").isidentifier()
+    is_key = secret.isascii() and secret.replace("-", "_").isidentifier()
     require(
-        plain,
-        "--source=claude:… needs your key, and nothing else, in the environment variable ANTHROPIC_API_KEY",
+        is_key, "--source=claude:… needs the environment variable ANTHROPIC_API_KEY, a plain key"
     )
-    require(
-        options.claude_budget,
-        "--source=claude:… needs a limit to what it may cost: --claude_budget=N, see --help",
-    )
-    asked, ledger = questions(prompts, options), Ledger(answers, secret)
+    message = "--source=claude:… needs a limit to its cost: type --claude_budget=N (see --help)"
+    require(options.claude_budget, message)
+    questions = read_questions(prompts, options)
+    ledger = Ledger(answers, secret)
     client = anthropic.Anthropic(api_key=secret, max_retries=options.claude_retries)
-    # Whoever wants no more documents wants no more questions put: closing `done` takes back what has not begun.
-    with (
-        ThreadPoolExecutor(max(1, options.claude_concurrency)) as pool,
-        closing(
-            pool.map(lambda key: ask(client, ledger, options, key, *asked[key]), asked)
-        ) as done,
-    ):
-        for key, _ in zip(asked, done):
+    pool = ThreadPoolExecutor(max(1, options.claude_concurrency))
+    futures = [pool.submit(ask, client, ledger, options, key, *questions[key]) for key in questions]
+    try:
+        for (key, (where, _)), future in zip(questions.items(), futures):
+            future.result()
             if key in ledger.answers:
-                yield Document(*ledger.answers[key], where=asked[key][0])
-    left, paid = (
-        sum(key not in ledger.answers for key in asked),
-        "{:,} tokens in, {:,} out".format(*ledger.spent),
+                yield Answer(*ledger.answers[key], where)
+    finally:
+        # A reader that wants no more answers asks no more questions.
+        pool.shutdown(cancel_futures=True)
+    missing = sum(key not in ledger.answers for key in questions)
+    tokens_in, tokens_out = ledger.spent
+    summary = (
+        f"Claude: {len(questions) - missing:,} answers, {tokens_in:,} tokens in, {tokens_out:,} out"
     )
-    print(
-        f"Claude: {len(asked) - left:,} answers, {paid}"
-        + f"; {left:,} not asked: the budget is spent" * bool(left)
-    )
+    if missing:
+        summary += f"; {missing:,} not asked: the budget is spent"
+    print(summary)

@@ -1,11 +1,11 @@
-"""What is left out of a corpus: documents that break a rule, that an evaluation asks about, and copies.
+"""What is left out of a corpus: documents that break a rule, copies, and evaluations.
 
-Everything is off by default: rules made for prose would drop most source code. Each option is one field below.
+Everything is off by default: rules for prose would drop most source code.
 
-    View      one document, with what the rules ask about it: its lines, its words, the hashes of its words
-    MEASURES  numbers that a rule compares with a limit; the limits that were published are in rules.toml
-    Curator   in every worker: which rule drops a document, and the signature by which copies are recognised
-    Seen      in the main process: whether a document, or nearly the same one, came before
+    View      one document, with what the rules need of it: its lines, its words and their hashes
+    MEASURES  the numbers that rules limit; rules.toml holds the published limits
+    Curator   in every worker: which rule drops a document, and a signature that recognises copies
+    Seen      in the main process: whether the same document, or nearly the same, came before
 """
 
 import hashlib
@@ -25,187 +25,239 @@ from rbloom import Bloom
 from nanoloop.options import require
 
 SETS = tomllib.loads(Path(__file__).with_name("rules.toml").read_text(encoding="utf-8"))
-LINES, KINDS = SETS.pop("LINES"), SETS.pop("KINDS")
+LINES = SETS.pop("LINES")
+KINDS = SETS.pop("KINDS")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurationConfig:
-    """What is left out. Raises UserError for a rule that does not exist, an OSError for a file that does not."""
+    """What is left out. Raises UserError for an unknown rule, OSError for a missing file."""
 
-    duplicates: Literal["exact", "near"] | None = (
-        None  # drop copies; near: also texts with about 0.7 of it in common
-    )
-    duplicates_mb: int = (
-        256  # memory for recognising them: enough for 8 million documents with near
-    )
-    quality: str | None = (
-        None  # sets of rules (gopher, c4, fineweb) or single ones, as gopher,max_digits=0.15
-    )
-    languages: str | None = (
-        None  # keep documents in these alone, as en,de; all: count the languages, drop none
-    )
-    decontaminate: str | None = (
-        None  # evaluation set, text or JSON: drop documents with 13 words in a row from it
-    )
+    # drop copies; near: also texts that have about 0.7 of their words in a row in common
+    duplicates: Literal["exact", "near"] | None = None
+    duplicates_mb: int = 256  # memory for recognising copies; near: 256 MB for 8 million documents
+    # rules: gopher, c4, fineweb, or single ones, such as gopher,max_digits=0.15
+    quality: str | None = None
+    languages: str | None = None  # keep only these, such as en,de; all: count them, drop none
+    # evaluation set, text or JSON: drop documents that share 13 words in a row with it
+    decontaminate: str | None = None
 
     def __post_init__(self):
-        Curator(self)  # whatever does not fit is told now
+        read_rules(self.quality)
+        if self.languages:
+            importlib.import_module("py3langid")
+        if self.decontaminate:
+            Path(self.decontaminate).stat()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # A document as the rules see it
 
-# A word is a run of letters and digits. Characters of three bytes or more are words of their own, for Chinese or Thai has
-# no spaces; those of two bytes (Greek, é) stand in runs.
+# A word is a run of letters and digits. A character of three bytes or more is a word of its own:
+# Chinese and Thai have no spaces. Characters of two bytes (Greek, é) stand in runs.
 WORD = re.compile(rb"[0-9A-Za-z\xc2-\xdf][0-9A-Za-z\x80-\xdf]*|[\xe0-\xff][\x80-\xbf]*")
-ODD = np.uint64(0x9E3779B97F4A7C15)  # a factor to mix with
-BANDS, ROWS = 14, 8  # see Seen
+FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplying by it mixes hashes
+BANDS = 14  # see Seen
+ROWS = 8
 COLUMNS = {None: 0, "exact": 1, "near": 1 + BANDS}  # of a signature
 
 
 def ngrams(hashes: np.ndarray, n: int) -> np.ndarray:
-    """Hashes of all n words in a row, (words - n + 1,) uint64; of all words at once where there are fewer."""
-    n, total = max(1, min(n, len(hashes))), np.uint64(0)
+    """Hash all n words in a row: (words - n + 1,) uint64; all words at once if there are fewer."""
+    n = max(1, min(n, len(hashes)))
+    count = len(hashes) - n + 1
+    total = np.uint64(0)
     for i in range(n):
-        total = total * ODD + hashes[i : len(hashes) - n + 1 + i]
+        total = total * FACTOR + hashes[i : count + i]
     return total
 
 
 class View:
-    """One document. What only some rules need is computed when it is first asked for.
+    """One document. What only some rules need is computed when it is first needed.
 
-    raw: its text in UTF-8. hashes, lengths, places: of every word that WORD finds, in either case, its hash (uint64),
-    its length in bytes and where it begins. shingles: hashes of five of them in a row.
+    raw: its text in UTF-8.
     """
 
     def __init__(self, text: str):
-        self.text, self.raw = text, text.encode("utf-8", "replace")
+        self.text = text
+        self.raw = text.encode("utf-8", "replace")
 
-    words = cached_property(lambda self: self.text.split())  # what stands between white space
-    paragraphs = cached_property(
-        lambda self: [part.strip() for part in re.split(r"\n\s*\n", self.text)]
-    )
-    lines = cached_property(
-        lambda self: [line.strip() for line in self.text.splitlines() if line.strip()]
-    )
-    hashes = cached_property(
-        lambda self: ODD * np.array([crc32(w) for w in WORD.findall(self.raw.lower())], np.uint64)
-    )
-    lengths = cached_property(
-        lambda self: np.array([len(word) for word in WORD.findall(self.raw)], dtype=int)
-    )
-    places = cached_property(
-        lambda self: np.array([word.start() for word in WORD.finditer(self.raw)], dtype=int)
-    )
-    shingles = cached_property(
-        lambda self: ngrams(self.hashes, 5) if len(self.hashes) else self.digest
-    )
-    digest = cached_property(
-        lambda self: np.frombuffer(hashlib.sha256(self.raw).digest()[:8], dtype="<u8")
-    )
-    # The most likely language of the beginning, as "en" (langid.py: Lui and Baldwin 2012).
-    language = cached_property(
-        lambda self: importlib.import_module("py3langid").classify(self.text[:2000])[0]
-    )
+    @cached_property
+    def words(self) -> list[str]:
+        """What stands between white space."""
+        return self.text.split()
+
+    @cached_property
+    def paragraphs(self) -> list[str]:
+        return [part.strip() for part in re.split(r"\n\s*\n", self.text)]
+
+    @cached_property
+    def lines(self) -> list[str]:
+        """The lines that are not empty, without white space around them."""
+        return [line.strip() for line in self.text.splitlines() if line.strip()]
+
+    @cached_property
+    def hashes(self) -> np.ndarray:
+        """The hash of each WORD, whatever its case, uint64."""
+        words = WORD.findall(self.raw.lower())
+        return FACTOR * np.array([crc32(word) for word in words], dtype=np.uint64)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """The bytes of each WORD."""
+        return np.array([len(word) for word in WORD.findall(self.raw)], dtype=int)
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """Where each WORD begins, in bytes."""
+        return np.array([word.start() for word in WORD.finditer(self.raw)], dtype=int)
+
+    @cached_property
+    def shingles(self) -> np.ndarray:
+        """The hashes of five words in a row."""
+        return ngrams(self.hashes, 5) if len(self.hashes) else self.digest
+
+    @cached_property
+    def digest(self) -> np.ndarray:
+        """A hash of the whole text, (1,) uint64."""
+        return np.frombuffer(hashlib.sha256(self.raw).digest()[:8], dtype="<u8")
+
+    @cached_property
+    def language(self) -> str:
+        """The most likely language, such as "en" (langid.py: Lui and Baldwin 2012)."""
+        return importlib.import_module("py3langid").classify(self.text[:2000])[0]
 
 
 def sketch(views: list[View]) -> np.ndarray:
-    """The bands of each document, (documents, BANDS) uint64: see Seen. Many at once, for one call costs as much."""
+    """Return the bands of each document, (documents, BANDS) uint64: see Seen."""
     from rensa import RMinHash
 
-    flat = np.concatenate([np.zeros(0, dtype=np.uint64), *(view.shingles for view in views)])
+    hashes = np.concatenate([np.zeros(0, dtype=np.uint64), *(view.shingles for view in views)])
     ends = np.cumsum([0] + [len(view.shingles) for view in views]).tolist()
-    minima = RMinHash.digest_matrix_from_flat_token_hashes(flat, ends, BANDS * ROWS, 1).to_rows()
+    minima = RMinHash.digest_matrix_from_flat_token_hashes(hashes, ends, BANDS * ROWS, 1).to_rows()
     minima = np.array(minima, dtype=np.uint64).reshape(-1, BANDS, ROWS)
-    return (minima * np.cumprod(np.full(ROWS, ODD))).sum(axis=2, dtype=np.uint64) + np.arange(
-        BANDS, dtype=np.uint64
-    )
+    mixed = (minima * np.cumprod(np.full(ROWS, FACTOR))).sum(axis=2, dtype=np.uint64)
+    return mixed + np.arange(BANDS, dtype=np.uint64)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Quality. A rule is a measure with a limit, as max_digits=0.15; it drops the document that lies beyond.
+# --------------------------------------------------------------------------------------------------
+# Quality. A rule is a measure with a limit, such as max_digits=0.15; it drops documents beyond it.
 
 
-def share(part, whole) -> float:
-    return float(part / max(1, whole))
+def share(part, total) -> float:
+    return float(part / max(1, total))
 
 
-def again(parts: list[str], size) -> float:
-    """Share of the parts that came before, each counted by its size(): bool for their number, len for characters."""
-    return share(sum(map(size, parts)) - sum(map(size, set(parts))), sum(map(size, parts)))
+def repeated(parts: list[str], size) -> float:
+    """Return the share of parts that came before, each counted by size(part)."""
+    total = sum(map(size, parts))
+    return share(total - sum(map(size, set(parts))), total)
 
 
-def repeated(view: View, n: int, top: bool) -> float:
-    """Share of the words' bytes inside the most frequent n words in a row, or inside n words that occurred before."""
-    lengths, grams = view.lengths, ngrams(view.hashes, n)
-    _, first, place, counts = np.unique(
-        grams, return_index=True, return_inverse=True, return_counts=True
-    )
-    most = np.append(counts, 1).argmax()  # where none occurs twice, one that is not there
-    inside = (place == most) & (counts[place] > 1) if top else np.arange(len(place)) != first[place]
-    return share(
-        lengths[np.convolve(np.append(inside, False), np.ones(n))[: len(lengths)] > 0].sum(),
-        lengths.sum(),
-    )
+def covered(view: View, starts: np.ndarray, n: int) -> float:
+    """Return the share of the words' bytes inside the n words in a row that begin at `starts`.
+
+    starts: a bool for each n words in a row.
+    """
+    is_inside = np.convolve(np.append(starts, False), np.ones(n)) > 0
+    return share(view.lengths[is_inside[: len(view.lengths)]].sum(), view.lengths.sum())
+
+
+def top_ngram(view: View, n: int) -> float:
+    """Return the share of the words' bytes inside the most frequent n words in a row."""
+    grams = ngrams(view.hashes, n)
+    _, group, counts = np.unique(grams, return_inverse=True, return_counts=True)
+    top = np.append(counts, 1).argmax()
+    return covered(view, (group == top) & (counts[group] > 1), n)
+
+
+def repeated_ngrams(view: View, n: int) -> float:
+    """Return the share of the words' bytes inside n words in a row that occurred before."""
+    grams = ngrams(view.hashes, n)
+    _, first, group = np.unique(grams, return_index=True, return_inverse=True)
+    return covered(view, np.arange(len(grams)) != first[group], n)
+
+
+def lines_with(pattern: str):
+    """Return a measure: the share of lines in which a regular expression finds something."""
+    search = re.compile(pattern, re.IGNORECASE).search
+
+    def measure(view: View) -> float:
+        return share(sum(1 for line in view.lines if search(line)), len(view.lines))
+
+    return measure
+
+
+def symbols(view: View) -> float:
+    ellipses = view.text.count("...") + view.text.count("…")
+    return share(max(view.text.count("#"), ellipses), len(view.words))
+
+
+def alphabetic(view: View) -> float:
+    return share(sum(any(map(str.isalpha, word)) for word in view.words), len(view.words))
 
 
 STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
-MEASURES = {
-    name: lambda v, find=re.compile(pattern, re.IGNORECASE).search: share(
-        sum(map(bool, map(find, v.lines))), len(v.lines)
-    )
-    for name, pattern in LINES.items()
-} | {
-    # Gopher's; words are what stands between white space.
-    "words": lambda v: len(v.words),
-    "word_length": lambda v: share(sum(map(len, v.words)), len(v.words)),
-    "symbols": lambda v: share(
-        max(v.text.count("#"), v.text.count("...") + v.text.count("…")), len(v.words)
+SENTENCE_END = re.compile(r"[.!?][\"'”’)]*(?:\s|$)")
+MEASURES = {name: lines_with(pattern) for name, pattern in LINES.items()} | {
+    # Gopher's
+    "words": lambda view: len(view.words),
+    "word_length": lambda view: share(sum(map(len, view.words)), len(view.words)),
+    "symbols": symbols,
+    "alphabetic": alphabetic,
+    "stop_words": lambda view: len(STOP_WORDS & set(view.text.lower().split())),
+    "repeated_lines": lambda view: repeated(view.lines, bool),
+    "repeated_line_chars": lambda view: repeated(view.lines, len),
+    "repeated_paragraphs": lambda view: repeated(view.paragraphs, bool),
+    "repeated_paragraph_chars": lambda view: repeated(view.paragraphs, len),
+    # Gopher's limits for n words in a row fall as n grows: 0.20, 0.18, 0.16 for the most frequent
+    # 2, 3, 4, and 0.15 to 0.10 for 5 to 10 that are repeated. The fall is added here, so that the
+    # first limit holds for all.
+    "top_ngrams": lambda view: max(top_ngram(view, n) + 0.02 * (n - 2) for n in (2, 3, 4)),
+    "repeated_ngrams": lambda view: max(
+        repeated_ngrams(view, n) + 0.01 * (n - 5) for n in range(5, 11)
     ),
-    "alphabetic": lambda v: share(
-        sum(any(map(str.isalpha, word)) for word in v.words), len(v.words)
-    ),
-    "stop_words": lambda v: len(STOP_WORDS & set(v.text.lower().split())),
-    "repeated_lines": lambda v: again(v.lines, bool),
-    "repeated_line_chars": lambda v: again(v.lines, len),
-    "repeated_paragraphs": lambda v: again(v.paragraphs, bool),
-    "repeated_paragraph_chars": lambda v: again(v.paragraphs, len),
-    # Its limits for n-grams fall as n grows: 0.20, 0.18, 0.16 for the most frequent 2-, 3-, 4-gram, 0.15 to 0.10 for
-    # repeated 5- to 10-grams. What they fall by is added here, so that the first limit is the limit for all.
-    "top_ngrams": lambda v: max(repeated(v, n, top=True) + 0.02 * (n - 2) for n in (2, 3, 4)),
-    "repeated_ngrams": lambda v: max(
-        repeated(v, n, top=False) + 0.01 * (n - 5) for n in range(5, 11)
-    ),
-    "sentences": lambda v: len(re.findall(r"[.!?][\"'”’)]*(?:\s|$)", v.text)),  # C4's
-    "digits": lambda v: share(
-        sum(map(v.text.count, "0123456789")), len(v.text)
-    ),  # NeMo Curator's limit is 0.15
+    # C4's
+    "sentences": lambda view: len(SENTENCE_END.findall(view.text)),
+    # NeMo Curator's limit is 0.15
+    "digits": lambda view: share(sum(map(view.text.count, "0123456789")), len(view.text)),
 }
 
 
 def read_rules(quality: str | None) -> dict[str, float]:
-    """Rule to limit from "gopher,max_words=200000,max_bullets=off": the later one counts. Raises UserError."""
-    rules: dict[str, float] = {}
-    for part in quality.split(",") if quality else ():
+    """Return rule to limit of "gopher,max_words=200000,max_bullets=off": the later one counts.
+
+    Raises UserError for an unknown rule.
+    """
+    rules = {}
+    for part in quality.split(",") if quality else []:
         match = re.fullmatch(r"((?:min|max)_(\w+))=(off|\d*\.?\d+)", part)
-        told = f"--quality: {part!r} is none of {', '.join(SETS)}, nor min_NAME= or max_NAME= and a number or off, of"
-        require(part in SETS or (match and match[2] in MEASURES), f"{told} {', '.join(MEASURES)}")
-        rules |= SETS[part] if part in SETS else {match[1]: float(match[3].replace("off", "nan"))}
-    return rules  # nothing is below or above nan
+        message = (
+            f"--quality must be {', '.join(SETS)}, or min_NAME= or max_NAME= with a number or off, "
+            f"got {part!r}. A NAME is one of {', '.join(MEASURES)}"
+        )
+        require(part in SETS or (match and match[2] in MEASURES), message)
+        if part in SETS:
+            rules |= SETS[part]
+        else:
+            rules[match[1]] = float(match[3].replace("off", "nan"))  # no value is beyond nan
+    return rules
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The judge, in every worker
 
 
 def evaluation_ngrams(path: Path) -> np.ndarray:
-    """Hashes of all 13 words in a row in a file or folder, sorted; from .json and .jsonl every string that is in them.
+    """Hash all 13 words in a row in a file or folder, sorted; of JSON each string.
 
-    Plain text is read by paragraphs. GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C) cuts 200 characters around
-    the overlap out of a document; here all of it goes. Eight bytes a word are held in every worker.
+    Plain text is read by paragraphs. GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C) cuts
+    200 characters around the overlap out of a document; here all of it goes. Every worker holds
+    eight bytes a word.
     """
+    files = sorted(file for file in path.rglob("*") if file.is_file())
     grams = []
-    for file in sorted(file for file in path.rglob("*") if file.is_file()) or [path]:
+    for file in files or [path]:
         text = file.read_text(encoding="utf-8", errors="replace")
         strings = re.findall(r'"(?:[^"\\]|\\.)*"', text) if ".json" in file.suffix else []
         items = [json.loads(string, strict=False) for string in strings] or text.split("\n\n")
@@ -214,75 +266,84 @@ def evaluation_ngrams(path: Path) -> np.ndarray:
 
 
 class Curator:
-    """What the options ask of a single document."""
+    """What the options say about a single document."""
 
     def __init__(self, config: CurationConfig):
-        self.config, self.rules = config, read_rules(config.quality)
-        self.questions = (
-            evaluation_ngrams(Path(config.decontaminate)) if config.decontaminate else None
-        )
-        if config.languages:
-            View("").language  # loads the library, or says that it is missing
+        self.duplicates = config.duplicates
+        self.rules = read_rules(config.quality)
+        self.languages = config.languages and {*config.languages.split(",")}
+        self.questions = None
+        if config.decontaminate:
+            self.questions = evaluation_ngrams(Path(config.decontaminate))
 
     def judge(self, view: View) -> str | None:
-        """The rule that drops the document; None for one that stays."""
+        """Return the rule that drops the document; None if it stays."""
         for rule, limit in self.rules.items():
-            value = MEASURES[rule[4:]](view)
-            if value < limit if rule.startswith("min") else value > limit:
+            bound, _, name = rule.partition("_")
+            value = MEASURES[name](view)
+            if value < limit if bound == "min" else value > limit:
                 return f"{rule}={limit:g}"
-        if self.config.languages and not {"all", view.language} & set(
-            self.config.languages.split(",")
-        ):
+        if self.languages and not {"all", view.language} & self.languages:
             return "language"
-        if self.questions is not None and len(asked := ngrams(view.hashes, 13)):
-            nearest = np.searchsorted(self.questions, asked).clip(max=len(self.questions) - 1)
-            return "decontaminate" if (self.questions[nearest] == asked).any() else None
+        if self.questions is not None:
+            grams = ngrams(view.hashes, 13)
+            index = np.searchsorted(self.questions, grams).clip(max=len(self.questions) - 1)
+            if (self.questions[index] == grams).any():
+                return "decontaminate"
+        return None
 
     def signatures(self, views: list[View]) -> np.ndarray:
-        """By which Seen knows documents, (documents, columns) uint64: a hash, with duplicates=near the bands too."""
+        """Return what Seen needs of documents, (documents, columns) uint64.
+
+        The first column is a hash of the text; with duplicates=near the bands follow.
+        """
         digests = np.array([view.digest for view in views], dtype=np.uint64).reshape(-1, 1)
-        found = np.hstack([digests, sketch(views)]) if self.config.duplicates == "near" else digests
-        return found[:, : COLUMNS[self.config.duplicates]]
+        if self.duplicates == "near":
+            return np.hstack([digests, sketch(views)])
+        return digests[:, : COLUMNS[self.duplicates]]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Copies
 
 
 class Seen:
-    """Which documents came before, in a Bloom filter, whose memory does not grow (LSHBloom: Khan et al. 2024,
-    arXiv:2411.04257). Asked in the order of the documents it is deterministic.
+    """Which documents came before: a Bloom filter, so memory is constant.
 
-    Near copies are found by MinHash and locality-sensitive hashing. A document is its set of shingles, five words in a
-    row. Of BANDS × ROWS random orders of all shingles, each keeps the document's first: where the shingles of two
-    documents overlap by the Jaccard index J, they agree in each with chance J. They are near copies if all ROWS of some
-    band agree: with chance 1 - (1 - J^ROWS)^BANDS, which is 5 % at J = 0.5, 56 % at 0.7, 77 % at 0.75, 92 % at 0.8 and
-    99.96 % at 0.9; a threshold of about (1/14)^(1/8) = 0.72. FineWeb's numbers (arXiv:2406.17557, section 3.4).
+    The same documents in the same order give the same answers (LSHBloom: Khan et al. 2024,
+    arXiv:2411.04257).
 
-    One filter holds the hash and the bands of every document, with an error of RATE up to the number of them that fits
-    into duplicates_mb. So 256 MB are full after 8.5 million documents with duplicates=near (some 30 bytes a document),
-    of which 0.45 % were then lost at the end, and after 127 million with duplicates=exact, 0.03 %. Beyond that the
-    error grows, not the memory.
+    Near copies are found by MinHash and locality-sensitive hashing. A document is the set of its
+    shingles, five words in a row. BANDS * ROWS random orders of all shingles each pick the
+    document's first one. If the shingles of two documents overlap by the Jaccard index J, a pick is
+    the same with probability J. Near copies agree in all ROWS picks of some band. Its probability is
+    1 - (1 - J**ROWS)**BANDS: 5 % at J = 0.5, 56 % at 0.7, 77 % at 0.75, 92 % at 0.8, 99.96 % at
+    0.9. The threshold is about (1/14)**(1/8) = 0.72. These are FineWeb's numbers (arXiv:2406.17557,
+    section 3.4).
+
+    One filter holds the hash and the bands of every document, with an error of RATE up to the
+    number of them that fits into duplicates_mb. So 256 MB are full after 8.5 million documents with
+    duplicates=near (some 30 bytes a document), of which 0.45 % are lost at the end, and after 127
+    million with duplicates=exact, 0.03 %. Beyond that the error grows, not the memory.
     """
 
-    RATE, BITS = (
-        3e-4,
-        16.9,
-    )  # chance to take something new for known; bits for each thing known, -log(RATE) / log(2)²
+    RATE = 3e-4  # the probability that something new is taken for known
+    BITS = 16.9  # for each thing known: -log(RATE) / log(2)**2
 
     def __init__(self, config: CurationConfig):
-        np.empty(
-            config.duplicates_mb * 2**20, np.uint8
-        )  # a MemoryError without room: rbloom would end the program
-        self.filter = Bloom(int(config.duplicates_mb * 2**23 / self.BITS), self.RATE, hash_func=int)
+        # Raises MemoryError where there is no room; rbloom would end the program.
+        np.empty(config.duplicates_mb * 2**20, np.uint8)
+        capacity = int(config.duplicates_mb * 2**23 / self.BITS)
+        self.filter = Bloom(capacity, self.RATE, hash_func=int)
 
     def remember(self, signatures: np.ndarray) -> None:
-        """Documents that were kept have these signatures, of any shape, uint64."""
+        """Remember the signatures of documents that were kept, of any shape, uint64."""
         self.filter.update(signatures.ravel().tolist())
 
     def verdict(self, signature: np.ndarray) -> str | None:
-        """Whether a document is a copy of one that came before; one that is not is remembered."""
+        """Say what kind of copy a document is; remember one that is no copy."""
         known = [part in self.filter for part in signature.tolist()]
         if any(known):
             return "exact duplicate" if known[0] else "near duplicate"
         self.remember(signature)
+        return None

@@ -1,78 +1,106 @@
-"""Work for several processes."""
+"""Work for several processes, in order.
+
+A worker may be killed (out of memory) while it writes a result. The executors of
+concurrent.futures (Python 3.11) and loky (3.7) have one pipe for all results: half a message and
+the lock of the dead worker stay in it, and the parent waits for ever. Their workers also survive a
+parent that is killed. So each worker here has its own pipe.
+"""
 
 import contextlib
 import signal
-import threading
 import traceback
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context, resource_tracker
+from queue import SimpleQueue
 
 from nanoloop.options import UserError
 
 
-def ordered_map(make, arguments: tuple, items, workers: int) -> Iterator:
-    """Yields make(*arguments)(item) for each item, in their order, a few items ahead.
+class Worker:
+    """A process and a pipe to it. The process ends when the pipe is closed."""
 
-    workers: processes, each of which makes a function of its own, for it to keep what is costly to send; 0: none.
-    """
-    if not workers:
-        yield from map(make(*arguments), items)
-        return
-    from concurrent.futures import ThreadPoolExecutor
-    from multiprocessing import get_context, resource_tracker
+    def __init__(self, make_function):
+        # A forked process starts sooner, but it inherits the locks that threads of libraries hold.
+        context = get_context("spawn")
+        self.pipe, child_pipe = context.Pipe()
+        self.process = context.Process(target=serve, args=(child_pipe, make_function), daemon=True)
+        self.process.start()
+        child_pipe.close()  # reading fails when the process has ended
 
-    context, waiting, crew, own = get_context("spawn"), deque(), [], threading.local()
-
-    # Each thread of a pool has a worker, a new interpreter: a fork begins sooner, but inherits locks that threads of Rust
-    # libraries hold. And a pipe to it: in a shared one a worker that is killed while it writes leaves half a message
-    # behind, and who reads it waits for ever. Workers are born with Ctrl-C blocked and keep that: it is their parent's.
-    def hire() -> None:
-        resource_tracker.ensure_running()  # which spawn wants, and which unblocks Ctrl-C when it has begun
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        own.pipe, theirs = context.Pipe()
-        process = context.Process(target=work, args=(theirs, make, arguments), daemon=True)
-        process.start()
-        crew.append((own.pipe, process))
-        theirs.close()  # so that the pipe is cut when the process has gone
-
-    def ask(item):
+    def call(self, item):
         try:
-            own.pipe.send(item)
-            result = own.pipe.recv()
+            self.pipe.send(item)
+            result = self.pipe.recv()
         except (EOFError, OSError):
-            told = "a worker process ended, as when memory runs out and the system ends the largest"
-            raise UserError(
-                f"{told}. Run the same command again, perhaps with --workers=1: it goes on"
-            ) from None
+            hint = "Run the same command again, perhaps with --workers=1: it resumes"
+            raise UserError(f"a worker was killed (out of memory?). {hint}") from None
         if isinstance(result, Exception):
             raise result
         return result
 
-    pool = ThreadPoolExecutor(workers, initializer=hire)
-    try:
-        for item in items:
-            waiting.append(pool.submit(ask, item))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        for pipe, process in crew:
-            pipe.close()  # at which the worker ends
-            process.join()
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.join()
 
 
-def work(pipe, make, arguments: tuple) -> None:
-    """A worker's life. It ends with its parent, even if that is killed, for then nobody holds the pipe's other end."""
+def serve(pipe, make_function) -> None:
+    """Answer the items in the pipe until the parent closes it or ends."""
     function = None
     with contextlib.suppress(EOFError, OSError):
         while True:
             item = pipe.recv()
             try:
-                function = function or make(*arguments)
+                function = function or make_function()
                 result = function(item)
             except Exception as error:
                 error.add_note(traceback.format_exc())
                 result = error
             pipe.send(result)
+
+
+def start_workers(make_function, count: int) -> list[Worker]:
+    """Start processes that do not see Ctrl-C: it belongs to the parent."""
+    resource_tracker.ensure_running()  # the first process would start it, which unblocks Ctrl-C
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        return [Worker(make_function) for _ in range(count)]
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def ordered_map(make_function, items, count: int) -> Iterator:
+    """Yield make_function()(item) for each item, in order, computed a few items ahead.
+
+    make_function: called once in each process; it keeps what is costly to send. count: the number
+    of processes, 0 for none. Raises UserError if a worker is killed, and the function's errors.
+    """
+    if count == 0:
+        yield from map(make_function(), items)
+        return
+    workers = start_workers(make_function, count)
+    idle = SimpleQueue()
+    for worker in workers:
+        idle.put(worker)
+
+    def call(item):
+        worker = idle.get()
+        try:
+            return worker.call(item)
+        finally:
+            idle.put(worker)
+
+    threads = ThreadPoolExecutor(count)
+    pending = deque()
+    try:
+        for item in items:
+            pending.append(threads.submit(call, item))
+            if len(pending) > 2 * count:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        threads.shutdown(cancel_futures=True)
+        for worker in workers:
+            worker.close()

@@ -5,10 +5,9 @@ import hashlib
 import marshal
 import sysconfig
 from pathlib import Path
-from types import SimpleNamespace
 
+from corpus.documents import split_of
 from corpus.sources import python_files
-from corpus.worker import split_of
 from nanoloop.data import Data
 from nanoloop.files import link_or_copy, write_json
 
@@ -46,7 +45,7 @@ def library_covers(data: Data, folder: Path) -> list[tuple[str, str]]:
     empty_file = folder / "empty"
     empty_file.touch()
     covers = []
-    for number, file in enumerate(python_files(SimpleNamespace(**plan))):
+    for number, file in enumerate(python_files(plan["include_site_packages"])):
         text = file.read_bytes().decode("utf-8", errors="replace")
         digest = hashlib.sha256(text.encode("utf-8")).digest()
         split = split_of(digest, plan["val_fraction"], plan["test_fraction"])

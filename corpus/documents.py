@@ -1,0 +1,152 @@
+"""What a worker does: blocks of text to documents, and documents to rows of tokens."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from corpus import synthetic
+from corpus.curation import Curator, View
+from corpus.report import sample_row
+from corpus.sources import Batch, Block, Cursor, Unit
+
+
+@dataclass(slots=True)
+class Document:
+    """A text. where: for people, its file with the line or row. note: what is wrong with it.
+
+    split: where its source or its position decides it.
+    """
+
+    text: str
+    note: str | None
+    where: str
+    split: str | None = None
+
+
+@dataclass(slots=True)
+class Row:
+    """What the main process needs of a document.
+
+    head: the beginning of the text. size: bytes of text. drop_rule: the rule of curation that drops
+    it. signature: recognises copies. content: its tokens after end-of-text as bytes; without a
+    tokenizer its text in UTF-8. sample: its line in sample.jsonl, if it is in the sample.
+    """
+
+    source: str
+    where: str
+    head: str
+    note: str | None
+    size: int
+    split: str
+    drop_rule: str | None = None
+    signature: bytes = b""
+    content: bytes = b""
+    sample: str = ""
+
+
+class BatchReader:
+    """A worker's task: a batch to its rows. config: a PrepareConfig."""
+
+    def __init__(self, config, tokenizer):
+        self.config = config
+        self.tokenizer = tokenizer
+        self.curator = Curator(config)
+
+    def __call__(self, batch: Batch) -> tuple[Cursor, int, list[Row]]:
+        """Return the cursor behind the batch, the bytes of the last file so far, and the rows."""
+        found = []
+        for unit, block in batch.blocks:
+            for document in read_documents(unit, block, self.config):
+                found.append((unit, document, View(document.text)))
+        signatures = self.curator.signatures([view for _, _, view in found])
+        rows = []
+        for (unit, document, view), signature in zip(found, signatures):
+            rows.append(self.row(unit, document, view, signature.tobytes(), batch.bytes_before))
+        return batch.cursor, batch.used, rows
+
+    def row(
+        self, unit: Unit, document: Document, view: View, signature: bytes, bytes_before: int
+    ) -> Row:
+        config = self.config
+        digest = view.digest.tobytes()
+        split = document.split or split_of(digest, config.val_fraction, config.test_fraction)
+        head = document.text[:160]
+        row = Row(unit.source, document.where, head, document.note, len(view.raw), split)
+        if not document.text:
+            return row
+        # Rules and copies concern text that was found, not text that was generated.
+        if unit.kind != "synthetic":
+            row.drop_rule = self.curator.judge(view)
+            row.signature = signature
+        if row.drop_rule is None:
+            row.content = self.tokens(view) if self.tokenizer else view.raw
+            row.sample = sample_row(view, bytes_before, split, document.where)
+        return row
+
+    def tokens(self, view: View) -> bytes:
+        """Return end-of-text and the tokens of a text."""
+        ids = self.tokenizer.encode(view.text)
+        # Bits per byte is exact because each byte of the text is in exactly one token.
+        n_bytes = self.tokenizer.token_bytes[ids].sum()
+        assert n_bytes == len(view.raw), f"tokens lose bytes of the text {view.text[:160]!r}"
+        content = np.append(self.tokenizer.end_of_text, ids)
+        return content.astype(self.tokenizer.dtype).tobytes()
+
+
+def split_of(digest: bytes, val_fraction: float, test_fraction: float) -> str:
+    """Return the split of a document by the SHA-256 of its text: equal texts share a split."""
+    position = int.from_bytes(digest[:8], "big") / 2**64
+    if position < val_fraction:
+        return "val"
+    return "test" if position < val_fraction + test_fraction else "train"
+
+
+def read_documents(unit: Unit, block: Block, config) -> Iterator[Document]:
+    """Yield all documents of a block, with a note for each fault."""
+    if block.note:
+        line = f":{block.number}" if block.number else ""
+        yield Document("", block.note, unit.path + line)
+    elif unit.kind == "claude":
+        for answer in block.payload:
+            yield Document(answer.text, answer.note, answer.where)
+    elif unit.kind == "synthetic":
+        for index, split, text in synthetic.documents(unit.path, config.seed, block.payload):
+            yield Document(text, None, f"{unit.source} {index}", split)
+    elif unit.kind == "jsonl":
+        for number, line in enumerate(block.payload.split(b"\n"), block.number):
+            if line.strip():
+                text, note = parse_line(line, config.text_key or "text")
+                yield Document(text, note, f"{unit.path}:{number}")
+    elif unit.kind == "text":
+        is_binary = b"\0" in block.payload
+        text, note = ("", "binary") if is_binary else decode(block.payload)
+        yield Document(text, note, unit.path, block.split)
+    else:
+        for number, (value, cell_note) in enumerate(block.payload, block.number):
+            text, note = decode(value)
+            yield Document(text, cell_note or note, f"{unit.path} row {number}")
+
+
+def parse_line(line: bytes, key: str) -> tuple[str, str | None]:
+    """Return (text, note) of a line of JSON."""
+    content, line_note = decode(line)
+    try:
+        row = json.loads(content.removeprefix("\ufeff"))
+    except (ValueError, RecursionError):
+        return "", "broken JSON"
+    text, note = decode(row.get(key) if isinstance(row, dict) else None)
+    return text, note or line_note
+
+
+def decode(value) -> tuple[str, str | None]:
+    """Return (text, note) of a value that should be a text, str or UTF-8."""
+    if not isinstance(value, str | bytes):
+        return "", "no text"
+    if isinstance(value, str):
+        value = value.encode("utf-8", "surrogatepass")  # JSON can spell half a character: \\ud800
+    try:
+        return value.decode(), None if value else "empty"
+    except UnicodeDecodeError:
+        return value.decode(errors="replace"), "invalid UTF-8 replaced"
