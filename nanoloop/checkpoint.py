@@ -10,6 +10,7 @@ import math
 import shutil
 import warnings
 import zipfile
+from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal, get_type_hints
@@ -122,13 +123,11 @@ def write_shards(path: Path, checkpoint: dict) -> None:
     if checkpoint["config"]["tie_embeddings"]:  # safetensors refuses one table under two names
         tensors["model/lm_head.weight"] = checkpoint["model"]["lm_head.weight"].clone()
     for name, state in checkpoint["optimizer"].items():
-        for key, tensor in state.items():
-            tensors[f"optimizer/{name}/{key}"] = tensor
+        tensors |= {f"optimizer/{name}/{key}": tensor for key, tensor in state.items()}
     folder = str(partial_folder(path))
+    writer = dcp.HuggingFaceStorageWriter(folder, save_distributed=True)
     try:
-        dcp.save(
-            tensors, storage_writer=dcp.HuggingFaceStorageWriter(folder, save_distributed=True)
-        )
+        dcp.save(tensors, storage_writer=writer)
     except CheckpointException as error:  # holds the error of each rank
         raise next(iter(error.failures.values()))[0] from None
 
@@ -212,21 +211,21 @@ def read_tensors(checkpoint: dict, like: dict[str, Tensor] | None = None) -> dic
     reader = dcp.HuggingFaceStorageReader(checkpoint["folder"])
     tensors = {}
     for key, info in reader.read_metadata().state_dict_metadata.items():
-        param = like.get(key.split("/")[1]) if like else None
+        tensors[key] = torch.empty(info.size, dtype=info.properties.dtype)
+        param = (like or {}).get(key.split("/")[1])
         if param is not None and param.shape == info.size:
             tensors[key] = torch.empty_like(param)
-        else:
-            tensors[key] = torch.empty(info.size, dtype=info.properties.dtype)
     with warnings.catch_warnings(action="ignore"):  # a single process reads it
         dcp.load(tensors, storage_reader=reader, no_dist=world_size() == 1)
-    checkpoint = checkpoint | {"folder": None, "model": {}, "optimizer": {}}
+    weights = {}
+    states = defaultdict(dict)
     for key, tensor in tensors.items():
-        kind, name, *rest = key.split("/")
-        if kind == "optimizer":
-            checkpoint[kind].setdefault(name, {})[rest[0]] = tensor.detach()
+        kind, name, *state_key = key.split("/")
+        if kind == "model":
+            weights[name] = tensor.detach()
         else:
-            checkpoint[kind][name] = tensor.detach()
-    return checkpoint
+            states[name][state_key[0]] = tensor.detach()
+    return checkpoint | {"folder": None, "model": weights, "optimizer": states}
 
 
 def load_latest(out: Path) -> dict | None:
@@ -341,19 +340,19 @@ def restore(
         return 0, 0.0, math.inf
     params = dict(model.named_parameters())
     start = read_tensors(start, params if sharded else None)
-    current = model.state_dict()
     weights = start["model"]
+    current = model.state_dict()
+    owners = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
+    states = start["optimizer"] if is_resumed else {}
     with reading("the checkpoint's weights do not fit the model", "name another checkpoint"):
         if "wpe.weight" in current:
             weights["wpe.weight"] = weights["wpe.weight"][: len(current["wpe.weight"])]
         model.load_state_dict({name: placed(w, current[name]) for name, w in weights.items()})
+        for name, state in states.items():
+            p = params[name]
+            owners[p].state[p] = {key: placed(value, p) for key, value in state.items()}
     if not is_resumed:
         return 0, 0.0, math.inf
-    names = {p: name for name, p in params.items()}
-    for optimizer in optimizers:
-        for p in [p for group in optimizer.param_groups for p in group["params"]]:
-            state = start["optimizer"].get(names[p], {})
-            optimizer.state[p] = {key: placed(value, p) for key, value in state.items()}
     if start["scaler"]:  # empty if the run had no float16
         scaler.load_state_dict(start["scaler"])
     return start["step"], start["seconds"], start["best"]

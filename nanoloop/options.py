@@ -1,6 +1,7 @@
 """What every command shares: options, errors and the frame of a program."""
 
 import contextlib
+import difflib
 import errno
 import os
 import runpy
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 from contextvars import ContextVar
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
@@ -177,11 +179,9 @@ def run_script(name: str, arguments: list[str]) -> bool:
     It is a single process, also where torchrun started this one.
     """
     print(f"python {name} {shlex.join(arguments)}", flush=True)
-    environment = dict(os.environ)
-    for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
-        environment.pop(variable, None)
     script = Path(__file__).parent.parent / name
-    result = subprocess.run([sys.executable, script, *arguments], env=environment)
+    single = os.environ | {"WORLD_SIZE": "1"}
+    result = subprocess.run([sys.executable, script, *arguments], env=single)
     return result.returncode == 0
 
 
@@ -215,8 +215,8 @@ def read_options(cls: type, argv: list[str], program: str, config_files: bool = 
 
     argv: flags `--key=value`, after an optional first argument that names a config file. The
     file's assignments are parsed as flags before the others: one parser, one type check, one
-    error text. An unknown key or a wrong value ends the program with exit code 2. Raises
-    UserError for a config file that cannot be run.
+    error text. A wrong value ends the program with exit code 2. Raises UserError for an unknown
+    key or a config file that cannot be run.
     """
     import tyro
 
@@ -226,6 +226,8 @@ def read_options(cls: type, argv: list[str], program: str, config_files: bool = 
     if config_files and flags and not flags[0].startswith("-"):
         path = Path(flags.pop(0))
         file_flags = read_config_file(path, flags)
+    require_known(file_flags, cls, str(path))
+    require_known(flags, cls, "the command line")
     try:
         return tyro.cli(
             cls,
@@ -265,3 +267,14 @@ def read_config_file(path: Path, flags: list[str]) -> list[str]:
         for key, value in values.items()
         if not (key.startswith("_") or callable(value) or isinstance(value, ModuleType))
     ]
+
+
+def require_known(flags: list[str], cls: type, source: str) -> None:
+    names = [field.name for field in fields(cls)] + ["help"]
+    for flag in flags:
+        key = flag.removeprefix("--").split("=")[0].replace("-", "_")
+        if not flag.startswith("--") or key in names or key.startswith("tyro"):
+            continue
+        nearest = difflib.get_close_matches(key, names, n=1)
+        hint = f"did you mean --{nearest[0]}?" if nearest else "--help shows all options"
+        raise UserError(f"unknown option {flag} in {source}: {hint}")

@@ -588,7 +588,7 @@ def test_a_model_is_sized_without_being_built():
         (["--steps=4"], "steps is 5 or more"),
         (["--repeats=-1"], "repeats 1"),
         (["--sample", "--new_tokens=a"], "whole numbers with commas"),
-        (["--repeat=3"], "--repeats INT"),
+        (["--repeat=3"], "did you mean --repeats?"),
         (["--repeats", "3"], "with ="),
         (["--scaling", "--depths=1,2,3"], "at least 4 depths"),
     ],

@@ -24,8 +24,8 @@ RUN = [f"--{key}={value}" for key, value in SMALL.items()] + ["--max_steps=2"]
 # message must contain.
 MISTAKES = {
     # options
-    "train --lerning_rate=1": ["--lerning_rate=1", "Perhaps you meant", "--learning_rate"],
-    "train --zzz=1": ["--zzz=1", "--help"],
+    "train --lerning_rate=1": ["--lerning_rate=1", "did you mean --learning_rate?"],
+    "train --zzz=1": ["--zzz=1", "--help shows all options"],
     "train --n_layer=many": ["--n_layer", "many", "INT"],
     "train --max_steps=1.5": ["--max_steps", "1.5", "INT"],
     "train --resume=maybe": ["--resume", "maybe", "True"],
@@ -66,7 +66,7 @@ MISTAKES = {
     "train syntax.py": ["syntax.py", "SyntaxError"],
     "train name.py": ["name.py", "NameError", "n_layers"],
     "train exit.py": ["exit.py", "SystemExit"],
-    "train typo.py": ["typo.py", "--lerning_rate=1", "Perhaps you meant", "--learning_rate"],
+    "train typo.py": ["typo.py", "--lerning_rate=1", "did you mean --learning_rate?"],
     "train type.py": ["type.py", "--n_layer", "many", "INT"],
     "train depth.py --depth=0": ["--depth", "above 0", "got 0"],
     "train depth.py --depth=x": ["--depth", "such as 12", "got x"],

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 
@@ -298,77 +299,99 @@ def test_nothing_unpickles_code():
 
 
 # --------------------------------------------------------------------------------------------------
-# What importing does. Each of these starts an interpreter of its own.
+# What importing and running a command does, in an interpreter of its own
+
+NEW_INTERPRETER = """
+import json, os, runpy, signal, sys
+
+# Libraries and folders that neither training nor sampling may need.
+ABSENT = set(
+    "rbloom rensa jinja2 pyarrow zstandard scipy rustbpe datasets py3langid anthropic optuna ray "
+    "lm_eval transformers wandb trackio corpus research bench prepare_data".split()
+)
 
 
-def run_python(code: str, *arguments: str, cwd=ROOT) -> str:
-    """Run code in a new interpreter that finds the project; return what it prints."""
-    command = [sys.executable, "-B", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"]
-    done = subprocess.run([*command, *arguments], cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == 0 and not done.stderr, done.stderr
-    return done.stdout
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ABSENT:
+            raise ModuleNotFoundError(f"{name} is absent", name=name)
 
 
-def test_training_needs_no_library_of_preparation_or_research(data_dir, tmp_path):
-    """A run, from the import to its summary and a sample, in an interpreter that lacks them."""
-    code = """
-        class Absent:
-            names = set(
-                "rbloom rensa jinja2 pyarrow zstandard scipy rustbpe datasets py3langid anthropic "
-                "optuna ray lm_eval transformers wandb trackio corpus research bench".split()
-            )
+def state():
+    umask = os.umask(0o022)
+    os.umask(umask)
+    handlers = [str(signal.getsignal(number)) for number in sorted(signal.valid_signals())]
+    return [dict(os.environ), handlers, umask, sorted(os.listdir())]
 
-            def find_spec(self, name, path=None, target=None):
-                if name.split(".")[0] in self.names:
-                    raise ModuleNotFoundError(f"{name} is absent", name=name)
 
-        def run_program(name, *options):
-            sys.argv = [name, *options]
-            try:
-                runpy.run_path(f"{root}/{name}", run_name="__main__")
-            except SystemExit as exit:
-                assert not exit.code, (name, exit.code)
+def run(name, *options):
+    sys.argv = [name, *options]
+    try:
+        runpy.run_path(f"{root}/{name}", run_name="__main__")
+    except SystemExit as exit:
+        return exit.code
 
-        import runpy
-        sys.meta_path.insert(0, Absent())
-        root, *options = sys.argv[1:]
-        run_program("train.py", *options)
-        run_program("sample.py", "run", "--max_new_tokens=3", "--device=cpu", "--prompt=after")
-    """
+
+root, *options = sys.argv[1:]
+sys.path.insert(0, root)
+sys.meta_path.insert(0, Absent())
+before = state()
+import train, sample
+
+report = {"before": before, "after": state(), "modules": sorted(sys.modules)}
+print("imported", flush=True)
+report["train"] = run("train.py", *options)
+report["sample"] = run("sample.py", "run", "--max_new_tokens=3", "--device=cpu", "--prompt=after")
+with open("report.json", "w") as file:
+    json.dump(report, file)
+"""
+
+
+@pytest.fixture(scope="module")
+def interpreter(data_dir, tmp_path_factory):
+    """Import train and sample, train and sample; return what was seen and what was printed."""
+    folder = tmp_path_factory.mktemp("interpreter")
     options = (
         f"--data={data_dir} --out=run --block_size=16 --n_layer=1 --n_head=1 --n_embd=8 "
-        "--value_embeds=0 --batch_tokens=32 --max_steps=2 --device=cpu --sample_prompt=a"
+        "--value_embeds=0 --batch_tokens=32 --max_steps=2 --device=cpu"
     )
-    printed = run_python(textwrap.dedent(code), str(ROOT), *options.split(), cwd=tmp_path)
-    assert "val_loss: " in printed and "after" in printed
+    command = [sys.executable, "-B", "-c", NEW_INTERPRETER, str(ROOT), *options.split()]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    report = json.loads((folder / "report.json").read_text())
+    return SimpleNamespace(**report, printed=done.stdout)
 
 
-def test_importing_prints_writes_and_changes_nothing(tmp_path):
-    """No signal handler, no environment variable, no file, and no library that is used once."""
-    code = """
-        import os, signal
-        numbers = signal.valid_signals()
-        before = dict(os.environ), [signal.getsignal(number) for number in numbers], os.umask(0o22)
-        import train, sample
-        after = dict(os.environ), [signal.getsignal(number) for number in numbers], os.umask(0o22)
-        assert after[:2] == before[:2] and after[2] == 0o22
-        heavy = "datasets wandb matplotlib transformers tiktoken gigatoken rustbpe scipy pyarrow"
-        loaded = set(heavy.split()) & set(sys.modules)
-        assert not loaded, f"import {loaded} where it is used"
-    """
-    assert run_python(textwrap.dedent(code), cwd=tmp_path) == ""
-    assert not list(tmp_path.iterdir())
+def test_training_and_sampling_need_no_library_of_preparation_or_research(interpreter):
+    """From the import to the summary, and a sample."""
+    assert not interpreter.train and not interpreter.sample
+    assert "val_loss: " in interpreter.printed and "after" in interpreter.printed
+
+
+def test_importing_prints_writes_and_changes_nothing(interpreter):
+    """Neither environment, signal handlers, umask nor files."""
+    assert interpreter.printed.startswith("imported\n")
+    assert interpreter.before == interpreter.after
+
+
+def test_importing_loads_nothing_that_is_used_once(interpreter):
+    heavy = {"matplotlib", "tiktoken", "gigatoken", "torch._dynamo"}
+    loaded = heavy & set(interpreter.modules)
+    assert not loaded, f"import {loaded} where it is used"
 
 
 def test_importing_the_preparation_is_light(tmp_path):
     """Without torch; --help is for looking, not for waiting."""
-    code = """
-        import prepare_data
-        heavy = "torch datasets tiktoken gigatoken rustbpe scipy pyarrow tqdm jinja2 anthropic"
-        loaded = set(heavy.split()) & set(sys.modules)
-        assert not loaded, f"import {loaded} where it is used"
-    """
-    assert run_python(textwrap.dedent(code), cwd=tmp_path) == ""
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import prepare_data; "
+        "print(*sys.modules, sep='\\n')"
+    )
+    command = [sys.executable, "-B", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    heavy = "torch datasets tiktoken gigatoken rustbpe scipy pyarrow tqdm jinja2 anthropic"
+    loaded = set(heavy.split()) & set(done.stdout.split())
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert not loaded, f"import {loaded} where it is used"
     assert not list(tmp_path.iterdir())
 
 
@@ -515,5 +538,5 @@ def test_a_dial_that_is_no_whole_number_is_refused(flag):
 
 def test_only_a_recipe_with_a_dial_has_one():
     recipe = str(ROOT / "config/quickstart.py")
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="unknown option --depth"):
         read_options(train.TrainConfig, [recipe, "--depth=3"], "train.py")

@@ -116,7 +116,7 @@ def test_a_checkpoint_of_another_version_says_so(run, command, tmp_path):
         (["RUN", "--top_p=2"], "top_p must be in (0, 1], got 2"),
         (["RUN", "--num_samples=0"], "num_samples must be at least 1, got 0"),
         (["RUN", "--device=nonsense"], "device=nonsense"),
-        (["RUN", "--temprature=1"], "--temperature FLOAT"),
+        (["RUN", "--temprature=1"], "did you mean --temperature?"),
     ],
     ids=str,
 )
