@@ -73,7 +73,7 @@ MISTAKES = {
     # preparation
     "prepare": ["--source"],
     "prepare --source=nothing": ["nothing", "python, shakespeare"],
-    "prepare --source=empty": ["empty", "no files"],
+    "prepare --source=empty": ["--source=empty", "without files"],
     "prepare --source=empty.txt": ["empty.txt", "1 empty"],
     "prepare --source=binary.bin": ["binary.bin", "1 binary"],
     "prepare --source=text.txt --tokenizer=wordpiece": ["wordpiece", "bpe:4096", "gpt2"],
@@ -82,14 +82,10 @@ MISTAKES = {
     "prepare --source=text.txt --val_fraction=0.6 --test_fraction=0.5": ["0.6", "0.5", "below 1"],
     "prepare --source=text.txt --val_fraction=-0.1": ["-0.1"],
     "prepare --source=text.txt --name=../x": ["../x", "--name=mine"],
-    "prepare --source=text.txt --shard_tokens=0": ["shard_tokens=0"],
-    "prepare --source=text.txt --duplicates_mb=0": ["duplicates_mb=0", "at least 1"],
+    "prepare --source=text.txt --shard_tokens=0": ["shard_tokens must be at least 1", "got 0"],
+    "prepare --source=text.txt --duplicates_mb=0": ["duplicates_mb must be at least 1", "got 0"],
     "prepare --source=text.txt --include_site_packages=True": ["--source=python"],
-    "prepare --source=text.txt --tokeniser=byte": [
-        "--tokeniser=byte",
-        "Perhaps you meant",
-        "--tokenizer",
-    ],
+    "prepare --source=text.txt --tokeniser=byte": ["--tokeniser=byte", "did you mean --tokenizer?"],
 }
 FILES = {
     "empty.txt": b"",
