@@ -33,7 +33,6 @@ from corpus.documents import BatchReader
 from corpus.sources import (
     SHAKESPEARE_OPTIONS,
     Cursor,
-    Unit,
     find_units,
     read,
     read_batches,
@@ -148,14 +147,14 @@ def resolve(config: PrepareConfig) -> tuple[str, PrepareConfig]:
     return name, config
 
 
-def default_name(source: str) -> str:
+def default_name(source):
     if source == "-":
         return "stdin"
     _, _, rest = source.partition(":")
     return Path(rest or Path(source).resolve()).stem
 
 
-def split_single_text(units: list[Unit], config: PrepareConfig) -> None:
+def split_single_text(units, config):
     """Split a single text by position: set the ends of train and of test, in bytes."""
     if len(units) != 1 or units[0].kind != "text":
         return
@@ -165,7 +164,7 @@ def split_single_text(units: list[Unit], config: PrepareConfig) -> None:
     units[0].cuts = (int(total * (1 - held_out)), int(total * (1 - config.val_fraction)))
 
 
-def make_plan(config: PrepareConfig, units: list[Unit]) -> dict:
+def make_plan(config, units):
     """Return all that decides the tokens, for meta.json."""
     plan = asdict(config)
     for key in ("workers", "strict", "overwrite"):
@@ -180,26 +179,28 @@ def make_plan(config: PrepareConfig, units: list[Unit]) -> dict:
     }
 
 
-def resume(partial: Path, plan: dict) -> tuple[Progress, Tokenizer | None]:
+def resume(folder, plan):
     """Return the progress and the tokenizer of a preparation with this plan that was killed.
 
     Of another one, delete the folder.
     """
+    progress = Progress(plan)
     try:
-        values = json.loads((partial / "progress.json").read_bytes())
-        values["cursor"] = Cursor(*values["cursor"])
-        progress = Progress(**values)
-        tokenizer = Tokenizer.from_json(json.loads((partial / "tokenizer.json").read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError):
-        progress = None
-    if progress is None or progress.plan != plan:
-        shutil.rmtree(partial, ignore_errors=True)
-        return Progress(plan), None
-    print(f"resuming {partial}: {progress.cursor.unit:,} of {plan['files']:,} files are done")
+        values = json.loads((folder / "progress.json").read_bytes())
+        tokenizer = Tokenizer.from_json(json.loads((folder / "tokenizer.json").read_bytes()))
+        is_same = values["plan"] == plan and values.keys() == vars(progress).keys()
+    except (OSError, ValueError, KeyError):
+        is_same = False
+    if not is_same:
+        shutil.rmtree(folder, ignore_errors=True)
+        return progress, None
+    vars(progress).update(values)
+    progress.cursor = Cursor(*progress.cursor)
+    print(f"resuming {folder}: {progress.cursor.unit:,} of {plan['files']:,} files are done")
     return progress, tokenizer
 
 
-def make_tokenizer(config: PrepareConfig, units: list[Unit]) -> Tokenizer:
+def make_tokenizer(config, units):
     """Train a tokenizer on the units, or load an existing one."""
     if not config.tokenizer.startswith("bpe:"):
         return load_tokenizer(config.tokenizer)
@@ -209,7 +210,7 @@ def make_tokenizer(config: PrepareConfig, units: list[Unit]) -> Tokenizer:
     return train_bpe(config.tokenizer, training_texts(rows, config))
 
 
-def encode(units: list[Unit], config: PrepareConfig, tokenizer, writer: Writer, title: str) -> None:
+def encode(units, config, tokenizer, writer, title):
     """Read the units, turn them into tokens in several processes, and write them in order."""
     from tqdm import tqdm
 

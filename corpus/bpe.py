@@ -1,16 +1,12 @@
 """Training a byte-pair tokenizer (Sennrich et al. 2016, arXiv:1508.07909)."""
 
-from collections.abc import Iterable, Iterator
-from itertools import chain, islice
-
-from corpus.documents import Row
 from nanoloop.options import require
 from nanoloop.tokenizer import END_OF_TEXT, GPT4_PATTERN, Tokenizer
 
 TRAINING_BYTES = 100_000_000  # more text changes a tokenizer very little
 
 
-def training_texts(rows: Iterable[Row], config) -> Iterator[str]:
+def training_texts(rows, config):
     """Yield the text of training documents, up to TRAINING_BYTES or the limits of the options.
 
     rows: from a BatchReader without a tokenizer. Held-out text shapes nothing, not even the
@@ -30,10 +26,10 @@ def training_texts(rows: Iterable[Row], config) -> Iterator[str]:
             return
 
 
-def train_bpe(name: str, texts: Iterable[str]) -> Tokenizer:
+def train_bpe(name: str, texts) -> Tokenizer:
     """Train the tokenizer "bpe:N": merge the most frequent pair until there are N tokens.
 
-    N counts the 256 bytes and end-of-text. Raises UserError for another name.
+    N counts the 256 bytes and end-of-text. texts: an iterable. Raises UserError for another name.
     """
     import rustbpe
 
@@ -41,16 +37,13 @@ def train_bpe(name: str, texts: Iterable[str]) -> Tokenizer:
     is_valid = size.isascii() and size.isdecimal() and 257 <= int(size) < 2**24
     expected = "N from 257 (256 bytes and end-of-text) to 16 million"
     require(is_valid, f"--tokenizer=bpe:N needs {expected}, got {name}")
-    texts = iter(texts)
-    first = list(islice(texts, 1))  # a fault of the source comes before anything is printed
     print(f"training the tokenizer {name} on the training documents")
     trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(chain(first, texts), int(size) - 1, pattern=GPT4_PATTERN)
+    trainer.train_from_iterator(texts, int(size) - 1, pattern=GPT4_PATTERN)
     merges = sorted(trainer.get_mergeable_ranks(), key=lambda merge: merge[1])
     tokens = [bytes(token) for token, _ in merges]
-    end_of_text = len(tokens)
-    if end_of_text < int(size) - 1:
-        print(f"the text has no more pairs to merge: {end_of_text + 1} tokens instead of {size}")
-    return Tokenizer(
-        name, [*tokens, END_OF_TEXT.encode()], {END_OF_TEXT: end_of_text}, GPT4_PATTERN
-    )
+    special = {END_OF_TEXT: len(tokens)}
+    tokens.append(END_OF_TEXT.encode())
+    if len(tokens) < int(size):
+        print(f"the text has no more pairs to merge: {len(tokens)} tokens instead of {size}")
+    return Tokenizer(name, tokens, special, GPT4_PATTERN)

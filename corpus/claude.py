@@ -28,7 +28,6 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -83,20 +82,20 @@ class Ledger:
                 self.count(json.loads(line))
         self.file.truncate(len(complete + newline))  # a kill may have cut off the last line
 
-    def append(self, row: dict) -> None:
+    def append(self, row):
         """Add a row; it is on the disk when this returns."""
         line = json.dumps(row).replace(self.secret, "[hidden]")
         print(line, file=self.file, flush=True)
         os.fsync(self.file.fileno())
         self.count(json.loads(line))
 
-    def count(self, row: dict) -> None:
+    def count(self, row):
         self.spent = [sum(pair) for pair in zip(self.spent, row["spent"])]
         if "text" in row:
             self.answers[row["key"]] = (row["text"], row["note"])
 
 
-def read_questions(prompts: Path, options: ClaudeConfig) -> dict[str, tuple[str, dict]]:
+def read_questions(prompts, options):
     """Return key to (file:line, request) for each different prompt, in order. Raises UserError.
 
     The key is a hash of the request, which finds its answer wherever the prompt moves in the file.
@@ -123,7 +122,7 @@ def read_questions(prompts: Path, options: ClaudeConfig) -> dict[str, tuple[str,
     return questions
 
 
-def parse_answer(content: str) -> dict:
+def parse_answer(content):
     """Return what to record of an answer, which may be anything.
 
     answer: as it came. used: [input, output] tokens, if it says so. text and note: as in Answer.
@@ -141,7 +140,7 @@ def parse_answer(content: str) -> dict:
     return row
 
 
-def ask(client, ledger: Ledger, options: ClaudeConfig, key: str, where: str, body: dict) -> None:
+def ask(client, ledger, options, key, where, body):
     """Ask a question and record the result, unless it has an answer or the budget is too small.
 
     Raises UserError if the service does not answer.
@@ -182,7 +181,7 @@ def ask(client, ledger: Ledger, options: ClaudeConfig, key: str, where: str, bod
         raise UserError(f"{where}: Claude did not answer ({reason}): {hint}") from None
 
 
-def ask_all(prompts: Path, options: ClaudeConfig, answers: Path) -> Iterator[Answer]:
+def ask_all(prompts: Path, options: ClaudeConfig, answers: Path):
     """Yield the answers in the order of their prompts; those in the file `answers` cost nothing.
 
     Where the budget ends, it says so and asks no more. Raises UserError; ModuleNotFoundError

@@ -62,7 +62,7 @@ ROWS = 8
 COLUMNS = {None: 0, "exact": 1, "near": 1 + BANDS}  # of a signature
 
 
-def ngrams(hashes: np.ndarray, n: int) -> np.ndarray:
+def ngrams(hashes, n):
     """Hash all n words in a row: (words - n + 1,) uint64; all words at once if there are fewer."""
     n = max(1, min(n, len(hashes)))
     count = len(hashes) - n + 1
@@ -83,57 +83,58 @@ class View:
         self.raw = text.encode("utf-8", "replace")
 
     @cached_property
-    def words(self) -> list[str]:
-        """What stands between white space."""
+    def words(self):
+        """What stands between white space, a list of str."""
         return self.text.split()
 
     @cached_property
-    def paragraphs(self) -> list[str]:
+    def paragraphs(self):
         return [part.strip() for part in re.split(r"\n\s*\n", self.text)]
 
     @cached_property
-    def lines(self) -> list[str]:
-        """The lines that are not empty, without white space around them."""
+    def lines(self):
+        """The lines that are not empty, without white space around them, a list of str."""
         return [line.strip() for line in self.text.splitlines() if line.strip()]
 
     @cached_property
-    def hashes(self) -> np.ndarray:
-        """The hash of each WORD, whatever its case, uint64."""
+    def hashes(self):
+        """(words,) uint64: the hash of each WORD, whatever its case."""
         words = WORD.findall(self.raw.lower())
         return FACTOR * np.array([crc32(word) for word in words], dtype=np.uint64)
 
     @cached_property
-    def lengths(self) -> np.ndarray:
-        """The bytes of each WORD."""
-        return np.array([len(word) for word in WORD.findall(self.raw)], dtype=int)
+    def spans(self):
+        """(words, 2) int64: where each WORD begins and ends, in bytes."""
+        spans = [word.span() for word in WORD.finditer(self.raw)]
+        return np.array(spans, dtype=int).reshape(-1, 2)
 
     @cached_property
-    def positions(self) -> np.ndarray:
-        """Where each WORD begins, in bytes."""
-        return np.array([word.start() for word in WORD.finditer(self.raw)], dtype=int)
+    def lengths(self):
+        """(words,) int64: the bytes of each WORD."""
+        return self.spans[:, 1] - self.spans[:, 0]
 
     @cached_property
-    def shingles(self) -> np.ndarray:
-        """The hashes of five words in a row."""
+    def shingles(self):
+        """(words - 4,) uint64: the hashes of five words in a row."""
         return ngrams(self.hashes, 5) if len(self.hashes) else self.digest
 
     @cached_property
-    def digest(self) -> np.ndarray:
-        """A hash of the whole text, (1,) uint64."""
+    def digest(self):
+        """(1,) uint64: a hash of the text."""
         return np.frombuffer(hashlib.sha256(self.raw).digest()[:8], dtype="<u8")
 
     @cached_property
-    def language(self) -> str:
+    def language(self):
         """The most likely language, such as "en" (langid.py: Lui and Baldwin 2012)."""
         return importlib.import_module("py3langid").classify(self.text[:2000])[0]
 
 
-def sketch(views: list[View]) -> np.ndarray:
+def sketch(views):
     """Return the bands of each document, (documents, BANDS) uint64: see Seen."""
     from rensa import RMinHash
 
     hashes = np.concatenate([np.zeros(0, dtype=np.uint64), *(view.shingles for view in views)])
-    ends = np.cumsum([0] + [len(view.shingles) for view in views]).tolist()
+    ends = np.cumsum([0, *(len(view.shingles) for view in views)]).tolist()
     minima = RMinHash.digest_matrix_from_flat_token_hashes(hashes, ends, BANDS * ROWS, 1).to_rows()
     minima = np.array(minima, dtype=np.uint64).reshape(-1, BANDS, ROWS)
     mixed = (minima * np.cumprod(np.full(ROWS, FACTOR))).sum(axis=2, dtype=np.uint64)
@@ -144,56 +145,45 @@ def sketch(views: list[View]) -> np.ndarray:
 # Quality. A rule is a measure with a limit, such as max_digits=0.15; it drops documents beyond it.
 
 
-def share(part, total) -> float:
+def share(part, total):
     return float(part / max(1, total))
 
 
-def repeated(parts: list[str], size) -> float:
+def repeated(parts, size):
     """Return the share of parts that came before, each counted by size(part)."""
     total = sum(map(size, parts))
     return share(total - sum(map(size, set(parts))), total)
 
 
-def covered(view: View, starts: np.ndarray, n: int) -> float:
-    """Return the share of the words' bytes inside the n words in a row that begin at `starts`.
+def ngram_share(view, n, kind):
+    """Return the share of the words' bytes inside certain n words in a row.
 
-    starts: a bool for each n words in a row.
+    kind: "top", the most frequent ones; "repeated", those that occurred before.
     """
-    is_inside = np.convolve(np.append(starts, False), np.ones(n)) > 0
+    grams = ngrams(view.hashes, n)
+    _, first, group, counts = np.unique(
+        grams, return_index=True, return_inverse=True, return_counts=True
+    )
+    if kind == "top":
+        is_start = (group == np.append(counts, 1).argmax()) & (counts[group] > 1)
+    else:
+        is_start = np.arange(len(grams)) != first[group]
+    is_inside = np.convolve(np.append(is_start, False), np.ones(n)) > 0
     return share(view.lengths[is_inside[: len(view.lengths)]].sum(), view.lengths.sum())
 
 
-def top_ngram(view: View, n: int) -> float:
-    """Return the share of the words' bytes inside the most frequent n words in a row."""
-    grams = ngrams(view.hashes, n)
-    _, group, counts = np.unique(grams, return_inverse=True, return_counts=True)
-    top = np.append(counts, 1).argmax()
-    return covered(view, (group == top) & (counts[group] > 1), n)
-
-
-def repeated_ngrams(view: View, n: int) -> float:
-    """Return the share of the words' bytes inside n words in a row that occurred before."""
-    grams = ngrams(view.hashes, n)
-    _, first, group = np.unique(grams, return_index=True, return_inverse=True)
-    return covered(view, np.arange(len(grams)) != first[group], n)
-
-
-def lines_with(pattern: str):
+def lines_with(pattern):
     """Return a measure: the share of lines in which a regular expression finds something."""
     search = re.compile(pattern, re.IGNORECASE).search
-
-    def measure(view: View) -> float:
-        return share(sum(1 for line in view.lines if search(line)), len(view.lines))
-
-    return measure
+    return lambda view: share(sum(map(bool, map(search, view.lines))), len(view.lines))
 
 
-def symbols(view: View) -> float:
+def symbols(view):
     ellipses = view.text.count("...") + view.text.count("…")
     return share(max(view.text.count("#"), ellipses), len(view.words))
 
 
-def alphabetic(view: View) -> float:
+def alphabetic(view):
     return share(sum(any(map(str.isalpha, word)) for word in view.words), len(view.words))
 
 
@@ -213,9 +203,9 @@ MEASURES = {name: lines_with(pattern) for name, pattern in LINES.items()} | {
     # Gopher's limits for n words in a row fall as n grows: 0.20, 0.18, 0.16 for the most frequent
     # 2, 3, 4, and 0.15 to 0.10 for 5 to 10 that are repeated. The fall is added here, so that the
     # first limit holds for all.
-    "top_ngrams": lambda view: max(top_ngram(view, n) + 0.02 * (n - 2) for n in (2, 3, 4)),
+    "top_ngrams": lambda view: max(ngram_share(view, n, "top") + 0.02 * (n - 2) for n in (2, 3, 4)),
     "repeated_ngrams": lambda view: max(
-        repeated_ngrams(view, n) + 0.01 * (n - 5) for n in range(5, 11)
+        ngram_share(view, n, "repeated") + 0.01 * (n - 5) for n in range(5, 11)
     ),
     # C4's
     "sentences": lambda view: len(SENTENCE_END.findall(view.text)),
@@ -224,7 +214,7 @@ MEASURES = {name: lines_with(pattern) for name, pattern in LINES.items()} | {
 }
 
 
-def read_rules(quality: str | None) -> dict[str, float]:
+def read_rules(quality):
     """Return rule to limit of "gopher,max_words=200000,max_bullets=off": the later one counts.
 
     Raises UserError for an unknown rule.
@@ -248,7 +238,7 @@ def read_rules(quality: str | None) -> dict[str, float]:
 # The judge, in every worker
 
 
-def evaluation_ngrams(path: Path) -> np.ndarray:
+def evaluation_ngrams(path):
     """Hash all 13 words in a row in a file or folder, sorted; of JSON each string.
 
     Plain text is read by paragraphs. GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C) cuts
@@ -276,7 +266,7 @@ class Curator:
         if config.decontaminate:
             self.questions = evaluation_ngrams(Path(config.decontaminate))
 
-    def judge(self, view: View) -> str | None:
+    def judge(self, view):
         """Return the rule that drops the document; None if it stays."""
         for rule, limit in self.rules.items():
             bound, _, name = rule.partition("_")
@@ -292,7 +282,7 @@ class Curator:
                 return "decontaminate"
         return None
 
-    def signatures(self, views: list[View]) -> np.ndarray:
+    def signatures(self, views):
         """Return what Seen needs of documents, (documents, columns) uint64.
 
         The first column is a hash of the text; with duplicates=near the bands follow.
@@ -316,7 +306,7 @@ class Seen:
     Near copies are found by MinHash and locality-sensitive hashing. A document is the set of its
     shingles, five words in a row. BANDS * ROWS random orders of all shingles each pick the
     document's first one. If the shingles of two documents overlap by the Jaccard index J, a pick is
-    the same with probability J. Near copies agree in all ROWS picks of some band. Its probability is
+    the same with probability J. Near copies agree in all ROWS picks of some band, with probability
     1 - (1 - J**ROWS)**BANDS: 5 % at J = 0.5, 56 % at 0.7, 77 % at 0.75, 92 % at 0.8, 99.96 % at
     0.9. The threshold is about (1/14)**(1/8) = 0.72. These are FineWeb's numbers (arXiv:2406.17557,
     section 3.4).
@@ -336,11 +326,11 @@ class Seen:
         capacity = int(config.duplicates_mb * 2**23 / self.BITS)
         self.filter = Bloom(capacity, self.RATE, hash_func=int)
 
-    def remember(self, signatures: np.ndarray) -> None:
+    def remember(self, signatures):
         """Remember the signatures of documents that were kept, of any shape, uint64."""
         self.filter.update(signatures.ravel().tolist())
 
-    def verdict(self, signature: np.ndarray) -> str | None:
+    def verdict(self, signature):
         """Say what kind of copy a document is; remember one that is no copy."""
         known = [part in self.filter for part in signature.tolist()]
         if any(known):

@@ -1,7 +1,6 @@
 """What a worker does: blocks of text to documents, and documents to rows of tokens."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +8,6 @@ import numpy as np
 from corpus import synthetic
 from corpus.curation import Curator, View
 from corpus.report import sample_row
-from corpus.sources import Batch, Block, Cursor, Unit
 
 
 @dataclass(slots=True)
@@ -47,46 +45,47 @@ class Row:
 
 
 class BatchReader:
-    """A worker's task: a batch to its rows. config: a PrepareConfig."""
+    """A worker's task: a Batch to its rows. config: a PrepareConfig."""
 
     def __init__(self, config, tokenizer):
         self.config = config
         self.tokenizer = tokenizer
         self.curator = Curator(config)
 
-    def __call__(self, batch: Batch) -> tuple[Cursor, int, list[Row]]:
-        """Return the cursor behind the batch, the bytes of the last file so far, and the rows."""
+    def __call__(self, batch):
+        """Return (cursor behind the batch, bytes of the last file so far, rows)."""
         found = []
         for unit, block in batch.blocks:
-            for document in read_documents(unit, block, self.config):
-                found.append((unit, document, View(document.text)))
-        signatures = self.curator.signatures([view for _, _, view in found])
+            found += [(unit, document) for document in read_documents(unit, block, self.config)]
+        views = [View(document.text) for _, document in found]
+        signatures = self.curator.signatures(views)
         rows = []
-        for (unit, document, view), signature in zip(found, signatures):
-            rows.append(self.row(unit, document, view, signature.tobytes(), batch.bytes_before))
+        for (unit, document), view, signature in zip(found, views, signatures):
+            row = self.row(unit, document, view)
+            # Rules and copies concern text that was found, not text that was generated.
+            if row.size and unit.kind != "synthetic":
+                row.drop_rule = self.curator.judge(view)
+                row.signature = signature.tobytes()
+            if row.size and row.drop_rule is None:
+                row.content = self.tokens(view) if self.tokenizer else view.raw
+                row.sample = sample_row(view, batch.bytes_before, row.split, row.where)
+            rows.append(row)
         return batch.cursor, batch.used, rows
 
-    def row(
-        self, unit: Unit, document: Document, view: View, signature: bytes, bytes_before: int
-    ) -> Row:
-        config = self.config
+    def row(self, unit, document, view):
         digest = view.digest.tobytes()
-        split = document.split or split_of(digest, config.val_fraction, config.test_fraction)
-        head = document.text[:160]
-        row = Row(unit.source, document.where, head, document.note, len(view.raw), split)
-        if not document.text:
-            return row
-        # Rules and copies concern text that was found, not text that was generated.
-        if unit.kind != "synthetic":
-            row.drop_rule = self.curator.judge(view)
-            row.signature = signature
-        if row.drop_rule is None:
-            row.content = self.tokens(view) if self.tokenizer else view.raw
-            row.sample = sample_row(view, bytes_before, split, document.where)
-        return row
+        split = split_of(digest, self.config.val_fraction, self.config.test_fraction)
+        return Row(
+            unit.source,
+            document.where,
+            document.text[:160],
+            document.note,
+            len(view.raw),
+            document.split or split,
+        )
 
-    def tokens(self, view: View) -> bytes:
-        """Return end-of-text and the tokens of a text."""
+    def tokens(self, view):
+        """Return end-of-text and the tokens of a text, as bytes."""
         ids = self.tokenizer.encode(view.text)
         # Bits per byte is exact because each byte of the text is in exactly one token.
         n_bytes = self.tokenizer.token_bytes[ids].sum()
@@ -103,7 +102,7 @@ def split_of(digest: bytes, val_fraction: float, test_fraction: float) -> str:
     return "test" if position < val_fraction + test_fraction else "train"
 
 
-def read_documents(unit: Unit, block: Block, config) -> Iterator[Document]:
+def read_documents(unit, block, config):
     """Yield all documents of a block, with a note for each fault."""
     if block.note:
         line = f":{block.number}" if block.number else ""
@@ -129,7 +128,7 @@ def read_documents(unit: Unit, block: Block, config) -> Iterator[Document]:
             yield Document(text, cell_note or note, f"{unit.path} row {number}")
 
 
-def parse_line(line: bytes, key: str) -> tuple[str, str | None]:
+def parse_line(line, key):
     """Return (text, note) of a line of JSON."""
     content, line_note = decode(line)
     try:
@@ -140,7 +139,7 @@ def parse_line(line: bytes, key: str) -> tuple[str, str | None]:
     return text, note or line_note
 
 
-def decode(value) -> tuple[str, str | None]:
+def decode(value):
     """Return (text, note) of a value that should be a text, str or UTF-8."""
     if not isinstance(value, str | bytes):
         return "", "no text"

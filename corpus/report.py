@@ -28,17 +28,7 @@ NAMES = list(dict.fromkeys(KINDS.values()))  # of kinds of characters
 KIND_OF_BYTE = bytes(
     NAMES.index(KINDS[max(key for key in KINDS if int(key, 16) <= byte)]) for byte in range(256)
 )
-SCRIPTS = (
-    "Latin",
-    "Greek",
-    "Cyrillic",
-    "Hebrew",
-    "Arabic",
-    "Indian",
-    "Chinese",
-    "Korean",
-    "others",
-)
+SCRIPTS = "Latin Greek Cyrillic Hebrew Arabic Indian Chinese Korean others".split()
 SAMPLE_BYTES = 8_000_000
 SPAN_BYTES = 10_000  # shorter repeated text is not counted
 # max_tokens of two recipes in config/; a test compares them.
@@ -49,7 +39,7 @@ RECIPE_TOKENS = {"quickstart": 10_000_000, "gpt2": 2_500_000_000}
 # The sample
 
 
-def sample_number(view: View) -> float:
+def sample_number(view):
     """Return a number from 0 to 1: the smallest hash of a line or sentence in the middle.
 
     Most near copies share it, so the sample holds all of them or none. A license in front, which
@@ -62,7 +52,7 @@ def sample_number(view: View) -> float:
     return smallest % 2**16 / 2**16  # the last bits of the smallest hash are uniform
 
 
-def sample_row(view: View, bytes_before: int, split: str, where: str) -> str:
+def sample_row(view, bytes_before, split, where):
     """Return the document's line in sample.jsonl; "" if its number is too large.
 
     The limit falls with the bytes of the corpus before the document.
@@ -73,12 +63,12 @@ def sample_row(view: View, bytes_before: int, split: str, where: str) -> str:
     return json.dumps([number, split, where, view.text]) + "\n"
 
 
-def repeated_spans(views: list[View]) -> list[tuple[int, int, int]]:
+def repeated_spans(views):
     """Return (length, document, position) of long spans that came before, in bytes.
 
     One in 64 shingles is an anchor. A stretch whose anchors all came before is a copy.
     """
-    seen: set[int] = set()
+    seen = set()
     spans = []
     for number, view in enumerate(views):
         anchors = np.flatnonzero(view.shingles & np.uint64(63) == 0)[: len(view.hashes)]
@@ -86,7 +76,7 @@ def repeated_spans(views: list[View]) -> list[tuple[int, int, int]]:
         for shingle in view.shingles[anchors].tolist():
             known.append(shingle in seen)
             seen.add(shingle)
-        pairs = zip(known, view.positions[anchors].tolist())
+        pairs = zip(known, view.spans[anchors, 0].tolist())
         for is_known, stretch in groupby(pairs, key=lambda pair: pair[0]):
             positions = [position for _, position in stretch]
             length = positions[-1] - positions[0]
@@ -95,24 +85,24 @@ def repeated_spans(views: list[View]) -> list[tuple[int, int, int]]:
     return spans
 
 
-def near_copies(bands: np.ndarray, held_out: np.ndarray) -> tuple[float, float]:
+def near_copies(bands, is_held_out):
     """Return the share of documents with a near copy, and of held-out ones with one in train.
 
-    bands: (documents, BANDS). held_out: (documents,) bool.
+    bands: (documents, BANDS) uint64. is_held_out: (documents,) bool.
     """
     _, group, counts = np.unique(bands, return_inverse=True, return_counts=True)
     is_copied = (counts[group.reshape(bands.shape)] > 1).any(axis=1)
-    is_leaked = np.isin(bands[held_out], bands[~held_out]).any(axis=1)
+    is_leaked = np.isin(bands[is_held_out], bands[~is_held_out]).any(axis=1)
     return share(is_copied.sum(), len(is_copied)), share(is_leaked.sum(), len(is_leaked))
 
 
-def edges(text: str) -> set[str]:
-    """Return the first and last lines that are long enough to say something."""
+def edges(text):
+    """Return the first and last lines that are long enough to say something, a set."""
     lines = text[:400].split("\n")[:6] + text[-400:].split("\n")[-6:]
     return {line.strip()[:80] for line in lines if len(line.strip()) >= 30}
 
 
-def count_languages(views: list[View]) -> dict:
+def count_languages(views):
     counts = {}
     for view in sorted(views, key=lambda view: view.language):
         row = counts.setdefault(view.language, {"documents": 0, "bytes": 0})
@@ -121,7 +111,7 @@ def count_languages(views: list[View]) -> dict:
     return counts
 
 
-def study(documents: list[list], languages: bool) -> dict:
+def study(documents, languages):
     """Return what documents (split, where, text) show."""
     views = [View(text) for _, _, text in documents]
     kinds = np.zeros(len(NAMES), dtype=int)
@@ -172,7 +162,7 @@ def study(documents: list[list], languages: bool) -> dict:
 # The figures and the warnings
 
 
-def divergence(first: np.ndarray, second: np.ndarray) -> float:
+def divergence(first, second):
     """Return the Jensen-Shannon divergence of two vectors of counts (Lin 1991).
 
     In bits: 0 if they are alike, 1 if they have nothing in common.
@@ -184,7 +174,7 @@ def divergence(first: np.ndarray, second: np.ndarray) -> float:
     return float(sum(bits) / 2)
 
 
-def count_tokens(shards: dict[str, list], vocab_size: int, end_of_text: int) -> np.ndarray:
+def count_tokens(shards, vocab_size, end_of_text):
     """Count each token in train, val, test and a control group, (4, vocab_size) int64.
 
     The control group is every n-th document of train, about as much as val but at most a quarter.
@@ -213,10 +203,9 @@ def count_tokens(shards: dict[str, list], vocab_size: int, end_of_text: int) -> 
     return counts
 
 
-def summarize(folder: Path, progress, meta: dict, tokenizer, shards: dict[str, list]) -> dict:
+def summarize(folder, progress, meta, tokenizer, shards):
     """Return all figures of the report as plain values."""
-    splits = progress.splits
-    kept = {key: sum(row[key] for row in splits.values()) for key in ("documents", "bytes")}
+    kept = dict(progress.kept)
     sample = []
     with open(folder / "sample.jsonl", encoding="utf-8") as file:
         for number, *document in map(json.loads, file):
@@ -232,14 +221,13 @@ def summarize(folder: Path, progress, meta: dict, tokenizer, shards: dict[str, l
     languages = {name: row["bytes"] for name, row in figures["language"].items()}
     if not languages:
         languages = {name: figures["kinds"][name] for name in SCRIPTS}
-    train, val, _, control = tokens = count_tokens(
-        shards, tokenizer.vocab_size, tokenizer.end_of_text
-    )
+    tokens = count_tokens(shards, tokenizer.vocab_size, tokenizer.end_of_text)
+    train, val, _, control = tokens
     used = tokens.sum(axis=0)
     n_tokens = int(used.sum())
     order = np.argsort(-used, kind="stable")[: np.count_nonzero(used)]
 
-    def shown(ids: np.ndarray) -> list[tuple[str, int]]:
+    def shown(ids):
         texts = [tokenizer.decode_bytes([i]).decode("utf-8", "backslashreplace") for i in ids]
         return [(text.replace("\n", "\\n"), int(used[i])) for text, i in zip(texts, ids)]
 
@@ -250,7 +238,7 @@ def summarize(folder: Path, progress, meta: dict, tokenizer, shards: dict[str, l
         "kept": kept,
         "dropped": progress.dropped,
         "source": progress.sources,
-        "split": {split: row for split, row in splits.items() if row["documents"]},
+        "split": {split: row for split, row in progress.splits.items() if row["documents"]},
         "lengths": progress.lengths,
         "repeated_bytes": kept["repeated"],
         "main_language": max(languages, key=languages.get),
@@ -268,9 +256,7 @@ def summarize(folder: Path, progress, meta: dict, tokenizer, shards: dict[str, l
     }
 
 
-def write_report(
-    folder: Path, progress, meta: dict, tokenizer, shards: dict[str, list]
-) -> list[str]:
+def write_report(folder: Path, progress, meta: dict, tokenizer, shards: dict) -> list[str]:
     """Write report.json and report.html into a folder with sample.jsonl; return the warnings.
 
     progress: see writer.Progress. shards: the tokens by split. meta: what else is known; the page

@@ -12,12 +12,11 @@ import sys
 import sysconfig
 import urllib.request
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections import namedtuple
 from dataclasses import dataclass
 from glob import glob
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -39,16 +38,10 @@ SHAKESPEARE_OPTIONS = {
     "test_fraction": 0,
 }
 # Folders with Python source that is no library: tests, and copies of other projects.
-NOT_LIBRARY = {
-    "test",
-    "tests",
-    "idle_test",
-    "site-packages",
-    "dist-packages",
-    "_vendor",
-    "_vendored",
-    "__pycache__",
-}
+NOT_LIBRARY = set(
+    "test tests idle_test site-packages dist-packages _vendor _vendored __pycache__".split()
+)
+TABLES = ("parquet", "arrow")
 
 BATCH_BYTES = 1_000_000  # of a source, for one worker at a time
 BLOCK = 1_000_000  # bytes of lines that are read at a time
@@ -57,20 +50,20 @@ LONGEST = 16_000_000  # bytes of a JSON line or a cell, which is held in memory
 TOO_LONG = "too long for one line or cell"
 
 
-@dataclass(slots=True)
+@dataclass
 class Unit:
     """Something to read from its beginning to its end.
 
     kind: text, jsonl, parquet, arrow, hf, synthetic, claude or tokens. source: its name in the
     report. size: bytes on disk. cuts: where a single text is split by position, in bytes: the end
-    of train and the end of test. answers: the answers file, for the kind claude.
+    of train and the end of test. answers: the path of the answers file, for the kind claude.
     """
 
     kind: str
     path: str
     source: str
     size: int = 0
-    cuts: tuple[int, ...] = ()
+    cuts: tuple = ()
     answers: Path | None = None
 
 
@@ -91,22 +84,21 @@ class Block:
     split: str | None = None
 
 
-class Cursor(NamedTuple):
-    """How far a preparation is: units that are done, blocks of the next one, bytes in all."""
-
-    unit: int
-    blocks: int
-    n_bytes: int
+# How far a preparation is: units that are done, blocks of the next one, bytes in all.
+Cursor = namedtuple("Cursor", "unit blocks n_bytes")
 
 
 @dataclass(slots=True)
 class Batch:
-    """Blocks for one worker. cursor: behind them. used: bytes of the last file so far."""
+    """Blocks for one worker, pairs of (Unit, Block).
+
+    cursor: behind the blocks. used: bytes of the last file so far. bytes_before: before the blocks.
+    """
 
     cursor: Cursor
     used: int
     bytes_before: int
-    blocks: list[tuple[Unit, Block]]
+    blocks: list
 
 
 # --------------------------------------------------------------------------------------------------
@@ -121,41 +113,36 @@ def find_units(config, data_root: Path, name: str) -> list[Unit]:
     units = {}  # by path: a file that is named twice is read once
     for source in config.source:
         kind, _, rest = source.partition(":")
+        ready = token_files(source)
         if kind in ("hf", "synthetic", "claude") and rest:
             answers = data_root / f"{name}.claude.jsonl"
             units[source] = Unit(kind, rest, source, answers=answers)
             continue
-        files = dict.fromkeys(token_files(source), source)
-        is_tokens = bool(files)
-        if not files:
-            files = find_files(source, config, data_root)
+        if ready:
+            files = dict.fromkeys(ready, source)
+        elif source == "python":
+            files = python_files(config.include_site_packages)
+        elif source == "shakespeare":
+            files = {download_shakespeare(data_root): source}
+        elif source == "-":
+            files = {save_standard_input(data_root, config.name or "stdin"): source}
+        else:
+            files = text_files(source)
         for file, label in files.items():
-            kind = "tokens" if is_tokens else kind_of(file, config.text_key)
+            kind = "tokens" if ready else kind_of(file, config.text_key)
             size = file.stat().st_size if file.exists() else 0  # a link can point nowhere
             units.setdefault(str(file), Unit(kind, str(file), label, size))
     return list(units.values())
 
 
-def find_files(source: str, config, data_root: Path) -> dict[Path, str]:
-    """Return the files of a source, each with its name in the report."""
-    if source == "python":
-        return python_files(config.include_site_packages)
-    if source == "shakespeare":
-        return {download_shakespeare(data_root): "shakespeare"}
-    if source == "-":
-        return {save_standard_input(data_root, config.name or "stdin"): "-"}
-    return text_files(source)
+def kind_of(file, text_key):
+    suffix = Path(file.name.removesuffix(".gz").removesuffix(".zst")).suffix[1:]
+    if suffix in ("json", "stdin") and text_key:
+        return "jsonl"
+    return suffix if suffix in ("jsonl", *TABLES) else "text"
 
 
-def kind_of(file: Path, text_key: str | None) -> str:
-    suffix = Path(file.name.removesuffix(".gz").removesuffix(".zst")).suffix
-    if suffix in (".parquet", ".arrow"):
-        return suffix[1:]
-    is_json = suffix in (".json", ".stdin") and text_key
-    return "jsonl" if suffix == ".jsonl" or is_json else "text"
-
-
-def python_files(include_site_packages: bool) -> dict[Path, str]:
+def python_files(include_site_packages):
     """Return the files of the standard library, each with the name of its package.
 
     include_site_packages: those of the installed packages too.
@@ -173,7 +160,7 @@ def python_files(include_site_packages: bool) -> dict[Path, str]:
     return files
 
 
-def text_files(source: str) -> dict[Path, str]:
+def text_files(source):
     """Return the files of a path, a folder or a glob, each with its topmost folder.
 
     Hidden files are left out. Tables stand alone: the other files beside them describe them.
@@ -188,52 +175,53 @@ def text_files(source: str) -> dict[Path, str]:
             if not is_hidden and (file.is_file() or file.is_symlink()):
                 files[file] = parts[0] if len(parts) > 1 else source
     require(files, f"--source={source} is a folder without files")
-    tables = {file: label for file, label in files.items() if file.suffix in (".parquet", ".arrow")}
+    tables = {file: label for file, label in files.items() if file.suffix[1:] in TABLES}
     return tables or files
 
 
-def token_files(source: str) -> list[Path]:
+def token_files(source):
     """Return files of ready tokens: llm.c's shards, and nanoGPT's train.bin and val.bin."""
     files = []
     for path in map(Path, sorted(glob(source, recursive=True))):
-        for file in sorted(path.glob("*")) if path.is_dir() else [path]:
-            if file.suffix == ".bin" and (file.stem in ("train", "val") or has_magic(file)):
-                files.append(file)
-    return files
+        files += sorted(path.glob("*.bin")) if path.is_dir() else [path]
+    return [
+        file
+        for file in files
+        if file.suffix == ".bin" and (file.stem in ("train", "val") or has_magic(file))
+    ]
 
 
-def has_magic(path: Path) -> bool:
+def has_magic(path):
     """Say whether a file begins as llm.c's shards do."""
-    first = np.fromfile(path, dtype="<i4", count=1).tolist()
-    return first in [[magic] for magic, _ in FORMATS]
+    return np.fromfile(path, dtype="<i4", count=1).tolist() in [[magic] for magic, _ in FORMATS]
 
 
-def download_shakespeare(data_root: Path) -> Path:
-    """Return tiny Shakespeare's file, downloaded once. Raises UserError."""
+def download_shakespeare(data_root):
+    """Return the path of tiny Shakespeare, downloaded once. Raises UserError."""
     path = data_root / "tinyshakespeare.txt"
     if path.is_file() and sha256_of_file(path) == SHAKESPEARE_SHA256:
         return path
     print(f"downloading {SHAKESPEARE_URL}")
-    flags = " ".join(f"--{key}={value}" for key, value in SHAKESPEARE_OPTIONS.items())
     try:
         with urllib.request.urlopen(SHAKESPEARE_URL, timeout=30) as response:
             content = response.read()
     except OSError as error:
+        flags = " ".join(f"--{key}={value}" for key, value in SHAKESPEARE_OPTIONS.items())
         raise UserError(
             f"{SHAKESPEARE_URL} could not be downloaded ({error}). With a copy of nanoGPT's "
             f"input.txt, type:\n  python prepare_data.py --source=PATH/input.txt {flags}"
         ) from None
     is_same = hashlib.sha256(content).hexdigest() == SHAKESPEARE_SHA256
-    require(is_same, f"{SHAKESPEARE_URL} must have the SHA-256 {SHAKESPEARE_SHA256}: it changed")
+    require(is_same, f"{SHAKESPEARE_URL} changed: its SHA-256 is not {SHAKESPEARE_SHA256}")
     data_root.mkdir(parents=True, exist_ok=True)
     replace_file(path, lambda file: file.write(content))
     return path
 
 
-def save_standard_input(data_root: Path, stem: str) -> Path:
+def save_standard_input(data_root, stem):
     """Copy standard input to a file: it is read twice if a tokenizer is trained on it.
 
-    The file has a name of its own for each text, so another text is not taken for a resumed one.
+    Each text has its own file name, so that another text is not taken for the first one.
     """
     data_root.mkdir(parents=True, exist_ok=True)
     for old in data_root.glob(f"{stem}.*.stdin"):  # of a process that was killed
@@ -247,7 +235,7 @@ def save_standard_input(data_root: Path, stem: str) -> Path:
 # Reading, in the main process
 
 
-def read_batches(units: list[Unit], config, cursor: Cursor) -> Iterator[Batch]:
+def read_batches(units: list[Unit], config, cursor: Cursor):
     """Yield the blocks behind `cursor`, about BATCH_BYTES at a time.
 
     A unit that is half done is read again from its beginning: reading is cheap.
@@ -269,63 +257,53 @@ def read_batches(units: list[Unit], config, cursor: Cursor) -> Iterator[Batch]:
     yield Batch(Cursor(len(units), 0, position), 0, start, blocks)
 
 
-def read(unit: Unit, config) -> Iterator[Block]:
+def read(unit: Unit, config):
     """Yield a unit as blocks of a few megabytes.
 
     A fault ends the unit: after what is good comes a block with a note.
     """
-    note = None
-
-    def until_fault() -> Iterator:
-        nonlocal note
-        try:
-            yield from open_stream(unit, config)
-        except (UserError, ImportError, MemoryError):
-            raise
-        except Exception as error:  # zlib, zstandard and pyarrow have errors of their own
-            is_system = isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile)
-            note = "unreadable" if is_system else "corrupt file"
-
-    blocks = until_fault()
-    if unit.kind == "jsonl":
-        blocks = cut_lines(blocks)
-    elif unit.kind == "text":
-        blocks = cut_pieces(blocks, unit.cuts)
-    count = 0
-    for block in blocks:
-        count += 1
-        yield block
-    if count == 0 and note is None:
-        note = "empty"
+    note = "empty"
+    try:
+        for block in open_unit(unit, config):
+            note = None
+            yield block
+    except (UserError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # zlib, zstandard and pyarrow have errors of their own
+        is_system = isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile)
+        note = "unreadable" if is_system else "corrupt file"
     if note:
         yield Block(b"", note=note)
 
 
-def open_stream(unit: Unit, config) -> Iterator:
-    """Yield the chunks of a file that is to be cut, or the blocks of another unit."""
-    if unit.kind in ("text", "jsonl"):
-        yield from read_chunks(Path(unit.path))
-    elif unit.kind == "synthetic":
-        count = config.max_documents or 10_000
-        for first in range(0, count, 1000):
-            yield Block(range(first, min(first + 1000, count)))
-    elif unit.kind == "claude":
-        for answer in claude.ask_all(Path(unit.path), config, unit.answers):
-            yield Block([answer])
-    elif unit.kind == "hf":
-        hint = (
-            "With a network, check the name, --hf_config and --hf_split, and run the same command "
-            "again. Without one, copy the files from elsewhere (hf download NAME "
-            "--repo-type=dataset --local-dir=FOLDER) and type --source=FOLDER; or take "
-            "--source=python, or your own text"
-        )
-        with reading(f"--source={unit.source} could not be read", hint):
-            yield from read_table(unit, config)
-    else:
+def open_unit(unit, config):
+    """Return an iterator of the blocks of a unit."""
+    path = Path(unit.path)
+    if unit.kind == "text":
+        return cut_pieces(read_chunks(path), unit.cuts)
+    if unit.kind == "jsonl":
+        return cut_lines(read_chunks(path))
+    if unit.kind == "synthetic":
+        indices = range(config.max_documents or 10_000)
+        return (Block(indices[first : first + 1000]) for first in indices[::1000])
+    if unit.kind == "claude":
+        return (Block([answer]) for answer in claude.ask_all(path, config, unit.answers))
+    if unit.kind == "hf":
+        return read_hub(unit, config)
+    return read_table(unit, config)
+
+
+def read_hub(unit, config):
+    hint = (
+        "With a network, check the name, --hf_config and --hf_split, and run the same command "
+        "again. Without one, copy the files from elsewhere (hf download NAME --repo-type=dataset "
+        "--local-dir=FOLDER) and type --source=FOLDER; or take --source=python, or your own text"
+    )
+    with reading(f"--source={unit.source} could not be read", hint):
         yield from read_table(unit, config)
 
 
-def read_table(unit: Unit, config) -> Iterator[Block]:
+def read_table(unit, config):
     """Yield a column of a table, 64 rows at a time."""
     key = config.text_key or "text"
     names, tables = open_table(unit, config, key)
@@ -337,13 +315,13 @@ def read_table(unit: Unit, config) -> Iterator[Block]:
             cells = []
             # As bytes: nobody has checked the UTF-8.
             for value in table[key].slice(start, 64).cast("large_binary").to_pylist():
-                is_long = value is not None and len(value) > LONGEST
+                is_long = value and len(value) > LONGEST
                 cells.append((None, TOO_LONG) if is_long else (value, None))
             yield Block(cells, number)
             number += len(cells)
 
 
-def open_table(unit: Unit, config, key: str) -> tuple[list[str], Iterator]:
+def open_table(unit, config, key):
     """Return the names of the columns and an iterator of pyarrow tables."""
     import pyarrow
     import pyarrow.parquet
@@ -362,14 +340,14 @@ def open_table(unit: Unit, config, key: str) -> tuple[list[str], Iterator]:
     return names, data.with_format("arrow").iter(batch_size=64)
 
 
-def cut_pieces(chunks: Iterator, cuts: tuple[int, ...]) -> Iterator[Block]:
+def cut_pieces(chunks, cuts):
     """Cut a text into pieces of at most PIECE bytes, and at the `cuts`.
 
     A piece ends behind a line where there are lines, and never inside a character.
     """
     pending = bytearray()
     offset = 0  # of pending in the text
-    for chunk, used in chain(chunks, [(b"", 0)]):
+    for chunk, used in chunks:
         pending += chunk
         is_last = not chunk
         while len(pending) > PIECE + 3 or (is_last and pending):
@@ -384,7 +362,7 @@ def cut_pieces(chunks: Iterator, cuts: tuple[int, ...]) -> Iterator[Block]:
             del pending[:size]
 
 
-def bytes_to_boundary(data: bytes) -> int:
+def bytes_to_boundary(data):
     """Return how many bytes at the beginning belong to a character that began before."""
     for index, byte in enumerate(data):
         if byte & 0xC0 != 0x80:
@@ -392,7 +370,7 @@ def bytes_to_boundary(data: bytes) -> int:
     return 0 if len(data) == 4 else len(data)
 
 
-def cut_lines(chunks: Iterator) -> Iterator[Block]:
+def cut_lines(chunks):
     """Cut a file into blocks of whole lines, about BLOCK bytes each.
 
     A line much longer than LONGEST becomes a block with a note.
@@ -400,7 +378,7 @@ def cut_lines(chunks: Iterator) -> Iterator[Block]:
     pending = bytearray()
     number = 1  # of the first line in pending
     is_skipping = False  # inside a line that is too long
-    for chunk, used in chain(chunks, [(b"", 0)]):
+    for chunk, used in chunks:
         is_last = not chunk
         if is_skipping:
             _, newline, chunk = chunk.partition(b"\n")

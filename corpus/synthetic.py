@@ -18,7 +18,6 @@ rephrased text, do anything similar is open: measure it.
 import difflib
 import hashlib
 import random
-from collections.abc import Iterator
 
 from nanoloop.options import require
 
@@ -26,8 +25,11 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 ITEMS_PER_DOCUMENT = 16  # about 400 bytes: end-of-text is a small share of the tokens
 
+# --------------------------------------------------------------------------------------------------
+# Tasks: a random.Random to a prompt and its answer
 
-def addition(rng: random.Random) -> tuple[str, str]:
+
+def addition(rng):
     """Carry digits: add two numbers of one to four digits.
 
     They are written most significant digit first, which is hard for a model that writes from left
@@ -38,7 +40,7 @@ def addition(rng: random.Random) -> tuple[str, str]:
     return f"addition: {a} + {b} =", str(a + b)
 
 
-def modular(rng: random.Random) -> tuple[str, str]:
+def modular(rng):
     """Add modulo 97, the task of "grokking".
 
     Long after a model remembers the training items, it suddenly understands the held-out ones
@@ -49,13 +51,13 @@ def modular(rng: random.Random) -> tuple[str, str]:
     return f"modular: {a} + {b} mod 97 =", str((a + b) % 97)
 
 
-def copying(rng: random.Random) -> tuple[str, str]:
+def copying(rng):
     """Look back by position: repeat letters, of which some may occur several times."""
     letters = " ".join(rng.choices(LETTERS, k=rng.randint(3, 10)))
     return f"copying: {letters} =", letters
 
 
-def induction(rng: random.Random) -> tuple[str, str]:
+def induction(rng):
     """Look back by content: find the last letter earlier, and say what follows it there.
 
     Attention heads that do this appear at a visible step in the training of every language model,
@@ -66,13 +68,13 @@ def induction(rng: random.Random) -> tuple[str, str]:
     return f"induction: {' '.join(letters)} {letters[index]} =", letters[index + 1]
 
 
-def sorting(rng: random.Random) -> tuple[str, str]:
+def sorting(rng):
     """Compare everything with everything: sort three to six numbers below 100."""
     numbers = [rng.randrange(100) for _ in range(rng.randint(3, 6))]
     return f"sorting: {' '.join(map(str, numbers))} =", " ".join(map(str, sorted(numbers)))
 
 
-def brackets(rng: random.Random) -> tuple[str, str]:
+def brackets(rng):
     """Keep a stack: close the brackets that are still open.
 
     A transformer can learn this Dyck language of three kinds of brackets and bounded depth (Yao et
@@ -92,7 +94,7 @@ def brackets(rng: random.Random) -> tuple[str, str]:
     return f"brackets: {' '.join(text)} =", " ".join(answer)
 
 
-def lookup(rng: random.Random) -> tuple[str, str]:
+def lookup(rng):
     """Reason in several hops, none of them written down: follow the arrows of a shuffled cycle.
 
     This is the task Depo of Allen-Zhu 2025 (arXiv:2512.17351). Each of the one to four hops waits
@@ -105,7 +107,7 @@ def lookup(rng: random.Random) -> tuple[str, str]:
     return f"lookup: {shuffled} , {letters[0]} {hops} =", letters[hops]
 
 
-def python(rng: random.Random) -> tuple[str, str]:
+def python(rng):
     """Execute a small Python function and say what it returns.
 
     The answer is Python's own (Zaremba and Sutskever 2014, arXiv:1410.4615).
@@ -151,7 +153,7 @@ def item_split(prompt: str) -> str:
     return {0: "val", 1: "test"}.get(remainder, "train")
 
 
-def documents(tasks: str, seed: int, indices: range) -> Iterator[tuple[int, str, str]]:
+def documents(tasks: str, seed: int, indices: range):
     """Yield (index, split, text) of the documents with these indices.
 
     Of the items drawn for an index, those of train are one document, and the few of val and of test

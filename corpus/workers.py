@@ -10,10 +10,8 @@ import contextlib
 import signal
 import traceback
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context, resource_tracker
-from queue import SimpleQueue
 
 from nanoloop.options import UserError
 
@@ -40,12 +38,8 @@ class Worker:
             raise result
         return result
 
-    def close(self) -> None:
-        self.pipe.close()
-        self.process.join()
 
-
-def serve(pipe, make_function) -> None:
+def serve(pipe, make_function):
     """Answer the items in the pipe until the parent closes it or ends."""
     function = None
     with contextlib.suppress(EOFError, OSError):
@@ -60,17 +54,7 @@ def serve(pipe, make_function) -> None:
             pipe.send(result)
 
 
-def start_workers(make_function, count: int) -> list[Worker]:
-    """Start processes that do not see Ctrl-C: it belongs to the parent."""
-    resource_tracker.ensure_running()  # the first process would start it, which unblocks Ctrl-C
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        return [Worker(make_function) for _ in range(count)]
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def ordered_map(make_function, items, count: int) -> Iterator:
+def ordered_map(make_function, items, count):
     """Yield make_function()(item) for each item, in order, computed a few items ahead.
 
     make_function: called once in each process; it keeps what is costly to send. count: the number
@@ -79,17 +63,19 @@ def ordered_map(make_function, items, count: int) -> Iterator:
     if count == 0:
         yield from map(make_function(), items)
         return
-    workers = start_workers(make_function, count)
-    idle = SimpleQueue()
-    for worker in workers:
-        idle.put(worker)
+    # Ctrl-C belongs to the parent: workers start with it blocked. The first one would start the
+    # resource tracker, which unblocks it.
+    resource_tracker.ensure_running()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    workers = [Worker(make_function) for _ in range(count)]
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def call(item):
-        worker = idle.get()
+        worker = workers.pop()  # there are as many workers as threads
         try:
             return worker.call(item)
         finally:
-            idle.put(worker)
+            workers.append(worker)
 
     threads = ThreadPoolExecutor(count)
     pending = deque()
@@ -103,4 +89,5 @@ def ordered_map(make_function, items, count: int) -> Iterator:
     finally:
         threads.shutdown(cancel_futures=True)
         for worker in workers:
-            worker.close()
+            worker.pipe.close()
+            worker.process.join()

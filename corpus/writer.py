@@ -2,16 +2,13 @@
 
 import hashlib
 import math
-import os
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from corpus.curation import Seen
-from corpus.documents import Row
 from corpus.report import write_report
 from corpus.sources import Cursor, has_magic
 from nanoloop.data import FORMATS, HEADER_BYTES, HEADER_INTS, SPLITS, open_shard
@@ -23,35 +20,33 @@ COMMIT_SECONDS = 3.0  # between two notes of the progress
 HELD_BYTES = 128_000_000  # of tokens that wait to be written
 
 
-@dataclass
 class Progress:
-    """What a preparation that was killed resumes from, and what the report counts.
+    """What a killed preparation resumes from, and what the report counts; all plain values.
 
-    plan: source and options. splits, sources, notes, dropped: counts by name. lengths: documents by
-    the bits of their size. largest: [size, where, head] of the largest documents. fault: the last
-    [note, where]. appended: bytes of the files in which signatures and the sample grow.
+    plan: source and options. cursor: how far it is. kept: counts of all documents. splits, sources,
+    notes, dropped: counts by name. lengths: documents by the bits of their size. largest: [size,
+    where, head] of the largest documents. fault: the last [note, where]. appended: bytes of the
+    files to which signatures and the sample are appended.
     """
 
-    plan: dict
-    cursor: Cursor = Cursor(0, 0, 0)
-    splits: dict = field(
-        default_factory=lambda: {
-            split: {"documents": 0, "tokens": 0, "bytes": 0} for split in SPLITS
-        }
-    )
-    sources: dict = field(default_factory=dict)
-    notes: dict = field(default_factory=dict)
-    dropped: dict = field(default_factory=dict)
-    lengths: list = field(default_factory=lambda: [0] * 32)
-    largest: list = field(default_factory=list)
-    fault: list | None = None
-    appended: dict = field(default_factory=lambda: {"signatures.bin": 0, "sample.jsonl": 0})
+    def __init__(self, plan: dict):
+        self.plan = plan
+        self.cursor = Cursor(0, 0, 0)
+        self.kept = {"documents": 0, "bytes": 0}
+        self.splits = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in SPLITS}
+        self.sources = {}
+        self.notes = {}
+        self.dropped = {}
+        self.lengths = [0] * 32
+        self.largest = []
+        self.fault = None
+        self.appended = {"signatures.bin": 0, "sample.jsonl": 0}
 
 
 class Writer:
-    """Take rows in order, find copies, count, and write tokens.
+    """Takes rows in order, finds copies, counts, and writes tokens.
 
-    progress: noted in progress.json when all that it counts is on the disk.
+    progress: is in progress.json when all that it counts is on the disk.
     """
 
     def __init__(self, config, folder: Path, tokenizer: Tokenizer, progress: Progress):
@@ -61,25 +56,23 @@ class Writer:
         self.dtype = tokenizer.dtype
         self.seen = Seen(config)
         self.rows = []  # that wait to be written
-        self.held_bytes = 0
-        self.appended = {name: bytearray() for name in progress.appended}
+        self.held_bytes = 0  # of their tokens
         self.committed = time.monotonic()
         for name, size in progress.appended.items():
-            (folder / name).touch()
-            os.truncate(folder / name, size)  # what is behind is not in the progress
+            with open(folder / name, "ab") as file:
+                file.truncate(size)  # what is behind is not in the progress
         with open(folder / "signatures.bin", "rb") as file:
             while len(kept := np.fromfile(file, np.uint64, 1_000_000)):
                 self.seen.remember(kept)
 
-    def is_full(self) -> bool:
+    def is_full(self):
         """Say whether the options want no more documents or bytes."""
-        splits = self.progress.splits.values()
-        n_documents = sum(split["documents"] for split in splits)
-        n_bytes = sum(split["bytes"] for split in splits)
+        kept = self.progress.kept
         max_documents = self.config.max_documents or math.inf
-        return n_documents >= max_documents or n_bytes >= (self.config.max_bytes or math.inf)
+        max_bytes = self.config.max_bytes or math.inf
+        return kept["documents"] >= max_documents or kept["bytes"] >= max_bytes
 
-    def add(self, row: Row) -> None:
+    def add(self, row):
         """Take the next document. Raises UserError for a fault, with --strict=True."""
         if self.is_full():
             return
@@ -98,22 +91,25 @@ class Writer:
         elif row.size:
             self.keep(row)
 
-    def keep(self, row: Row) -> None:
+    def keep(self, row):
         progress = self.progress
-        count(progress.splits, row.split, row)
-        count(progress.sources, row.source, row)
+        count(progress.kept, row)
+        count(progress.splits[row.split], row)
+        count(progress.sources.setdefault(row.source, {}), row)
         progress.lengths[row.size.bit_length()] += 1
-        # Rows of one text add up.
-        others = [known for known in progress.largest if known[1] != row.where]
-        before = sum(known[0] for known in progress.largest if known[1] == row.where)
-        others.append([before + row.size, row.where, row.head])
+        size = row.size
+        others = []
+        for known in progress.largest:
+            if known[1] == row.where:  # rows of one text add up
+                size += known[0]
+            else:
+                others.append(known)
+        others.append([size, row.where, row.head])
         progress.largest = sorted(others, key=lambda known: -known[0])[:5]
-        self.appended["signatures.bin"] += row.signature
-        self.appended["sample.jsonl"] += row.sample.encode()
         self.rows.append(row)
         self.held_bytes += len(row.content)
 
-    def is_due(self) -> bool:
+    def is_due(self):
         """Say whether to commit. The clock has no influence on what is shuffled together."""
         if self.held_bytes > HELD_BYTES or self.is_full():
             return True
@@ -121,46 +117,46 @@ class Writer:
             return len(self.rows) >= self.config.shuffle_buffer
         return time.monotonic() - self.committed >= COMMIT_SECONDS
 
-    def commit(self, cursor: Cursor) -> None:
+    def commit(self, cursor: Cursor):
         """Write the rows that wait, all up to `cursor`, and note the progress."""
         progress = self.progress
+        appended = {
+            "signatures.bin": b"".join(row.signature for row in self.rows),
+            "sample.jsonl": "".join(row.sample for row in self.rows).encode(),
+        }
+        for name, content in appended.items():
+            with open(self.folder / name, "ab") as file:
+                progress.appended[name] += file.write(content)
         if self.config.shuffle_buffer:
             rng = np.random.default_rng([self.config.seed, *cursor])
             self.rows = [self.rows[i] for i in rng.permutation(len(self.rows))]
-        for split in SPLITS:
+        for split, counts in progress.splits.items():
             parts = [row.content for row in self.rows if row.split == split]
             tokens = np.frombuffer(b"".join(parts), dtype=self.dtype)
-            counts = progress.splits[split]
             shard_tokens = self.config.shard_tokens
             append_tokens(self.folder, split, counts["tokens"], tokens, shard_tokens)
             counts["tokens"] += len(tokens)
-        for name, content in self.appended.items():
-            with open(self.folder / name, "ab") as file:
-                progress.appended[name] += file.write(content)
-            content.clear()
         self.rows = []
         self.held_bytes = 0
         progress.cursor = cursor
-        write_json(self.folder / "progress.json", asdict(progress))
+        write_json(self.folder / "progress.json", vars(progress))
         self.committed = time.monotonic()
 
 
-def count(table: dict, name: str, row: Row) -> dict:
-    counts = table.setdefault(name, {"documents": 0, "bytes": 0})
-    counts["documents"] += 1
-    counts["bytes"] += row.size
-    return counts
+def count(counts, row):
+    counts["documents"] = counts.get("documents", 0) + 1
+    counts["bytes"] = counts.get("bytes", 0) + row.size
 
 
-def count_example(table: dict, name: str, row: Row) -> None:
-    examples = count(table, name, row).setdefault("examples", [])
+def count_example(table, name, row):
+    counts = table.setdefault(name, {})
+    count(counts, row)
+    examples = counts.setdefault("examples", [])
     if len(examples) < 10:
         examples.append([row.size, row.where, row.head])
 
 
-def append_tokens(
-    folder: Path, split: str, position: int, tokens: np.ndarray, shard_tokens: int
-) -> None:
+def append_tokens(folder, split, position, tokens, shard_tokens):
     """Write tokens at `position` of a split's stream, in shards of `shard_tokens` tokens.
 
     tokens: uint16 or uint32. The position alone says where a token goes, so a resumed preparation
@@ -185,9 +181,7 @@ def append_tokens(
 # Ready tokens
 
 
-def import_tokens(
-    paths: list[Path], folder: Path, tokenizer: Tokenizer, progress: Progress
-) -> None:
+def import_tokens(paths, folder, tokenizer, progress):
     """Import llm.c's shards as links, and nanoGPT's uint16 without a header as new shards.
 
     A name with val or test in it decides the split. Raises UserError.
@@ -224,7 +218,7 @@ def import_tokens(
             link_or_copy(path, folder / f"{split}_{index:06d}.bin")
 
 
-def decode_nanogpt(path: Path, ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+def decode_nanogpt(path, ids, tokenizer):
     """Return nanoGPT's text of numbered characters as one document of bytes, uint16.
 
     Its vocabulary is in meta.pkl, and a pickle can run code; but it is the sorted characters of
@@ -260,7 +254,14 @@ def finish(partial: Path, final: Path, tokenizer: Tokenizer, progress: Progress)
             f"--source={' '.join(progress.plan['source'])} has no training text: {found}. Give "
             "text in UTF-8, or lower --val_fraction and --test_fraction"
         )
-    shards, opened = list_shards(partial)
+    shards = []
+    opened = {split: [] for split in SPLITS}
+    for split in SPLITS:
+        for path in sorted(partial.glob(f"{split}_*.bin")):
+            tokens = open_shard(path, "Run the same command again")
+            opened[split].append(tokens)
+            row = {"file": path.name, "split": split, "tokens": len(tokens)}
+            shards.append(row | {"sha256": sha256_of_file(path)})
     write_json(partial / "meta.json", make_meta(shards, tokenizer, progress))
     warnings = []
     if (partial / "sample.jsonl").exists():  # ready tokens have no text to report on
@@ -282,41 +283,30 @@ def finish(partial: Path, final: Path, tokenizer: Tokenizer, progress: Progress)
     return final
 
 
-def list_shards(folder: Path) -> tuple[list[dict], dict[str, list[np.ndarray]]]:
-    """Return the shards as meta.json lists them, and their tokens by split."""
-    rows = []
-    opened = {split: [] for split in SPLITS}
-    for split in SPLITS:
-        for path in sorted(folder.glob(f"{split}_*.bin")):
-            tokens = open_shard(path, "Run the same command again")
-            opened[split].append(tokens)
-            sha256 = sha256_of_file(path)
-            rows.append(
-                {"file": path.name, "split": split, "tokens": len(tokens), "sha256": sha256}
-            )
-    return rows, opened
-
-
-def make_meta(shards: list[dict], tokenizer: Tokenizer, progress: Progress) -> dict:
+def make_meta(shards, tokenizer, progress):
     """Return the content of meta.json."""
     lines = [tokenizer.fingerprint] + [f"{row['file']} {row['sha256']}" for row in shards]
-    meta = {
+    return {
         "fingerprint": hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16],
         "prepared_from": progress.plan,
         "splits": progress.splits,
         "shards": shards,
+        "notes": with_places(progress.notes),
+        "dropped": with_places(progress.dropped),
+        "tokenizer": {
+            "name": tokenizer.name,
+            "vocab_size": tokenizer.vocab_size,
+            "fingerprint": tokenizer.fingerprint,
+        },
     }
-    for kind in ("notes", "dropped"):
-        meta[kind] = {
-            name: {
-                "documents": row["documents"],
-                "examples": [where for _, where, _ in row["examples"]],
-            }
-            for name, row in getattr(progress, kind).items()
+
+
+def with_places(table):
+    """Return counts by name, where each example is only the place of a document."""
+    return {
+        name: {
+            "documents": row["documents"],
+            "examples": [where for _, where, _ in row["examples"]],
         }
-    meta["tokenizer"] = {
-        "name": tokenizer.name,
-        "vocab_size": tokenizer.vocab_size,
-        "fingerprint": tokenizer.fingerprint,
+        for name, row in table.items()
     }
-    return meta
