@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from model import GPT
 from nanoloop.generate import KVCache, generate, sample_token
@@ -35,24 +34,6 @@ def test_decoding_with_a_cache_gives_the_logits_of_a_full_pass(name, has_fixed_s
         assert_same_logits(cache.decode(model, tokens[:, 5:8]), full[:, 7])
         for t in range(8, 16):
             assert_same_logits(cache.decode(model, tokens[:, t : t + 1]), full[:, t])
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_a_recorded_step_gives_the_logits_of_a_full_pass(name):
-    """A CUDA graph repeats the operations of one step without its Python code.
-
-    Here they are recorded on a CPU. No number that Python knew may have become part of them.
-    """
-    model = random_model(VARIANTS[name])
-    tokens = random_tokens(2, 16).clamp(min=1)
-    full = model(tokens)
-    cache = KVCache(model.config, 2, torch.float32, CPU, has_fixed_shapes=True)
-    with torch.no_grad():
-        record = make_fx(lambda new: cache.decode(model, new))(tokens[:, :1])
-        cache.clear()
-        cache.decode(model, tokens[:, :5])
-        for t in range(5, 16):
-            assert_same_logits(record(tokens[:, t : t + 1]), full[:, t])
 
 
 def test_decoding_in_bfloat16_errs_no_more_than_the_full_pass():

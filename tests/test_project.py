@@ -1,6 +1,7 @@
 """The project's promises about itself: size, style, imports and recipes."""
 
 import ast
+import json
 import re
 import subprocess
 import sys

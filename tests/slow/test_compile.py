@@ -1,16 +1,20 @@
-"""torch.compile: one graph for each use, in training, optimizing and decoding.
+"""Compiled and recorded: one graph for each use, in training, optimizing and decoding.
 
 The graphs are counted and run as they are, without a compiler.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import train
 from nanoloop import device as device_module
 from nanoloop import muon
 from nanoloop.generate import KVCache
-from tests.models import CPU, SMALL, random_model, random_tokens
+from tests.models import CPU, SMALL, VARIANTS, random_model, random_tokens
+from tests.test_loss import loss_and_grads
 
 
 @pytest.fixture
@@ -79,3 +83,32 @@ def test_a_compiled_step_of_decoding_is_compiled_once(graphs):
                 logits = cache.decode(model, tokens[:, t : t + 1])
                 torch.testing.assert_close(logits, full[:, t], atol=1e-4, rtol=1e-4)
     assert len(graphs) == 2
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_recorded_step_gives_the_logits_of_a_full_pass(name):
+    """A CUDA graph repeats the operations of one step without its Python code.
+
+    Here they are recorded on a CPU. No number that Python knew may have become part of them.
+    """
+    model = random_model(VARIANTS[name])
+    tokens = random_tokens(2, 16).clamp(min=1)
+    full = model(tokens)
+    cache = KVCache(model.config, 2, torch.float32, CPU, has_fixed_shapes=True)
+    with torch.no_grad():
+        record = make_fx(lambda new: cache.decode(model, new))(tokens[:, :1])
+        cache.clear()
+        cache.decode(model, tokens[:, :5])
+        for t in range(5, 16):
+            logits = record(tokens[:, t : t + 1])
+            torch.testing.assert_close(logits, full[:, t], atol=1e-4, rtol=1e-4)
+
+
+def test_a_compiled_loss_in_chunks_is_one_graph_and_the_same(monkeypatch):
+    monkeypatch.setattr("nanoloop.loss.MAX_LOGITS", 1000)
+    model = random_model(replace(SMALL, n_layer=1, value_embeds=0))
+    tokens = random_tokens(2, 16)
+    expected = loss_and_grads(model, tokens, tokens.clone())
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for value, grad in zip(loss_and_grads(compiled, tokens, tokens.clone()), expected):
+        torch.testing.assert_close(value, grad)
