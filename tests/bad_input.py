@@ -6,24 +6,13 @@ import random
 import typing
 
 INTEGERS = [-(2**63), -1, 0, 1, 2, 3, 5, 8, 16, 33, 10**12, 2**63, 10**40]
-REALS = [-1.0, -0.0, 0.0, 1e-300, 0.1, 0.5, 1.0, 1.5, 1e9, 1e300, math.inf, -math.inf, math.nan]
-WORDS = ["", " ", "None", "True", "maybe", "x", "é☃", "-", "--", "=", "a=b", "0x10", "1e3", "1,2"]
-WORDS += ["[1]", "{}", "\n", "%s", "'", "../x", "nothing/there", "x" * 5000, "FILE:", "FILE:x"]
-WORDS += ["gpt2:", "a:b,c", "a:1,b:-1", ":", ",", "\udc80"]
-VALUES = [None, True, 0, -1, 2**70, 0.5, math.nan, math.inf, "", "x", "é" * 100]
-VALUES += [[], [[]], {}, {"a": None}, [1, "2"]]
-FLAGS = [
-    "--",
-    "--x",
-    "-x",
-    "--=",
-    "=",
-    "--n_layer",
-    "config/none.py",
-    "--help=1",
-    "é",
-    "--\udc80=1",
-]
+REALS = list(map(float, "-1 -0 0 1e-300 0.1 0.5 1 1.5 1e9 1e300 inf -inf nan".split()))
+WORDS = "None True maybe x é☃ - -- = a=b 0x10 1e3 1,2 [1] {} %s ' ../x nothing/there".split()
+WORDS += "FILE: FILE:x gpt2: a:b,c a:1,b:-1 : ,".split()
+WORDS += ["", " ", "\n", "x" * 5000, "\udc80"]
+VALUES = [None, True, 0, -1, 2**70, 0.5, math.nan, math.inf]
+VALUES += ["", "x", "é" * 100, [], [[]], {}, {"a": None}, [1, "2"]]
+FLAGS = "-- --x -x --= = --n_layer config/none.py --help=1 é".split() + ["--\udc80=1"]
 LINES = [
     "n_layer = {}",
     "max_steps = {}",

@@ -229,7 +229,7 @@ def print_communication() -> None:
         "Communication per optimizer step on 64 GPUs, and orthogonalization (Newton-Schulz) in "
         "seconds on one GPU and shared by 64"
     )
-    head = ["model", "replicated sends", "which takes", "sharded sends", "computing takes"]
+    head = ["model", "replicated sends", "taking", "sharded sends", "computing takes"]
     print_table(title, [*head, "Newton-Schulz on one", "on 64"], rows)
 
 

@@ -22,8 +22,8 @@ from tests.test_parallel import (
     needs_two_gpus_or_none,
     rows,
     run_ranks,
-    single,  # noqa: F401 (a fixture)
 )
+from tests.test_parallel import single as single  # a fixture
 
 pytestmark = needs_two_gpus_or_none
 
@@ -43,7 +43,7 @@ def wait_until(condition, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.parametrize("is_sharded", [False, True])
-def test_four_ranks_learn_what_one_process_learns(is_sharded, single, data_dir, tmp_path):  # noqa: F811
+def test_four_ranks_learn_what_one_process_learns(is_sharded, single, data_dir, tmp_path):
     result = run_ranks(4, tmp_path / "run", data_dir, shard=is_sharded)
     assert result.code == 0, result.err
     assert_same_run(tmp_path / "run", single)
