@@ -121,7 +121,8 @@ class View:
     @cached_property
     def digest(self):
         """(1,) uint64: a hash of the text."""
-        return np.frombuffer(hashlib.sha256(self.raw).digest()[:8], dtype="<u8")
+        digest = hashlib.sha256(self.raw).digest()
+        return np.frombuffer(digest, dtype="<u8", count=1)
 
     @cached_property
     def language(self):
@@ -133,11 +134,14 @@ def sketch(views):
     """Return the bands of each document, (documents, BANDS) uint64: see Seen."""
     from rensa import RMinHash
 
-    hashes = np.concatenate([np.zeros(0, dtype=np.uint64), *(view.shingles for view in views)])
-    ends = np.cumsum([0, *(len(view.shingles) for view in views)]).tolist()
+    shingles = [np.zeros(0, dtype=np.uint64)]
+    shingles += [view.shingles for view in views]
+    ends = np.cumsum([len(part) for part in shingles]).tolist()
+    hashes = np.concatenate(shingles)
     minima = RMinHash.digest_matrix_from_flat_token_hashes(hashes, ends, BANDS * ROWS, 1).to_rows()
     minima = np.array(minima, dtype=np.uint64).reshape(-1, BANDS, ROWS)
-    mixed = (minima * np.cumprod(np.full(ROWS, FACTOR))).sum(axis=2, dtype=np.uint64)
+    factors = np.cumprod(np.full(ROWS, FACTOR))
+    mixed = (minima * factors).sum(axis=2, dtype=np.uint64)
     return mixed + np.arange(BANDS, dtype=np.uint64)
 
 
@@ -147,6 +151,11 @@ def sketch(views):
 
 def share(part, total):
     return float(part / max(1, total))
+
+
+def share_of_true(values):
+    values = list(values)
+    return share(sum(values), len(values))
 
 
 def repeated(parts, size):
@@ -165,17 +174,32 @@ def ngram_share(view, n, kind):
         grams, return_index=True, return_inverse=True, return_counts=True
     )
     if kind == "top":
-        is_start = (group == np.append(counts, 1).argmax()) & (counts[group] > 1)
+        top = np.append(counts, 1).argmax()
+        is_start = (group == top) & (counts[group] > 1)
     else:
         is_start = np.arange(len(grams)) != first[group]
     is_inside = np.convolve(np.append(is_start, False), np.ones(n)) > 0
-    return share(view.lengths[is_inside[: len(view.lengths)]].sum(), view.lengths.sum())
+    lengths = view.lengths
+    covered = lengths[is_inside[: len(lengths)]]
+    return share(covered.sum(), lengths.sum())
+
+
+# Gopher's limits for n words in a row fall as n grows: 0.20, 0.18, 0.16 for the most frequent 2, 3,
+# 4, and 0.15 to 0.10 for 5 to 10 that are repeated. The fall is added here, so that the first limit
+# holds for all.
+def top_ngrams(view):
+    return max(ngram_share(view, n, "top") + 0.02 * (n - 2) for n in (2, 3, 4))
+
+
+def repeated_ngrams(view):
+    shares = [ngram_share(view, n, "repeated") for n in range(5, 11)]
+    return max(value + 0.01 * index for index, value in enumerate(shares))
 
 
 def lines_with(pattern):
     """Return a measure: the share of lines in which a regular expression finds something."""
     search = re.compile(pattern, re.IGNORECASE).search
-    return lambda view: share(sum(map(bool, map(search, view.lines))), len(view.lines))
+    return lambda view: share_of_true(bool(search(line)) for line in view.lines)
 
 
 def symbols(view):
@@ -184,7 +208,20 @@ def symbols(view):
 
 
 def alphabetic(view):
-    return share(sum(any(map(str.isalpha, word)) for word in view.words), len(view.words))
+    return share_of_true(any(map(str.isalpha, word)) for word in view.words)
+
+
+def word_length(view):
+    return share(sum(map(len, view.words)), len(view.words))
+
+
+def digits(view):
+    count = sum(map(view.text.count, "0123456789"))
+    return share(count, len(view.text))
+
+
+def stop_words(view):
+    return len(STOP_WORDS & set(view.text.lower().split()))
 
 
 STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
@@ -192,25 +229,20 @@ SENTENCE_END = re.compile(r"[.!?][\"'”’)]*(?:\s|$)")
 MEASURES = {name: lines_with(pattern) for name, pattern in LINES.items()} | {
     # Gopher's
     "words": lambda view: len(view.words),
-    "word_length": lambda view: share(sum(map(len, view.words)), len(view.words)),
+    "word_length": word_length,
     "symbols": symbols,
     "alphabetic": alphabetic,
-    "stop_words": lambda view: len(STOP_WORDS & set(view.text.lower().split())),
+    "stop_words": stop_words,
     "repeated_lines": lambda view: repeated(view.lines, bool),
     "repeated_line_chars": lambda view: repeated(view.lines, len),
     "repeated_paragraphs": lambda view: repeated(view.paragraphs, bool),
     "repeated_paragraph_chars": lambda view: repeated(view.paragraphs, len),
-    # Gopher's limits for n words in a row fall as n grows: 0.20, 0.18, 0.16 for the most frequent
-    # 2, 3, 4, and 0.15 to 0.10 for 5 to 10 that are repeated. The fall is added here, so that the
-    # first limit holds for all.
-    "top_ngrams": lambda view: max(ngram_share(view, n, "top") + 0.02 * (n - 2) for n in (2, 3, 4)),
-    "repeated_ngrams": lambda view: max(
-        ngram_share(view, n, "repeated") + 0.01 * (n - 5) for n in range(5, 11)
-    ),
+    "top_ngrams": top_ngrams,
+    "repeated_ngrams": repeated_ngrams,
     # C4's
     "sentences": lambda view: len(SENTENCE_END.findall(view.text)),
     # NeMo Curator's limit is 0.15
-    "digits": lambda view: share(sum(map(view.text.count, "0123456789")), len(view.text)),
+    "digits": digits,
 }
 
 
@@ -250,8 +282,9 @@ def evaluation_ngrams(path):
     for file in files or [path]:
         text = file.read_text(encoding="utf-8", errors="replace")
         strings = re.findall(r'"(?:[^"\\]|\\.)*"', text) if ".json" in file.suffix else []
-        items = [json.loads(string, strict=False) for string in strings] or text.split("\n\n")
-        grams += [ngrams(View(item).hashes, 13) for item in items]
+        items = [json.loads(string, strict=False) for string in strings]
+        for item in items or text.split("\n\n"):
+            grams.append(ngrams(View(item).hashes, 13))
     return np.unique(np.concatenate(grams))
 
 
@@ -277,7 +310,8 @@ class Curator:
             return "language"
         if self.questions is not None:
             grams = ngrams(view.hashes, 13)
-            index = np.searchsorted(self.questions, grams).clip(max=len(self.questions) - 1)
+            last = len(self.questions) - 1
+            index = np.searchsorted(self.questions, grams).clip(max=last)
             if (self.questions[index] == grams).any():
                 return "decontaminate"
         return None
@@ -287,7 +321,8 @@ class Curator:
 
         The first column is a hash of the text; with duplicates=near the bands follow.
         """
-        digests = np.array([view.digest for view in views], dtype=np.uint64).reshape(-1, 1)
+        digests = np.array([view.digest for view in views], dtype=np.uint64)
+        digests = digests.reshape(-1, 1)  # if there are none, too
         if self.duplicates == "near":
             return np.hstack([digests, sketch(views)])
         return digests[:, : COLUMNS[self.duplicates]]

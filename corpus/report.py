@@ -24,10 +24,11 @@ from nanoloop.data import SPLITS
 from nanoloop.files import replace_file, write_json
 
 NAMES = list(dict.fromkeys(KINDS.values()))  # of kinds of characters
-# The index in NAMES for each first byte of a character: KINDS holds where ranges of bytes begin.
-KIND_OF_BYTE = bytes(
-    NAMES.index(KINDS[max(key for key in KINDS if int(key, 16) <= byte)]) for byte in range(256)
-)
+# The index in NAMES for each first byte of a character.
+KIND_OF_BYTE = bytearray(256)
+for key, kind in KINDS.items():  # where a range of bytes begins, in ascending order
+    first = int(key, 16)
+    KIND_OF_BYTE[first:] = [NAMES.index(kind)] * (256 - first)
 SCRIPTS = "Latin Greek Cyrillic Hebrew Arabic Indian Chinese Korean others".split()
 SAMPLE_BYTES = 8_000_000
 SPAN_BYTES = 10_000  # shorter repeated text is not counted
@@ -45,9 +46,10 @@ def sample_number(view):
     Most near copies share it, so the sample holds all of them or none. A license in front, which
     many documents share, does not count.
     """
-    middle = view.raw[max(0, len(view.raw) // 2 - 1000) :][:2000]
-    # Short lines and sentences are in many texts.
-    parts = [part for part in re.split(rb"[.!?\n]", middle)[1:-1] if len(part) > 40]
+    start = max(0, len(view.raw) // 2 - 1000)
+    _, *parts = re.split(rb"[.!?\n]", view.raw[start : start + 2000])
+    # The first and the last are cut off. Short lines and sentences are in many texts.
+    parts = [part for part in parts[:-1] if len(part) > 40]
     smallest = min(map(zlib.crc32, parts or [view.raw]))
     return smallest % 2**16 / 2**16  # the last bits of the smallest hash are uniform
 
@@ -71,7 +73,8 @@ def repeated_spans(views):
     seen = set()
     spans = []
     for number, view in enumerate(views):
-        anchors = np.flatnonzero(view.shingles & np.uint64(63) == 0)[: len(view.hashes)]
+        anchors = np.flatnonzero(view.shingles & np.uint64(63) == 0)
+        anchors = anchors[: len(view.hashes)]  # none in a text without words
         known = []
         for shingle in view.shingles[anchors].tolist():
             known.append(shingle in seen)
@@ -93,13 +96,16 @@ def near_copies(bands, is_held_out):
     _, group, counts = np.unique(bands, return_inverse=True, return_counts=True)
     is_copied = (counts[group.reshape(bands.shape)] > 1).any(axis=1)
     is_leaked = np.isin(bands[is_held_out], bands[~is_held_out]).any(axis=1)
-    return share(is_copied.sum(), len(is_copied)), share(is_leaked.sum(), len(is_leaked))
+    copied = share(is_copied.sum(), len(is_copied))
+    return copied, share(is_leaked.sum(), len(is_leaked))
 
 
 def edges(text):
     """Return the first and last lines that are long enough to say something, a set."""
-    lines = text[:400].split("\n")[:6] + text[-400:].split("\n")[-6:]
-    return {line.strip()[:80] for line in lines if len(line.strip()) >= 30}
+    head = text[:400].split("\n")
+    tail = text[-400:].split("\n")
+    lines = {line.strip() for line in head[:6] + tail[-6:]}
+    return {line[:80] for line in lines if len(line) >= 30}
 
 
 def count_languages(views):
@@ -154,7 +160,7 @@ def study(documents, languages):
         "examples": examples,
         "near_copies": copies,
         "near_copies_across": copies_across,
-        "lines": sorted(lines.items(), key=lambda item: (-item[1], item))[:10],
+        "lines": sorted(lines.items(), key=lambda line: (-line[1], line[0]))[:10],
     }
 
 
@@ -170,8 +176,11 @@ def divergence(first, second):
     p = first / max(1, first.sum())
     q = second / max(1, second.sum())
     middle = (p + q) / 2
-    bits = [(x[x > 0] * np.log2(x[x > 0] / middle[x > 0])).sum() for x in (p, q)]
-    return float(sum(bits) / 2)
+    bits = 0.0
+    for x in (p, q):
+        is_used = x > 0
+        bits += (x[is_used] * np.log2(x[is_used] / middle[is_used])).sum()
+    return float(bits / 2)
 
 
 def count_tokens(shards, vocab_size, end_of_text):
@@ -181,8 +190,9 @@ def count_tokens(shards, vocab_size, end_of_text):
     It is not counted in train. It shows how far so few documents differ from train by chance.
     """
     counts = np.zeros((4, vocab_size), dtype=np.int64)
-    lengths = {split: sum(map(len, parts)) for split, parts in shards.items()}
-    every = max(4, 1 + lengths["train"] // max(1, lengths["val"]))
+    n_train = sum(map(len, shards["train"]))
+    n_val = sum(map(len, shards["val"]))
+    every = max(4, 1 + n_train // max(1, n_val))
     n_documents = 0
     for row, split in enumerate(SPLITS):
         for shard in shards[split]:
@@ -195,8 +205,9 @@ def count_tokens(shards, vocab_size, end_of_text):
                     starts = np.flatnonzero(block == end_of_text)
                     ends = np.append(starts[1:], len(block))
                     chosen = slice(-(n_documents + 1) % every, None, every)
-                    spans = zip(starts[chosen], ends[chosen])
-                    control = [block[:0], *(block[first:last] for first, last in spans)]
+                    control = [block[:0]]
+                    for first, last in zip(starts[chosen], ends[chosen]):
+                        control.append(block[first:last])
                     counts[3] += np.bincount(np.concatenate(control), minlength=vocab_size)
                     n_documents += len(starts)
     counts[0] -= counts[3]
@@ -216,11 +227,13 @@ def summarize(folder, progress, meta, tokenizer, shards):
     factor = kept["bytes"] / max(1, figures["sample"]["bytes"])
     for key in ("words", "encoded", "binary", "repeated"):
         kept[key] = round(factor * figures["sample"][key])
-    figures["examples"] |= {"largest": progress.largest}
-    figures["examples"] |= {rule: row["examples"] for rule, row in progress.dropped.items()}
+    figures["examples"]["largest"] = progress.largest
+    for rule, row in progress.dropped.items():
+        figures["examples"][rule] = row["examples"]
     languages = {name: row["bytes"] for name, row in figures["language"].items()}
     if not languages:
         languages = {name: figures["kinds"][name] for name in SCRIPTS}
+    main_language = max(languages, key=languages.get)
     tokens = count_tokens(shards, tokenizer.vocab_size, tokenizer.end_of_text)
     train, val, _, control = tokens
     used = tokens.sum(axis=0)
@@ -228,21 +241,25 @@ def summarize(folder, progress, meta, tokenizer, shards):
     order = np.argsort(-used, kind="stable")[: np.count_nonzero(used)]
 
     def shown(ids):
-        texts = [tokenizer.decode_bytes([i]).decode("utf-8", "backslashreplace") for i in ids]
-        return [(text.replace("\n", "\\n"), int(used[i])) for text, i in zip(texts, ids)]
+        rows = []
+        for token in ids:
+            text = tokenizer.decode_bytes([token]).decode("utf-8", "backslashreplace")
+            rows.append((text.replace("\n", "\\n"), int(used[token])))
+        return rows
 
-    by_rank = used[order[2 ** np.arange(len(order).bit_length()) - 1]]
+    ranks = 2 ** np.arange(len(order).bit_length())
+    by_rank = used[order[ranks - 1]]
     n_train = max(1, int(train.sum() + control.sum()))
     return figures | {
         "meta": meta,
         "kept": kept,
         "dropped": progress.dropped,
         "source": progress.sources,
-        "split": {split: row for split, row in progress.splits.items() if row["documents"]},
+        "split": {name: row for name, row in progress.splits.items() if row["documents"]},
         "lengths": progress.lengths,
         "repeated_bytes": kept["repeated"],
-        "main_language": max(languages, key=languages.get),
-        "foreign": 1 - share(max(languages.values()), sum(languages.values())),
+        "main_language": main_language,
+        "foreign": 1 - share(languages[main_language], sum(languages.values())),
         "tokens": n_tokens,
         "bytes_per_token": share(kept["bytes"], n_tokens),
         "tokens_per_word": share(n_tokens, kept["words"]),
@@ -256,7 +273,7 @@ def summarize(folder, progress, meta, tokenizer, shards):
     }
 
 
-def write_report(folder: Path, progress, meta: dict, tokenizer, shards: dict) -> list[str]:
+def write_report(folder: Path, progress, meta, tokenizer, shards):
     """Write report.json and report.html into a folder with sample.jsonl; return the warnings.
 
     progress: see writer.Progress. shards: the tokens by split. meta: what else is known; the page
