@@ -7,7 +7,6 @@ import gc
 import os
 import resource
 import sys
-from collections import deque
 from pathlib import Path
 
 import torch
@@ -198,27 +197,12 @@ def compiled(function):
     return call
 
 
-# By shape: the buffer and the event of each of the latest copies, the oldest first.
-PINNED: dict[tuple, deque] = {}
-
-
-def to_device(array, device: torch.device, slots: int = 4) -> torch.Tensor:
+def to_device(array, device: torch.device) -> torch.Tensor:
     """Copy a numpy array to the device; a copy to a GPU does not wait for it.
 
-    slots: pinned buffers for each shape, used in turn; four hold the tokens and targets of two
-    batches. Before a buffer is filled again, the host waits for its last copy.
+    PyTorch reuses a pinned buffer only after the copy from it is complete.
     """
     tensor = torch.from_numpy(array)
-    if device.type != "cuda":
-        return tensor.to(device)
-    buffers = PINNED.setdefault(array.shape, deque())
-    if len(buffers) < slots:
-        buffer = torch.empty_like(tensor, pin_memory=True)
-        copied = torch.cuda.Event()
-    else:
-        buffer, copied = buffers.popleft()
-        copied.synchronize()
-    result = buffer.copy_(tensor).to(device, non_blocking=True)
-    copied.record()
-    buffers.append((buffer, copied))
-    return result
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -6,7 +6,6 @@ The logic is shown on a CPU first; the tests at the end need a GPU and skip them
 import gc
 import weakref
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -83,59 +82,6 @@ def test_a_step_asks_the_device_for_no_number(stepper, options):
     with Operations() as operations:
         bool(loss > 0)
     assert operations.that_wait() != []
-
-
-class LateGPU:
-    """A GPU that copies as late as it may: when the program waits for the event behind a copy."""
-
-    def __init__(self, monkeypatch):
-        self.waiting = []  # copies that were ordered
-        self.buffers = []
-        self.events = []
-        monkeypatch.setattr(torch, "empty_like", self.make_buffer)
-        monkeypatch.setattr(torch.cuda, "Event", self.make_event)
-
-    def make_buffer(self, like, pin_memory):
-        """Stand in for a pinned tensor: copy_ from the host, then a copy `to` the device."""
-        assert pin_memory
-        content = torch.zeros(like.shape, dtype=like.dtype)
-        buffer = SimpleNamespace(copy_=lambda tensor: content.copy_(tensor) is None or buffer)
-
-        def to(device, non_blocking):
-            assert non_blocking
-            result = torch.zeros_like(content)
-            self.waiting.append(lambda: result.copy_(content))
-            return result
-
-        buffer.to = to
-        self.buffers.append(buffer)
-        return buffer
-
-    def make_event(self):
-        """Stand in for an event: to wait for it runs the copies that were ordered before it."""
-        copies = []
-
-        def record() -> None:
-            copies[:] = self.waiting
-            self.waiting.clear()
-
-        def synchronize() -> None:
-            for copy in copies:
-                copy()
-
-        self.events.append(SimpleNamespace(record=record, synchronize=synchronize))
-        return self.events[-1]
-
-
-def test_a_pinned_buffer_is_filled_again_only_when_it_has_been_copied(monkeypatch):
-    gpu = LateGPU(monkeypatch)
-    monkeypatch.setattr(device_module, "PINNED", {})
-    arrays = [np.full((2, 3 + i % 2), i) for i in range(20)]  # of two shapes
-    arrived = [device_module.to_device(array, SimpleNamespace(type="cuda")) for array in arrays]
-    assert len(gpu.buffers) == 8  # four for each shape
-    for event in gpu.events:
-        event.synchronize()
-    assert [tensor.tolist() for tensor in arrived] == [array.tolist() for array in arrays]
 
 
 def test_on_a_cpu_an_array_is_not_even_copied():
