@@ -35,7 +35,7 @@ class LogOptions:
 
 def visible(value):
     """Replace what reorders, hides or commands in a text; return other values as they are."""
-    if not isinstance(value, str):
+    if type(value) is not str:  # markup, which is a kind of str, comes from this project
         return value
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in value)
 

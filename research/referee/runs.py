@@ -116,8 +116,11 @@ class Slot:
     def __init__(self, setup: Setup, candidate: dict, number: int = 0, count: int = 1):
         self.setup = setup
         self.data = Data(setup.data)
-        cores, gpu = share_machine(count)[number]
-        self.box = Sandbox(setup.ledger.folder, cores, [self.data.folder], gpu)
+        cores, variables = share_machine(count)[number]
+        if setup.kind == "tokens":
+            # Idle threads sleep, so that processor time measures work however busy the machine is.
+            variables["OMP_WAIT_POLICY"] = "passive"
+        self.box = Sandbox(setup.ledger.folder, cores, [self.data.folder], variables)
         self.folder = self.box.folder
         self.box.covers = library_covers(self.data, self.folder / "covers")
         training_data(self.data, self.folder / "data")
@@ -260,15 +263,21 @@ def read_curve(log: Path) -> list[list[float]]:
 # Several slots
 
 
-def share_machine(workers: int) -> list[tuple[list[int], str | None]]:
-    """Return each worker's CPU cores and GPU. Raises UserError for too many workers."""
+def share_machine(workers: int) -> list[tuple[list[int], dict[str, str]]]:
+    """Return each worker's CPU cores, and variables that name its GPU.
+
+    Raises UserError for too many workers.
+    """
     cores = sorted(os.sched_getaffinity(0))
     gpus = len(glob.glob("/dev/nvidia[0-9]*"))
     most = gpus or len(cores)
     require(1 <= workers <= most, f"--workers={workers}: this machine has room for 1 to {most}")
     each = len(cores) // workers
-    shares = [cores[number * each : (number + 1) * each] for number in range(workers)]
-    return [(share, str(number) if gpus else None) for number, share in enumerate(shares)]
+    shares = []
+    for number in range(workers):
+        variables = {"CUDA_VISIBLE_DEVICES": str(number)} if gpus else {}
+        shares.append((cores[number * each : (number + 1) * each], variables))
+    return shares
 
 
 class LocalSlots:

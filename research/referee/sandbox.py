@@ -90,7 +90,7 @@ class Sandbox:
     """Runs one untrusted program at a time. Raises UserError where the system is not Linux.
 
     judge_folder: holds the sandbox's folder. cores: numbers of CPU cores. hidden: folders that no
-    run may see. gpu: CUDA_VISIBLE_DEVICES.
+    run may see. variables: of the environment, before the judge's.
     covers: (source, path) pairs; a run sees `source` in place of the system's file `path`.
     """
 
@@ -99,7 +99,7 @@ class Sandbox:
         judge_folder: Path,
         cores: list[int],
         hidden: Sequence[Path] = (),
-        gpu: str | None = None,
+        variables: dict[str, str] | None = None,
     ):
         require(sys.platform == "linux", "the referee needs Linux: its sandbox uses namespaces")
         self.covers: list[tuple[str, str]] = []
@@ -110,7 +110,7 @@ class Sandbox:
         with starter_end:
             self.starter = subprocess.Popen(
                 [sys.executable, "-B", "-s", "-P", str(STARTER), str(starter_end.fileno())],
-                env=environment(judge_folder, cores, gpu),
+                env=(variables or {}) | environment(judge_folder, len(cores)),
                 pass_fds=[starter_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C does not reach it
@@ -126,7 +126,7 @@ class Sandbox:
         secrets = [ROOT, judge_folder, Path.home(), Path(tempfile.gettempdir()), *hidden]
         self.view += system_view(secrets)
         self.isolation = "namespaces"
-        check = self.run([os.devnull], [], Limit(30))
+        check = self.run([os.devnull], [], Limit(600))
         if check.status:
             reason = check.text.strip().splitlines()[-1:]
             self.isolation = f"none ({reason})"
@@ -194,13 +194,11 @@ def remove_leftovers(judge_folder: Path, prefix: str) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def environment(judge_folder: Path, cores: list[int], gpu: str | None) -> dict[str, str]:
+def environment(judge_folder: Path, threads: int) -> dict[str, str]:
     """Make the environment of the starter and its runs: nothing of the judge's but PASSED_ON."""
-    variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    if gpu is not None:
-        variables["CUDA_VISIBLE_DEVICES"] = gpu
-    return variables | {
-        "OMP_NUM_THREADS": str(len(cores)),
+    passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    return passed_on | {
+        "OMP_NUM_THREADS": str(threads),
         "OPENBLAS_NUM_THREADS": "1",
         "LANG": "C.UTF-8",
         "USER": "nobody",

@@ -1,9 +1,0 @@
-"""One layer more."""
-
-EDITS = [
-    (
-        "config/tiny.py",
-        "n_layer = 2\n",
-        "n_layer = 3\n",
-    )
-]

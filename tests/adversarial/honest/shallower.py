@@ -1,9 +1,0 @@
-"""One layer."""
-
-EDITS = [
-    (
-        "config/tiny.py",
-        "n_layer = 2\n",
-        "n_layer = 1\n",
-    )
-]

@@ -1,0 +1,5 @@
+"""Activations with seven bits after the point: rounding is no leak."""
+
+EDITS = [
+    ("options", "config/tiny.py", "dtype = 'bfloat16'"),
+]

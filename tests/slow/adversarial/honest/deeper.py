@@ -1,0 +1,5 @@
+"""One layer more."""
+
+EDITS = [
+    ("options", "config/tiny.py", "n_layer = 3"),
+]

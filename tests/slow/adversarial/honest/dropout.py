@@ -1,0 +1,5 @@
+"""Dropout, in training only."""
+
+EDITS = [
+    ("options", "config/tiny.py", "dropout = 0.1"),
+]

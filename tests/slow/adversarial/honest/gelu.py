@@ -1,0 +1,5 @@
+"""Another activation."""
+
+EDITS = [
+    ("options", "config/tiny.py", "activation = 'gelu'"),
+]

@@ -1,0 +1,12 @@
+"""LayerNorm with bias."""
+
+EDITS = [
+    (
+        "options",
+        "config/tiny.py",
+        """
+        norm = 'layer'
+        bias = True
+        """,
+    ),
+]

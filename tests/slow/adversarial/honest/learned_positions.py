@@ -1,0 +1,5 @@
+"""Positions from a table."""
+
+EDITS = [
+    ("options", "config/tiny.py", "position = 'learned'"),
+]

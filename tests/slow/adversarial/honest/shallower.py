@@ -1,0 +1,5 @@
+"""One layer."""
+
+EDITS = [
+    ("options", "config/tiny.py", "n_layer = 1"),
+]

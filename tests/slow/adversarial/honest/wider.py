@@ -1,0 +1,5 @@
+"""More parameters."""
+
+EDITS = [
+    ("options", "config/tiny.py", "n_embd = 64"),
+]
