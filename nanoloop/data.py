@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -47,14 +46,14 @@ def open_shard(path: Path, hint: str) -> np.ndarray:
 class Split:
     """The shards of one split as a single stream of tokens."""
 
-    def __init__(self, shards: list[np.ndarray]):
+    def __init__(self, shards):
         self.shards = shards
         self.ends = [0, *accumulate(map(len, shards))]
 
-    def __len__(self) -> int:
+    def __len__(self):
         return self.ends[-1]
 
-    def read(self, start: int, count: int) -> np.ndarray:
+    def read(self, start, count):
         """Return `count` tokens from position `start`, int64; fewer where the stream ends."""
         stop = start + count
         first = bisect_right(self.ends, start) - 1
@@ -93,18 +92,19 @@ class Data:
             self.fingerprint = self.meta["fingerprint"]
             self.entropy = int(self.fingerprint, 16)  # a part of the seed of the order
             is_same = self.tokenizer.fingerprint == self.meta["tokenizer"]["fingerprint"]
-            rows = [(row["split"], row["file"], row["sha256"]) for row in self.meta["shards"]]
+            rows = []
+            for row in self.meta["shards"]:
+                rows.append((str(row["split"]), str(row["file"]), row["sha256"]))
         require(is_same, f"{folder}/tokenizer.json is not the tokenizer in meta.json. {hint}")
         # Hashing releases the interpreter lock: all cores check shards at the speed of the disk.
         with ThreadPoolExecutor() as pool:
-            shards = list(pool.map(lambda row: self._open(*row[1:], hint), rows))
-        self.splits = {}
-        for split in SPLITS:
-            self.splits[split] = Split(
-                [shard for row, shard in zip(rows, shards) if row[0] == split]
-            )
+            futures = [pool.submit(self._open, file, sha256, hint) for _, file, sha256 in rows]
+        shards = {split: [] for split in SPLITS}
+        for (split, _, _), future in zip(rows, futures):
+            shards.setdefault(split, []).append(future.result())
+        self.splits = {split: Split(shards[split]) for split in SPLITS}
 
-    def _open(self, file: str, sha256: str, hint: str) -> np.ndarray:
+    def _open(self, file, sha256, hint):
         path = self.folder / file
         tokens = open_shard(path, hint)
         is_same = sha256_of_file(path) == sha256
@@ -114,9 +114,7 @@ class Data:
         require(largest < size, f"{path} holds token {largest}, the vocabulary has {size}. {hint}")
         return tokens
 
-    def eval_batches(
-        self, split: str, block_size: int, batch_size: int, rank: int = 0, world_size: int = 1
-    ) -> Iterator:
+    def eval_batches(self, split, block_size, batch_size, rank=0, world_size=1):
         """Yield (tokens, targets) of a split once, in order, each (batch_size, block_size) int64.
 
         Each token but the first is a target exactly once; a target of -1 is padding. The windows
@@ -176,10 +174,10 @@ def open_data(spec: str) -> Data | Mixture:
     return Mixture(spec)
 
 
-def mean_by_share(data: Data | Mixture, results: dict[str, dict[str, float]]) -> dict[str, float]:
+def mean_by_share(data, results):
     """Average the figures of a mixture's folders by share, and add each folder's own.
 
-    results: figures by folder; a folder without data is missing.
+    data: Data or Mixture. results: folder to a dict of figures; a folder without data is missing.
     """
     shares = {name: data.sources[name][0] for name in results}
     means = {}
@@ -202,12 +200,12 @@ class Windows:
     Each window begins with the last target of the window before. count: how many there are.
     """
 
-    def __init__(self, data: Data, block_size: int):
+    def __init__(self, data, block_size):
         self.stream = data.splits["train"]
         self.block_size = block_size
         self.count = (len(self.stream) - 1) // block_size
 
-    def read(self, index: int) -> np.ndarray:
+    def read(self, index):
         return self.stream.read(index * self.block_size, self.block_size + 1)
 
 
@@ -221,7 +219,7 @@ class Rows:
 
     WAITING = 1000  # documents to choose from: more of them crop less and take longer to search
 
-    def __init__(self, data: Data, block_size: int, seed: int):
+    def __init__(self, data, block_size, seed):
         self.stream = data.splits["train"]
         size = block_size + 1
         starts = [[0]]
@@ -251,7 +249,7 @@ class Rows:
         self.cropped = 1 - self.count * size / len(self.stream)
         print(f"{data.folder.name}: {self.count:,} rows, {self.cropped:.1%} of tokens cropped")
 
-    def read(self, index: int) -> np.ndarray:
+    def read(self, index):
         pieces = self.pieces[self.first[index] : self.first[index + 1]]
         return np.concatenate([self.stream.read(*piece) for piece in pieces.tolist()])
 
@@ -292,13 +290,13 @@ class TrainBatches:
         # A batch may need the end of one epoch and the start of the next.
         self.order = lru_cache(maxsize=2 * len(self.sources))(self.permutation)
 
-    def permutation(self, name: str, epoch: int) -> np.ndarray:
+    def permutation(self, name, epoch):
         """Return the order of a source's sequences in an epoch."""
         _, source = self.data.sources[name]
         rng = np.random.default_rng([self.seed, epoch, source.entropy])
         return rng.permutation(self.sources[name].count)
 
-    def draw(self, n: int) -> tuple[str, int]:
+    def draw(self, n):
         """Return (source, k): sequence n of the run is sequence k of the source.
 
         The first source gets its rounded share of all sequences, the second its rounded share of
@@ -314,7 +312,7 @@ class TrainBatches:
             others -= share
         return name, before
 
-    def __call__(self, step: int, micro_step: int = 0, rank: int = 0) -> tuple:
+    def __call__(self, step, micro_step=0, rank=0):
         """Return (tokens, targets), each (batch_size, block_size) int64.
 
         The targets are the tokens one position later.
@@ -329,15 +327,15 @@ class TrainBatches:
         # Copies are contiguous; a compiled model compiles again for other strides.
         return sequences[:, :-1].copy(), sequences[:, 1:].copy()
 
-    def epochs(self, steps: float) -> dict[str, float]:
-        """Return how often `steps` optimizer steps read each source."""
+    def epochs(self, steps):
+        """Return name to how often `steps` optimizer steps read that source."""
         sequences = steps * self.batch_size * self.grad_accum * self.world_size
         return {
             name: share * sequences / self.sources[name].count
             for name, (share, _) in self.data.sources.items()
         }
 
-    def warn_of_repeats(self, steps: float) -> None:
+    def warn_of_repeats(self, steps):
         """Warn once about each source that `steps` optimizer steps read more than 4 times."""
         for name, epochs in self.epochs(steps).items():
             if epochs > 4 and name not in self.warned:
