@@ -17,7 +17,6 @@ sides/variants.py hold the cases, sides/inside.py what runs within a checkout.
 
 import argparse
 import contextlib
-import os
 import shutil
 import subprocess
 import sys
@@ -34,43 +33,46 @@ from sides.compare import first_difference
 from sides.texts import write_texts
 
 ROOT = Path(__file__).resolve().parents[2]
+NO_SOURCE = (".*", "__pycache__", "data", "out")  # in the folder of a checkout
 
 # --------------------------------------------------------------------------------------------------
 # The checkouts
 
 
 @contextlib.contextmanager
-def open_checkout(name: str, folder: Path) -> Iterator[Path]:
-    """Yield the folder that `name` is, or a temporary worktree of the commit."""
+def open_checkout(name: str, folder: Path) -> Iterator[None]:
+    """Put a copy of the folder `name`, or a worktree of the commit, into `folder` for a while.
+
+    A copy stays as it is, also where somebody edits the folder meanwhile.
+    """
     if Path(name).is_dir():
-        yield Path(name).resolve()
+        shutil.copytree(name, folder, ignore=shutil.ignore_patterns(*NO_SOURCE))
+        yield
         return
     git = ["git", "-C", str(ROOT), "worktree"]
-    added = subprocess.run(
-        [*git, "add", "--detach", str(folder), name], capture_output=True, text=True
-    )
+    command = [*git, "add", "--detach", str(folder), name]
+    added = subprocess.run(command, capture_output=True, text=True)
     if added.returncode:
         sys.exit(f"'{name}' is neither a folder nor a commit: {added.stderr.strip()}")
     try:
-        yield folder
+        yield
     finally:
         subprocess.run([*git, "remove", "--force", str(folder)], check=True)
 
 
 @contextlib.contextmanager
-def open_sides(checkouts: tuple[Path, Path], folder: Path) -> Iterator[tuple[Side, Side]]:
-    """Yield both sides, each with its copy of the texts."""
-    left = Side("left", checkouts[0], folder / "left")
-    right = Side("right", checkouts[1], folder / "right")
-    left.other = right
-    right.other = left
-    write_texts(left.folder / "texts")
-    shutil.copytree(left.folder / "texts", right.folder / "texts")
-    try:
+def open_sides(left_name: str, right_name: str, folder: Path) -> Iterator[tuple[Side, Side]]:
+    """Yield a side for each checkout, each with its copy of the texts."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(open_checkout(left_name, folder / "left_checkout"))
+        stack.enter_context(open_checkout(right_name, folder / "right_checkout"))
+        left = stack.enter_context(Side("left", folder / "left_checkout", folder / "left"))
+        right = stack.enter_context(Side("right", folder / "right_checkout", folder / "right"))
+        left.other = right
+        right.other = left
+        write_texts(left.folder / "texts")
+        shutil.copytree(left.folder / "texts", right.folder / "texts")
         yield left, right
-    finally:
-        left.close()
-        right.close()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -132,34 +134,37 @@ def select(patterns: str | None) -> list[str]:
     return [name for name in CASES if name in wanted]
 
 
-def compare_all(checkouts: tuple[Path, Path], names: list[str], folder: Path) -> int:
+def compare_all(sides: tuple[Side, Side], names: list[str]) -> int:
     """Compare all the cases; return how many differ."""
-    with open_sides(checkouts, folder) as sides, ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(2) as pool:
         words = [compare(name, sides, pool) for name in names]
     print(f"{words.count('equal')} passed, {words.count('DIFFERS')} failed")
     return words.count("DIFFERS")
 
 
-def main() -> None:
+def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against", help="the other checkout: a commit or a folder")
     parser.add_argument("--this", default=str(ROOT), help="a commit or folder instead of this one")
-    parser.add_argument("--only", help="cases by name, group (train/) or glob, with commas between")
+    parser.add_argument("--only", help="cases by name, group (train/) or glob, commas between them")
     parser.add_argument("--list", action="store_true", help="print the names of all cases")
-    parser.add_argument("--keep", help="an empty folder for all files, which stay")
-    options = parser.parse_args()
-    names = select(options.only)
-    if options.list:
-        sys.exit(print(*names, sep="\n"))
-    if not options.against:
+    parser.add_argument("--keep", help="a folder, not there yet, for all files, which stay")
+    arguments = parser.parse_args()
+    if not (arguments.against or arguments.list):
         parser.error("give --against=COMMIT or --against=FOLDER")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    with contextlib.ExitStack() as stack:
-        temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="side_by_side_"))
-        folder = Path(options.keep or temporary).resolve()
-        left = stack.enter_context(open_checkout(options.this, folder / "left_checkout"))
-        right = stack.enter_context(open_checkout(options.against, folder / "right_checkout"))
-        failed = compare_all((left, right), names, folder)
+    return arguments
+
+
+def main() -> None:
+    arguments = read_arguments()
+    names = select(arguments.only)
+    if arguments.list:
+        print(*names, sep="\n")
+        return
+    with tempfile.TemporaryDirectory(prefix="side_by_side_") as temporary:
+        folder = Path(arguments.keep or temporary).resolve()
+        with open_sides(arguments.this, arguments.against, folder) as sides:
+            failed = compare_all(sides, names)
     sys.exit(1 if failed else 0)
 
 

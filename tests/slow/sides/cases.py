@@ -14,8 +14,8 @@ from pathlib import Path
 
 from sides.checkout import Side, Skipped, expect
 from sides.compare import SharedKeys, first_difference
-from sides.results import read_checkpoint, read_data, read_model, read_run
-from sides.variants import GPT2, MODELS, RUNS, SMALL, Variant, flags
+from sides.results import complete_checkpoint, read_checkpoint, read_data, read_model, read_run
+from sides.variants import GPT2, MODELS, PROMPT, RUNS, SMALL, Variant, flags
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,19 @@ def require_library(name: str) -> None:
 
 
 def copy_from_other(side: Side, source: str, name: str) -> None:
-    """Copy a file or folder of the other side to the path `name` of this one."""
-    target = side.folder / name
-    target.parent.mkdir(exist_ok=True)
-    if (side.other.folder / source).is_dir():
-        shutil.copytree(side.other.folder / source, target)
-    else:
-        shutil.copyfile(side.other.folder / source, target)
+    """Copy a folder of the other side to the path `name` of this one."""
+    shutil.copytree(side.other.folder / source, side.folder / name)
+
+
+def copy_run_from_other(side: Side, source: str, name: str) -> None:
+    """Copy a run of the other side.
+
+    A value that checkpoints of this side have and the other's lack, because one version no longer
+    writes it, is taken from this side's own run of that name.
+    """
+    copy_from_other(side, source, name)
+    for path in (side.folder / source).glob("*.pt"):
+        complete_checkpoint(side.folder / name / path.name, path)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -209,7 +215,7 @@ def train(side: Side, name: str, variant: Variant) -> dict:
     printed = side.run("train.py", *options, max_logits=variant.max_logits)
     result = read_run(side.folder / "out" / name)
     if "sample_prompt" in variant.changes:
-        result["sample"] = printed.rpartition("---")[2]
+        result["sample"] = printed[printed.rindex(PROMPT) :]
     return result
 
 
@@ -337,7 +343,7 @@ def stop(side: Side, kind: str) -> dict:
 def resume_other(side: Side, kind: str) -> dict:
     """Resume the run that the other side stopped."""
     out = f"out/other_{kind}"
-    copy_from_other(side, f"out/kept_{kind}", out)
+    copy_run_from_other(side, f"out/kept_{kind}", out)
     side.run("train.py", *long_flags(kind, out, resume=True))
     return expect_as_alone(side, kind, out)
 
@@ -395,7 +401,7 @@ def prepare_with_other_tokenizer(side: Side) -> dict:
 
 @case("other/weights", "train/gpt2_adamw")
 def finetune_other_weights(side: Side) -> dict:
-    copy_from_other(side, "out/gpt2_adamw", "out/other_weights")
+    copy_run_from_other(side, "out/gpt2_adamw", "out/other_weights")
     options = SMALL | {"init_from": "out/other_weights", "out": "out/other_finetuned"}
     side.run("train.py", *flags(options | {"value_embeds": 0} | GPT2))
     return read_run(side.folder / "out/other_finetuned")
@@ -403,7 +409,7 @@ def finetune_other_weights(side: Side) -> dict:
 
 @case("other/sample", "train/bigrams_hashed")
 def sample_from_other(side: Side) -> dict:
-    copy_from_other(side, "out/bigrams_hashed", "out/other_sampled")
+    copy_run_from_other(side, "out/bigrams_hashed", "out/other_sampled")
     return {"text": side.run("sample.py", "out/other_sampled", *SAMPLING, "--prompt=the model")}
 
 
@@ -491,29 +497,29 @@ def train_on_two_ranks(side: Side) -> dict:
 
 @case("ranks/sharded", "data/words")
 def train_sharded(side: Side) -> dict:
-    side.torchrun(*rank_flags("out/sharded", shard=True, tie_embeddings=True))
+    side.run_ranks(*rank_flags("out/sharded", shard=True, tie_embeddings=True))
     return read_run(side.folder / "out/sharded")
 
 
 @case("ranks/plain_of_the_other", "ranks/plain")
 def resume_other_ranks(side: Side) -> dict:
-    copy_from_other(side, "out/ranks", "out/other_ranks")
-    side.torchrun(*rank_flags("out/other_ranks", max_steps=24, grad_clip=0.5, resume=True))
+    copy_run_from_other(side, "out/ranks", "out/other_ranks")
+    side.run_ranks(*rank_flags("out/other_ranks", max_steps=24, grad_clip=0.5, resume=True))
     return read_run(side.folder / "out/other_ranks")
 
 
 @case("ranks/sharded_of_the_other", "ranks/sharded")
 def resume_other_sharded(side: Side) -> dict:
-    copy_from_other(side, "out/sharded", "out/other_sharded")
+    copy_run_from_other(side, "out/sharded", "out/other_sharded")
     changes = {"shard": True, "tie_embeddings": True, "max_steps": 24, "resume": True}
-    side.torchrun(*rank_flags("out/other_sharded", **changes))
+    side.run_ranks(*rank_flags("out/other_sharded", **changes))
     return read_run(side.folder / "out/other_sharded")
 
 
 @case("ranks/one_from_sharded", "ranks/sharded")
 def resume_other_sharded_alone(side: Side) -> dict:
     """Resume the other side's sharded run in one process, and sample from it."""
-    copy_from_other(side, "out/sharded", "out/one_from_sharded")
+    copy_run_from_other(side, "out/sharded", "out/one_from_sharded")
     text = side.run("sample.py", "out/one_from_sharded", *SAMPLING)
     changes = {"tie_embeddings": True, "max_steps": 24, "resume": True}
     side.run("train.py", *rank_flags("out/one_from_sharded", **changes))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,13 +55,15 @@ class Side:
         return inherited | {
             "PYTHONPATH": str(self.checkout),
             "PYTHONHASHSEED": "0",
-            "PYTHONPYCACHEPREFIX": str(self.folder.with_suffix(".pycache")),
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "CUDA_VISIBLE_DEVICES": "",
         }
 
-    def close(self) -> None:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error) -> None:
         self.process.stdin.close()
         self.process.wait()
 
@@ -89,8 +92,12 @@ class Side:
         printed = output.read_text(errors="replace")
         return check(description, int(reply), code, printed)
 
+    def run_ranks(self, *flags: str) -> str:
+        """Train on two ranks, in forks that start at once. Raises Failed."""
+        return self.run("train.py", *flags, ranks=2)
+
     def torchrun(self, *flags: str) -> str:
-        """Train on two ranks. Raises Failed."""
+        """Train on two ranks that torchrun starts. Raises Failed."""
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command = [*launcher, "--nproc_per_node=2", str(self.checkout / "train.py"), *flags]
         process = subprocess.Popen(
@@ -111,6 +118,12 @@ class Side:
 
 
 def check(description: str, code: int, expected: int, printed: str) -> str:
-    end = " | ".join(printed.strip().splitlines()[-3:])
-    expect(code == expected, f"{description:.200} ended with {code}, not {expected}: {end[-600:]}")
+    expect(code == expected, f"{description:.200} ended with {code}: {summarize(printed)}")
     return printed
+
+
+def summarize(printed: str) -> str:
+    """Return the last lines that name an error, else the last lines, as one line."""
+    lines = printed.strip().splitlines()
+    errors = [line for line in lines if re.search(r"^error: |^\w*(Error|Exception)\b", line)]
+    return " | ".join((errors or lines)[-3:])[-600:]

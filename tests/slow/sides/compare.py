@@ -1,5 +1,7 @@
 """Find the first difference between two results: nested dictionaries of tensors and values."""
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -29,11 +31,13 @@ def first_difference(left, right, path: str = "") -> str | None:
 
 
 def dict_difference(left: dict, right: dict, path: str) -> str | None:
-    for name, keys in (("left", left.keys() - right.keys()), ("right", right.keys() - left.keys())):
-        if keys:
-            return f"{path}: only on the {name}: {', '.join(sorted(map(str, keys)))}"
+    if left.keys() != right.keys():
+        only_left = sorted(map(str, left.keys() - right.keys()))
+        only_right = sorted(map(str, right.keys() - left.keys()))
+        return f"{path}: only on the left: {only_left}, only on the right: {only_right}"
     for key in left:
-        difference = first_difference(left[key], right[key], f"{path}/{key}" if path else str(key))
+        deeper = f"{path}/{key}" if path else str(key)
+        difference = first_difference(left[key], right[key], deeper)
         if difference:
             return difference
     return None
@@ -48,31 +52,30 @@ def list_difference(left, right, path: str) -> str | None:
 
 
 def tensor_difference(left: Tensor, right: Tensor, path: str) -> str | None:
-    kinds = [f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in (left, right)]
-    if kinds[0] != kinds[1]:
-        return f"{path}: {kinds[0]} | {kinds[1]}"
-    if to_bytes(left).equal(to_bytes(right)):
+    if (left.dtype, left.shape) != (right.dtype, right.shape):
+        return f"{path}: {left.dtype} {left.shape} | {right.dtype} {right.shape}"
+    differs = (to_bytes(left) != to_bytes(right)).any(dim=1)
+    if not differs.any():
         return None
-    bits = [to_bytes(tensor).view(tensor.numel(), -1) for tensor in (left, right)]
-    differs = (bits[0] != bits[1]).any(dim=1)
     index = int(differs.nonzero()[0])
-    values = [tensor.flatten()[index].item() for tensor in (left, right)]
+    first = f"first {index}: {left.flatten()[index].item()!r} | {right.flatten()[index].item()!r}"
     largest = (left.double() - right.double()).abs().max().item()
-    count = f"{int(differs.sum()):,} of {left.numel():,} numbers, by {largest:.3g} at most"
-    return f"{path}: {count}; first {index}: {values[0]!r} | {values[1]!r}"
+    count = f"{int(differs.sum()):,} of {left.numel():,} numbers"
+    return f"{path}: {count}, by {largest:.3g} at most; {first}"
 
 
 def to_bytes(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().flatten().view(torch.uint8)
+    """Return the bytes of each number, (numbers, bytes of one) uint8."""
+    flat = tensor.detach().contiguous().view(-1, 1)
+    return flat.view(torch.uint8)
 
 
 def text_difference(left, right, path: str) -> str | None:
     if left == right:
         return None
-    pairs = enumerate(zip(left, right))
-    index = next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
+    index = len(os.path.commonprefix([left, right]))
     around = slice(max(0, index - 20), index + 20)
-    sizes = f"sizes {len(left):,} | {len(right):,}" if len(left) != len(right) else "equal sizes"
+    sizes = f"sizes {len(left):,} | {len(right):,}"
     return f"{path}: {sizes}, first at {index:,}: {left[around]!r} | {right[around]!r}"
 
 

@@ -10,6 +10,7 @@ input brings a job a line, as JSON; each is answered by its exit code:
     stdin       file it reads as standard input; none: an empty one
     max_logits  logits that the model holds at once, to force the chunked loss on small sizes
     interrupt   {"signal", "path", "size"}: send the signal when the file has so many bytes
+    ranks       run so many processes of the program, as torchrun does
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import json
 import os
 import runpy
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -177,18 +179,40 @@ def do(job: dict) -> int:
     sys.argv = job["argv"]
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as exit:
-        return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
 
 
-def run_in_fork(job: dict) -> int:
+def run_job(job: dict) -> int:
     """Return the exit code of a job, negative for the signal that ended it."""
+    if "ranks" not in job:
+        return wait_for(fork(job), job.get("interrupt"))
+    ports = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())}
+    children = []
+    for rank in range(job["ranks"]):
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job["ranks"]}
+        variables = ports | {name: str(number) for name, number in numbers.items()}
+        output = f"{job['output']}.{rank}" if rank else job["output"]
+        children.append(fork(job | {"output": output}, variables))
+    codes = [wait_for(child, None) for child in children]
+    return next((code for code in codes if code), 0)
+
+
+def find_free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def fork(job: dict, environment: dict[str, str] | None = None) -> int:
+    """Start a job in a fork of this process; return the fork's process id."""
     child = os.fork()
     if child:
-        return wait_for(child, job.get("interrupt"))
+        return child
     code = 1
     try:
+        os.environ.update(environment or {})
         redirect(job)
         code = do(job)
     except BaseException:
@@ -227,7 +251,7 @@ def main() -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     for line in sys.stdin:
-        print(run_in_fork(json.loads(line)), file=replies, flush=True)
+        print(run_job(json.loads(line)), file=replies, flush=True)
 
 
 if __name__ == "__main__":

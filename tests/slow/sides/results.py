@@ -48,6 +48,20 @@ def read_sharded_checkpoint(folder: Path) -> SharedKeys:
     return SharedKeys(plain | {"config": SharedKeys(plain["config"]), "tensors": tensors})
 
 
+def complete_checkpoint(path: Path, like: Path) -> None:
+    """Give a checkpoint the values that it lacks and `like` has."""
+    if path.is_dir():
+        path = path / "checkpoint.json"
+        like = like / "checkpoint.json"
+        values = json.loads(path.read_text())
+        path.write_text(json.dumps(json.loads(like.read_text()) | values))
+        return
+    checkpoint = torch.load(path, weights_only=True)
+    expected = torch.load(like, weights_only=True)
+    if expected.keys() - checkpoint.keys():
+        torch.save(expected | checkpoint, path)
+
+
 def read_run(folder: Path) -> dict:
     """Read a run's folder: checkpoints, log, summary, and the names of its files."""
     result = {"files": sorted(path.name for path in folder.glob("[!.]*"))}

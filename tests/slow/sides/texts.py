@@ -67,10 +67,11 @@ def write_faults(folder: Path) -> None:
     (folder / "special.txt").write_text("<|endoftext|> is ordinary text here. " * 20)
     (folder / ".hidden.txt").write_text("not read")
     (folder / "encoded.txt").write_text("QUJD" * 2000)
-    packed = pack_gzip(prose()[30].encode())
+    chapter = prose()[30].encode()
+    packed = pack_gzip(chapter)
     (folder / "packed.txt.gz").write_bytes(packed)
     (folder / "cut.txt.gz").write_bytes(packed[: len(packed) // 2])
-    (folder / "packed.txt.zst").write_bytes(pack_zstandard(prose()[31].encode()))
+    (folder / "packed.txt.zst").write_bytes(pack_zstandard(chapter))
 
 
 def pack_gzip(content: bytes) -> bytes:
@@ -94,12 +95,12 @@ def write_lines(folder: Path) -> None:
     faults = [
         "{broken",
         "",
-        json.dumps(["no object"]),
-        json.dumps({"other": "no text"}),
-        json.dumps({"text": ""}),
-        json.dumps({"text": 7}),
+        '["no object"]',
+        '{"other": "no text"}',
+        '{"text": ""}',
+        '{"text": 7}',
         '{"text": "half a character \\ud800 here"}',
-        "\ufeff" + json.dumps({"text": "begins with a mark"}),
+        '\ufeff{"text": "begins with a mark"}',
     ]
     lines = "\n".join([*good[:40], *faults, *good[40:]]).encode()
     (folder / "lines.jsonl").write_bytes(lines + b"\n" + b'{"text": "caf\xe9"}\n')
@@ -113,8 +114,7 @@ def write_tables(folder: Path) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    texts: list[str | None] = [*make_documents(300, seed=5), *SCRIPTS]
-    texts[10:13] = [None, "", "x" * 5000]
+    texts = [*make_documents(300, seed=5), *SCRIPTS, None, "", "x" * 5000]
     table = pyarrow.table({"id": range(len(texts)), "content": texts})
     (folder / "tables").mkdir()
     parquet.write_table(table, folder / "tables" / "rows.parquet", row_group_size=70)
@@ -190,7 +190,8 @@ def write_gpt2(folder: Path) -> None:
     shapes |= norm_shapes("ln_f", width)
     for layer in range(2):
         block = f"h.{layer}"
-        shapes |= norm_shapes(f"{block}.ln_1", width) | norm_shapes(f"{block}.ln_2", width)
+        shapes |= norm_shapes(f"{block}.ln_1", width)
+        shapes |= norm_shapes(f"{block}.ln_2", width)
         shapes |= linear_shapes(f"{block}.attn.c_attn", width, 3 * width)
         shapes |= linear_shapes(f"{block}.attn.c_proj", width, width)
         shapes |= linear_shapes(f"{block}.mlp.c_fc", width, 4 * width)

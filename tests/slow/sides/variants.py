@@ -37,6 +37,7 @@ ADAMW = {
     "eps": 1e-8,
     "grad_clip": 1.0,
 }
+PROMPT = "¶ the model"
 MIXTURE = "data/words:0.7,data/more:0.3"
 
 
@@ -128,7 +129,7 @@ RUNS = {
         needs=("train/dropout_gpt2",),
         **GPT2 | {"init_from": "out/dropout_gpt2", "dropout": 0.3, "block_size": 16},
     ),
-    "sampled": variant(sample_prompt="the model", max_steps=5),
+    "sampled": variant(sample_prompt=PROMPT, max_steps=5),
 }
 
 
