@@ -36,12 +36,11 @@ from nanoloop.options import (
     EXIT_RESUMABLE,
     StopFlag,
     UserError,
-    prepare_missing,
     read_options,
     require,
     run_program,
-    run_script,
 )
+from nanoloop.programs import prepare_missing, run_script
 from nanoloop.runlog import RunLog, check_folder, default_out, locked_run
 
 # --------------------------------------------------------------------------------------------------

@@ -5,9 +5,7 @@ import difflib
 import errno
 import os
 import runpy
-import shlex
 import signal
-import subprocess
 import sys
 from contextvars import ContextVar
 from dataclasses import fields
@@ -139,8 +137,7 @@ class StopFlag:
     signal: its number, None until it comes. A second one ends the program at once.
     """
 
-    def __init__(self):
-        self.signal: int | None = None
+    signal: int | None = None
 
     def listen(self) -> None:
         """Install the handlers, and ignore SIGHUP: a closed terminal does not stop a run."""
@@ -153,36 +150,6 @@ class StopFlag:
         signal.signal(number, signal.SIG_DFL)
         with contextlib.suppress(RuntimeError):  # the signal interrupts another print
             print_safely("finishing this step and saving; a second signal stops at once")
-
-
-def prepare_missing(data: str, prepare: str | None) -> str:
-    """Return `data`; run prepare_data.py first if its options `prepare` name that missing folder.
-
-    It runs in a process of its own, since its workers are interpreters that import the main
-    program. Raises UserError where it fails.
-    """
-    try:
-        arguments = shlex.split(prepare or "")
-    except ValueError as error:
-        raise UserError(f"prepare={prepare}: {error}") from None
-    is_named = data.startswith("data/") and f"--name={data[5:]}" in arguments
-    if is_named and not Path(data).exists():
-        print(f"'{data}' does not exist, preparing it:")
-        is_prepared = run_script("prepare_data.py", arguments)
-        require(is_prepared, "the data could not be prepared: see the message above")
-    return data
-
-
-def run_script(name: str, arguments: list[str]) -> bool:
-    """Run another program of this project; return whether it succeeded.
-
-    It is a single process, also where torchrun started this one.
-    """
-    print(f"python {name} {shlex.join(arguments)}", flush=True)
-    script = Path(__file__).parent.parent / name
-    single = os.environ | {"WORLD_SIZE": "1"}
-    result = subprocess.run([sys.executable, script, *arguments], env=single)
-    return result.returncode == 0
 
 
 # -----------------------------------------------------------------------------

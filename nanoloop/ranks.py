@@ -38,6 +38,12 @@ def local_rank() -> int | None:
     return None if value is None else int(value)
 
 
+def environment_of_one_process() -> dict[str, str]:
+    """Return the environment without what torchrun sets for each rank."""
+    per_rank = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    return {name: value for name, value in os.environ.items() if name not in per_rank}
+
+
 def restarts() -> int:
     """Return how often torchrun has restarted this run because a process failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
@@ -115,8 +121,9 @@ def agree(seconds: float, stop: bool) -> tuple[float, bool]:
     the GPUs compute.
     """
     clock = 0.0 if rank() else seconds
-    total = all_sum(torch.tensor([clock, float(stop)], dtype=torch.float64))
-    return total[0].item(), total[1].item() > 0
+    sums = all_sum(torch.tensor([clock, float(stop)], dtype=torch.float64))
+    seconds, stops = sums.tolist()
+    return seconds, stops > 0
 
 
 def in_turn(action):

@@ -19,7 +19,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from nanoloop.data import Data
-from nanoloop.options import prepare_missing, read_options, require
+from nanoloop.options import read_options, require
+from nanoloop.programs import prepare_missing
 from research.referee import patch, verdict
 from research.referee.ledger import Ledger
 from research.referee.sandbox import Ended, Limit, Sandbox
