@@ -1,0 +1,314 @@
+"""Preparation: every byte is accounted for, a kill loses nothing, nothing half done is left."""
+
+import hashlib
+import subprocess
+import sys
+
+import pytest
+
+import corpus.sources
+import corpus.writer
+import prepare_data
+from corpus.sources import python_files
+from nanoloop.data import Data
+from nanoloop.options import UserError
+from prepare_data import PrepareConfig, prepare
+from tests.conftest import ROOT, make_documents
+
+
+def write_texts(folder, texts) -> str:
+    folder.mkdir(exist_ok=True)
+    for index, text in enumerate(texts):
+        (folder / f"{index:03}.txt").write_text(text)
+    return str(folder)
+
+
+def options(source, **more) -> PrepareConfig:
+    defaults = {"name": "d", "tokenizer": "byte", "val_fraction": 0.2, "test_fraction": 0.2}
+    return PrepareConfig(source=(source,), **(defaults | more))
+
+
+def texts_by_split(folder) -> dict[str, list[str]]:
+    data = Data(folder)
+    texts = {}
+    for split, stream in data.splits.items():
+        text = data.tokenizer.decode(stream.read(0, len(stream))) if len(stream) else ""
+        texts[split] = text.split("<|endoftext|>")[1:]
+    return texts
+
+
+def assert_same_files(first, second) -> None:
+    names = sorted(path.name for path in first.iterdir())
+    assert names == sorted(path.name for path in second.iterdir())
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+# --------------------------------------------------------------------------------------------------
+# Documents and splits
+
+
+def test_every_document_begins_with_end_of_text(tmp_path):
+    source = write_texts(tmp_path / "s", ["first", "second", "third"])
+    data = Data(prepare(options(source, val_fraction=0, test_fraction=0), tmp_path))
+    stream = data.splits["train"]
+    expected = [*b"first", 256, *b"second", 256, *b"third"]
+    assert stream.read(0, len(stream)).tolist() == [256, *expected]
+
+
+def test_splits_share_no_text_and_their_bytes_add_up(tmp_path):
+    texts = make_documents(60) + make_documents(10)  # ten texts occur twice
+    folder = prepare(options(write_texts(tmp_path / "s", texts)), tmp_path)
+    data = Data(folder)
+    found = texts_by_split(folder)
+    for split, counts in data.meta["splits"].items():
+        assert counts == {
+            "documents": len(found[split]),
+            "tokens": len(data.splits[split]),
+            "bytes": sum(len(text.encode()) for text in found[split]),
+        }
+    distinct = [text for split in found.values() for text in set(split)]
+    assert sorted(distinct) == sorted(set(texts))
+
+
+def test_the_split_of_a_document_does_not_depend_on_the_others(tmp_path):
+    texts = make_documents(40)
+    some = texts[::-2]
+    all_folder = prepare(options(write_texts(tmp_path / "all", texts), name="a"), tmp_path)
+    some_folder = prepare(options(write_texts(tmp_path / "some", some), name="b"), tmp_path)
+    expected = [text for text in texts_by_split(all_folder)["val"] if text in some]
+    assert sorted(texts_by_split(some_folder)["val"]) == sorted(expected)
+
+
+def test_a_single_text_is_split_by_position(tmp_path):
+    text = "".join(chr(97 + i % 26) for i in range(1000))
+    (tmp_path / "one.txt").write_text(text)
+    config = options(str(tmp_path / "one.txt"), val_fraction=0.1, test_fraction=0.2)
+    found = texts_by_split(prepare(config, tmp_path))
+    assert found == {"train": [text[:700]], "test": [text[700:900]], "val": [text[900:]]}
+
+
+def test_the_number_of_shards_changes_no_token(tmp_path):
+    source = write_texts(tmp_path / "s", make_documents(30))
+    single = Data(prepare(options(source, name="a"), tmp_path))
+    many = Data(prepare(options(source, name="b", shard_tokens=97), tmp_path))
+    assert len(many.splits["train"].shards) > 10
+    count = len(single.splits["train"])
+    tokens = many.splits["train"].read(0, count).tolist()
+    assert tokens == single.splits["train"].read(0, count).tolist()
+
+
+def test_preparing_twice_gives_the_same_files_and_another_text_another_fingerprint(tmp_path):
+    source = write_texts(tmp_path / "s", make_documents(30))
+    config = options(source, tokenizer="bpe:300")
+    first = prepare(config, tmp_path / "x")
+    assert_same_files(first, prepare(config, tmp_path / "y"))
+    changed = write_texts(tmp_path / "s2", make_documents(29) + ["another text"])
+    other = prepare(options(changed, tokenizer="bpe:300"), tmp_path)
+    assert Data(other).fingerprint != Data(first).fingerprint
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path, capsys):
+    source = write_texts(tmp_path / "s", make_documents(20))
+    (tmp_path / "s" / "empty.txt").write_bytes(b"")
+    (tmp_path / "s" / "picture.png").write_bytes(b"\x89PNG\0\0")
+    (tmp_path / "s" / "latin.txt").write_bytes("café ".encode("latin-1") * 10)
+    meta = Data(prepare(options(source), tmp_path)).meta
+    counts = {note: row["documents"] for note, row in meta["notes"].items()}
+    assert counts == {"empty": 1, "binary": 1, "invalid UTF-8 replaced": 1}
+    assert meta["notes"]["binary"]["examples"] == [f"{source}/picture.png"]
+    assert "picture.png" in capsys.readouterr().out
+    assert sum(split["documents"] for split in meta["splits"].values()) == 21
+
+
+# --------------------------------------------------------------------------------------------------
+# Kills
+
+
+KILLS = [
+    (0, {}),
+    (1, {}),
+    (5, {}),
+    (2, {"shuffle_buffer": 7}),
+    (3, {"duplicates": "near"}),
+]
+
+
+@pytest.mark.parametrize("n_commits, more", KILLS, ids=str)
+def test_a_killed_preparation_resumes_to_the_same_bytes(
+    tmp_path, monkeypatch, capsys, n_commits, more
+):
+    source = write_texts(tmp_path / "s", make_documents(30) + make_documents(5))
+    (tmp_path / "s" / "long.txt").write_text(" ".join(make_documents(15, seed=1)))
+    monkeypatch.setattr(corpus.sources, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(corpus.sources, "PIECE", 1500)
+    monkeypatch.setattr(corpus.writer, "COMMIT_SECONDS", 0)
+    config = options(source, tokenizer="bpe:300", shard_tokens=200, duplicates_mb=1, **more)
+    expected = prepare(config, tmp_path / "expected")
+    write_json = corpus.writer.write_json
+    commits = []
+
+    def kill_instead_of_a_note(path, value):
+        if path.name == "progress.json":
+            commits.append(path)
+            if len(commits) > n_commits:
+                raise KeyboardInterrupt  # the shards are ahead of the progress that is noted
+        write_json(path, value)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(corpus.writer, "write_json", kill_instead_of_a_note)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config, tmp_path / "data")
+    assert not (tmp_path / "data" / "d").exists()  # nothing looks complete
+    resumed = prepare(config, tmp_path / "data")
+    assert ("resuming" in capsys.readouterr().out) == (n_commits > 0)
+    assert_same_files(resumed, expected)
+    assert not (tmp_path / "data" / "d.partial").exists()
+
+
+def test_other_options_do_not_resume_an_old_preparation(tmp_path, monkeypatch):
+    source = write_texts(tmp_path / "s", make_documents(30))
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare_data, "finish", lambda *arguments: None)
+        prepare(options(source), tmp_path)
+    assert (tmp_path / "d.partial" / "progress.json").exists()
+    data = Data(prepare(options(source, tokenizer="bpe:300"), tmp_path))
+    assert data.tokenizer.vocab_size == 300
+    assert int(data.splits["train"].read(0, 50).max()) < 300
+
+
+def test_progress_of_another_edition_is_not_resumed(tmp_path, monkeypatch):
+    source = write_texts(tmp_path / "s", make_documents(10))
+    expected = prepare(options(source), tmp_path / "expected")
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare_data, "finish", lambda *arguments: None)
+        prepare(options(source), tmp_path)
+    progress = tmp_path / "d.partial" / "progress.json"
+    progress.write_text(progress.read_text().replace('"cursor"', '"place"'))
+    assert_same_files(prepare(options(source), tmp_path), expected)
+
+
+def test_a_full_disk_keeps_what_is_done(tmp_path, monkeypatch, command):
+    source = write_texts(tmp_path / "s", make_documents(40))
+    monkeypatch.setattr(corpus.sources, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(corpus.writer, "COMMIT_SECONDS", 0)
+    monkeypatch.chdir(tmp_path)
+    flags = [f"--source={source}", "--name=d", "--tokenizer=byte"]
+    expected = prepare(PrepareConfig(source=(source,), name="d", tokenizer="byte"), tmp_path / "x")
+    append_tokens = corpus.writer.append_tokens
+    calls = []
+
+    def append_until_full(*arguments):
+        calls.append(arguments)
+        if len(calls) > 5:
+            raise OSError(28, "No space left on device")
+        append_tokens(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(corpus.writer, "append_tokens", append_until_full)
+        failed = command(prepare_data.main, *flags)
+    assert failed.code == 2
+    assert "make room on the disk" in failed.err
+    assert "Traceback" not in failed.err
+    resumed = command(prepare_data.main, *flags)
+    assert resumed.code == 0
+    assert "resuming" in resumed.out
+    assert_same_files(tmp_path / "data" / "d", expected)
+
+
+# --------------------------------------------------------------------------------------------------
+# Known sources
+
+
+def test_the_python_source_is_the_standard_library_without_tests():
+    files = python_files(include_site_packages=False)
+    names = {"/".join(path.parts[-2:]) for path in files}
+    assert "json/decoder.py" in names
+    assert any(name.endswith("/argparse.py") for name in names)
+    unwanted = {"test", "tests", "site-packages", "_vendor"}
+    assert not any(unwanted & set(path.parts) for path in files)
+
+
+def test_tiny_shakespeare_is_split_as_nanogpt_does(tmp_path):
+    """nanoGPT trains on text[: int(0.9 * n)]."""
+    text = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"
+    if not text.is_file():
+        pytest.skip("the text is not on this machine")
+    config = options(str(text), val_fraction=0.1, test_fraction=0)
+    splits = Data(prepare(config, tmp_path)).splits
+    assert [len(splits[name]) for name in splits] == [1 + 1_003_854, 1 + 111_540, 0]
+
+
+def test_shakespeare_without_a_network_names_the_command_that_works(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(corpus.sources, "SHAKESPEARE_URL", "http://127.0.0.1:9/input.txt")
+    result = command(prepare_data.main, "--source=shakespeare")
+    assert result.code == 2
+    assert "Traceback" not in result.err
+    flags = "--name=shakespeare_char --tokenizer=byte --val_fraction=0.1 --test_fraction=0"
+    assert f"--source=PATH/input.txt {flags}" in result.err
+    assert not (tmp_path / "data").exists()
+
+
+def test_shakespeare_is_downloaded_once_and_checked(tmp_path, monkeypatch):
+    text = tmp_path / "input.txt"
+    text.write_text("ROMEO: " * 100)
+    monkeypatch.setattr(corpus.sources, "SHAKESPEARE_URL", text.as_uri())
+    with pytest.raises(UserError, match="SHA-256"):
+        prepare(PrepareConfig(source=("shakespeare",)), tmp_path / "data")
+    sha256 = hashlib.sha256(text.read_bytes()).hexdigest()
+    monkeypatch.setattr(corpus.sources, "SHAKESPEARE_SHA256", sha256)
+    folder = prepare(PrepareConfig(source=("shakespeare",)), tmp_path / "data")
+    data = Data(folder)
+    assert folder.name == "shakespeare_char"
+    assert data.tokenizer.name == "byte"
+    assert [len(stream) for stream in data.splits.values()] == [631, 71, 0]
+    text.unlink()  # the second time it reads its copy
+    again = prepare(PrepareConfig(source=("shakespeare",), overwrite=True), tmp_path / "data")
+    assert Data(again).fingerprint == data.fingerprint
+
+
+# --------------------------------------------------------------------------------------------------
+# The command
+
+
+def test_the_command_works_as_a_program_and_overwrites_nothing(tmp_path, monkeypatch, command):
+    (tmp_path / "text.txt").write_text("hello world. " * 200)
+    flags = ["--source=text.txt", "--tokenizer=bpe:300", "--workers=1"]
+    program = [sys.executable, str(ROOT / "prepare_data.py"), *flags]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "data/text is ready" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    again = command(prepare_data.main, *flags)
+    assert again.code == 2
+    assert "'data/text' exists: type --overwrite=True" in again.err
+
+
+BAD = {
+    "--source= is empty": {"source": ("",)},
+    "a sum below 1": {"val_fraction": 0.5, "test_fraction": 0.5},
+    "max_documents must be at least 1": {"max_documents": 0},
+    "workers must be at least 1": {"workers": -1},
+    "needs --source=python": {"include_site_packages": True},
+    "cannot name a folder": {"name": "a/b"},
+    "--source=.* is a folder without files": {},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_options_that_make_no_sense_are_refused_before_anything_is_written(tmp_path, message):
+    (tmp_path / "empty").mkdir()
+    config = PrepareConfig(**({"source": (str(tmp_path / "empty"),)} | BAD[message]))
+    with pytest.raises(UserError, match=message.replace("= is", " is")):
+        prepare(config, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_text_without_a_training_split_is_refused_with_what_was_found(tmp_path):
+    (tmp_path / "s").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "s" / name).write_bytes(b"\x89PNG\0")
+    with pytest.raises(UserError, match="no training text: 0 documents in val .*; 2 binary"):
+        prepare(options(str(tmp_path / "s")), tmp_path / "data")
+    assert not list((tmp_path / "data").iterdir())
