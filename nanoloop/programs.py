@@ -1,5 +1,6 @@
 """Programs of this project that another one runs, each in a process of its own."""
 
+import os
 import shlex
 import subprocess
 import sys

@@ -38,12 +38,6 @@ def local_rank() -> int | None:
     return None if value is None else int(value)
 
 
-def environment_of_one_process() -> dict[str, str]:
-    """Return the environment without what torchrun sets for each rank."""
-    per_rank = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-    return {name: value for name, value in os.environ.items() if name not in per_rank}
-
-
 def restarts() -> int:
     """Return how often torchrun has restarted this run because a process failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
