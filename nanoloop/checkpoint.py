@@ -13,11 +13,11 @@ import zipfile
 from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal, get_type_hints
+from typing import get_type_hints
 
 import torch
 from torch import Tensor
-from typeguard import CollectionCheckStrategy, check_type
+from typeguard import check_type
 
 from model import GPTConfig
 from nanoloop.files import (
@@ -33,7 +33,7 @@ from nanoloop.ranks import all_sum, in_turn, local, placed, rank, world_size
 
 FORMAT = 3
 
-# What a checkpoint must hold, and what its config must hold besides the fields of GPTConfig.
+# What a checkpoint must hold, and the options besides GPTConfig's that a resumed run keeps.
 CONTENT = {
     "config": dict,
     "model": dict[str, Tensor],
@@ -45,12 +45,7 @@ CONTENT = {
     "tokenizer": dict,
     "data": str,
 }
-COURSE = {
-    "seed": int,
-    "batch_tokens": int,
-    "align_documents": bool,
-    "optimizer": Literal["muon", "adamw"],
-}
+COURSE = {"seed": int, "batch_tokens": int, "align_documents": bool, "optimizer": str}
 
 # -----------------------------------------------------------------------------
 # Writing
@@ -62,8 +57,8 @@ def pack(
     """Collect what a checkpoint holds. Raises UserError if a weight is not finite on any rank."""
     params = dict(model.named_parameters())
     bad = sum(not local(p).isfinite().all() for p in params.values())
-    is_finite = not all_sum(torch.tensor(float(bad)))
-    require(is_finite, f"the weights are not finite after step {step}: they were not saved")
+    bad = all_sum(torch.tensor(float(bad)))
+    require(not bad, f"the weights are not finite after step {step}: they were not saved")
     states = {p: state for optimizer in optimizers for p, state in optimizer.state.items()}
     return {
         "format": FORMAT,
@@ -152,8 +147,7 @@ def load(path: Path) -> dict:
     Raises UserError if it is missing, damaged or of another format.
     """
     require(path.exists(), f"checkpoint '{path}' does not exist: train first, or name another run")
-    hint = "it was not used, name another"
-    with reading(f"'{path}' is damaged or no checkpoint of this program", hint):
+    with reading(f"'{path}' is damaged or no checkpoint", "it was not used, name another"):
         checkpoint = read_folder(path) if path.is_dir() else read_file(path)
         found = checkpoint["format"]
         require(
@@ -186,8 +180,7 @@ def read_folder(path: Path) -> dict:
 
 def check_types(values: dict, types: dict) -> None:
     for name, kind in types.items():
-        strategy = CollectionCheckStrategy.ALL_ITEMS
-        check_type(values[name], kind, collection_check_strategy=strategy)
+        check_type(values[name], kind)
 
 
 def model_config(checkpoint: dict) -> GPTConfig:

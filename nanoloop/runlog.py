@@ -97,9 +97,8 @@ class RunLog:
 
     def speed(self, steps: int, seconds: float) -> dict:
         per_second = steps * self.config["batch_tokens"] / seconds if seconds else 0.0
-        mfu = None
-        if self.peak_flops:
-            mfu = per_second * self.flops_per_token / self.peak_flops
+        flops = per_second * self.flops_per_token
+        mfu = flops / self.peak_flops if self.peak_flops else None
         return {"tokens_per_second": per_second, "mfu": mfu}
 
     def write(self, step: int, seconds: float, progress: float, figures: dict) -> None:
@@ -107,14 +106,17 @@ class RunLog:
         gc.collect(1)  # tune_process has turned the automatic collector off
         if not self.enabled:
             return
-        tokens = step * self.config["batch_tokens"]
-        row = {"step": step, "tokens": tokens, "seconds": seconds} | figures
-        row |= self.speed(step - self.step, seconds - self.seconds)
-        row["seconds_left"] = max(0.0, seconds / progress - seconds)
+        row = {
+            "step": step,
+            "tokens": step * self.config["batch_tokens"],
+            "seconds": seconds,
+            **figures,
+            **self.speed(step - self.step, seconds - self.seconds),
+            "seconds_left": max(0.0, seconds / progress - seconds),
+        }
         self.step = step
         self.seconds = seconds
-        shown = [f"{key} {format_figure(value)}" for key, value in row.items() if value is not None]
-        print_safely(" | ".join(shown))
+        print_safely(" | ".join(format_figures(row, " ")))
         self.append_row(row)
         self.track(lambda run: run.log(row, step=step))
 
@@ -158,19 +160,21 @@ class RunLog:
     ) -> dict:
         """Print the summary, write it to summary.json, draw the losses; return the summary."""
         if not self.enabled:
-            print_summary(figures)
+            lines = format_figures(figures, ": ") or ["no validation data"]
+            print_safely(*lines, sep="\n")
             return figures
-        summary = figures | {
+        summary = {
+            **figures,
             "train_seconds": seconds,
             "total_seconds": total_seconds,
             "tokens": step * self.config["batch_tokens"],
             "steps": step,
+            **self.speed(step, seconds),
+            "peak_memory_mb": memory_mb,
+            "params": self.n_params,
         }
-        summary |= self.speed(step, seconds)
-        summary |= {"peak_memory_mb": memory_mb, "params": self.n_params}
         write_json(self.out / "summary.json", summary)
-        print_safely("---")
-        print_summary(summary)
+        print_safely("---", *format_figures(summary, ": "), sep="\n")
         self.draw()
         self.track(lambda run: run.summary.update(summary))
         self.track(lambda run: run.finish())
@@ -200,11 +204,10 @@ def start_wandb(out: Path, config: dict):
         raise UserError(f"Weights & Biases did not start ({first_line(error)}): {hint}") from None
 
 
-def print_summary(figures: dict) -> None:
-    lines = [
-        f"{key}: {format_figure(value)}" for key, value in figures.items() if value is not None
-    ]
-    print_safely(*(lines or ["no validation data"]), sep="\n")
+def format_figures(figures: dict, separator: str) -> list[str]:
+    """Format the figures that are known, each with its key."""
+    known = {key: value for key, value in figures.items() if value is not None}
+    return [f"{key}{separator}{format_figure(value)}" for key, value in known.items()]
 
 
 def format_figure(value) -> str:

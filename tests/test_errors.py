@@ -57,7 +57,7 @@ MISTAKES = {
     "train --init_from=empty.pt": ["empty.pt", "damaged"],
     "train --init_from=torn.pt": ["torn.pt", "damaged"],
     "train --init_from=pickle.pt": ["pickle.pt", "damaged"],
-    "train --init_from=other.pt": ["other.pt", "no checkpoint of this program"],
+    "train --init_from=other.pt": ["other.pt", "no checkpoint"],
     "train --init_from=future.pt": ["future.pt", "format 99", f"reads {checkpoint.FORMAT}"],
     "sample nothing.pt": ["nothing.pt", "does not exist"],
     "sample torn.pt": ["torn.pt", "damaged"],
