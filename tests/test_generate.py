@@ -115,6 +115,22 @@ def test_generation_ends_with_the_stop_token_and_shows_each_token():
     assert columns == free[: length + 1]
 
 
+def test_a_row_shows_its_prompt_first_and_repeats_its_last_token_when_it_is_finished():
+    """All rows advance together, from the end of the shortest prompt to the end of the longest."""
+    columns = []
+    prompts = [[7], [3, 1, 4, 1]]
+    new = generate(
+        random_model(SMALL),
+        prompts,
+        5,
+        temperature=0,
+        on_token=lambda c: columns.append(c.tolist()),
+    )
+    short, long = zip(*columns)
+    assert list(short) == new[0] + 3 * [new[0][-1]]
+    assert list(long) == prompts[1][1:] + new[1]
+
+
 def test_a_seed_fixes_the_text_and_another_changes_it():
     model = random_model(SMALL)
     first, again, other = (generate(model, [[3]], 30, seed=seed) for seed in (1, 1, 2))

@@ -94,15 +94,24 @@ def test_padding_the_vocabulary_changes_no_prediction():
     assert torch.equal(model(tokens), logits)
 
 
-def test_few_rows_of_pairs_are_shared_and_v_squared_are_not():
-    """With V² rows each pair of tokens has its own; 37 rows serve all pairs."""
-    pairs = torch.cartesian_prod(torch.arange(50), torch.arange(50))
-    tables = {rows: GPT(replace(SMALL, bigram_rows=rows)).bigrams for rows in (2500, 37)}
-    for table in tables.values():
-        table.weight.data = torch.arange(float(len(table.weight)))[:, None]
-    rows = tables[2500](pairs[:, 0], pairs[:, 1], 50)
-    assert len(rows.unique()) == 2500
-    assert len(tables[37](pairs[:, 0], pairs[:, 1], 50).unique()) == 37
+def bigram_rows_of_all_pairs(rows: int) -> torch.Tensor:
+    """Return the row of each pair of tokens: (50, 50), by token and the token before it."""
+    table = GPT(replace(SMALL, bigram_rows=rows)).bigrams
+    table.weight.data = torch.arange(float(rows))[:, None]
+    tokens, previous = torch.meshgrid(torch.arange(50), torch.arange(50), indexing="ij")
+    return table(tokens, previous, vocab_size=50)[..., 0]
+
+
+def test_with_v_squared_rows_each_pair_of_tokens_has_its_own():
+    assert len(bigram_rows_of_all_pairs(50 * 50).unique()) == 50 * 50
+
+
+def test_fewer_rows_are_shared_by_pairs_that_differ_in_either_token():
+    rows = bigram_rows_of_all_pairs(37)
+    assert len(rows.unique()) == 37
+    for token in range(50):
+        assert len(rows[token].unique()) > 15
+        assert len(rows[:, token].unique()) > 15
 
 
 # --------------------------------------------------------------------------------------------------

@@ -336,6 +336,8 @@ def run(name, *options):
 root, *options = sys.argv[1:]
 sys.path.insert(0, root)
 sys.meta_path.insert(0, Absent())
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)  # an ignored signal would be inherited
 before = state()
 import train, sample
 
