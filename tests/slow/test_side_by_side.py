@@ -36,17 +36,17 @@ def test_equal_checkouts_are_equal(copied_checkout):
 
 
 def test_one_changed_number_of_the_model_is_found(copied_checkout):
-    replace_in(copied_checkout / "model.py", "1.44", "1.4400001")
+    replace_in(copied_checkout / "model.py", "1.44", "1.4401")
     result = compare(copied_checkout, only="model/modern,model/no_qk_norm")
     modern, no_qk_norm, count = result.stdout.splitlines()
-    assert modern.startswith("DIFFERS  model/modern: loss: 1 of 1 numbers")
+    assert modern.startswith("DIFFERS  model/modern: ")
     assert no_qk_norm == "equal    model/no_qk_norm"
     assert count == "1 passed, 1 failed"
     assert result.returncode == 1
 
 
 def test_a_checkout_that_does_not_run_fails(copied_checkout):
-    replace_in(copied_checkout / "model.py", "self.qk_norm", "self.missing")
+    replace_in(copied_checkout / "model.py", "if self.qk_norm", "if self.missing")
     result = compare(copied_checkout, only="model/modern")
     assert "DIFFERS  model/modern: right: probe gradients ended with 1" in result.stdout
     assert "AttributeError" in result.stdout

@@ -89,7 +89,7 @@ def perturb(model) -> None:
     """Add noise to every weight, for many are 0 at first and hide what stands before them."""
     for name, p in model.named_parameters():
         rng = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        p += 0.05 * torch.randn(p.shape, generator=rng)
+        p += 0.2 * torch.randn(p.shape, generator=rng)
 
 
 def gradients(options: dict, dtype: str) -> dict:
