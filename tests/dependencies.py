@@ -1,8 +1,9 @@
-"""The libraries that requirements.txt asks for, with licence and size, as a Markdown table:
+"""Print the libraries in requirements.txt, with licence and size, as a Markdown table.
 
     python -m tests.dependencies
 
-The licence is what a package says of itself; the size is that of its installed files, without what it needs in turn.
+The licence is what a package says about itself. The size is that of its installed files, without
+the packages that it needs.
 """
 
 import re
@@ -13,18 +14,14 @@ REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
 
 
 def licence(package: Distribution) -> str:
-    about = package.metadata
-    classified = [
+    metadata = package.metadata
+    classifiers = [
         line.split(" :: ")[-1]
-        for line in about.get_all("Classifier", [])
+        for line in metadata.get_all("Classifier", [])
         if line.startswith("License :: OSI")
     ]
-    text = (
-        about.get("License-Expression")
-        or "; ".join(classified)
-        or about.get("License")
-        or "not said"
-    )
+    expression = metadata.get("License-Expression") or "; ".join(classifiers)
+    text = expression or metadata.get("License") or "unknown"
     return text.strip().splitlines()[0].split(" AND ")[0]
 
 
@@ -33,8 +30,8 @@ def megabytes(package: Distribution) -> float:
     return sum(path.stat().st_size for path in paths if path.is_file()) / 1e6
 
 
-def needed(name: str, found: dict[str, Distribution]) -> None:
-    """Collect a package and what it needs in turn, without extras."""
+def collect(name: str, found: dict[str, Distribution]) -> None:
+    """Add a package, and the packages it needs without extras, to `found`."""
     key = re.sub(r"[-_.]+", "-", name).lower()
     if key in found:
         return
@@ -44,32 +41,30 @@ def needed(name: str, found: dict[str, Distribution]) -> None:
         return
     for line in found[key].requires or []:
         if "extra ==" not in line:
-            needed(re.match(r"[\w.-]+", line)[0], found)
+            collect(re.match(r"[\w.-]+", line)[0], found)
 
 
 def main() -> None:
     print("| package | licence | MB | for |\n|---|---|---|---|")
-    asked, purpose = {}, ""
+    packages: dict[str, Distribution] = {}
+    purpose = ""
     for line in REQUIREMENTS.read_text().splitlines():
         if line.startswith("#"):
             purpose = line[2:].rstrip(".").split(":")[0].lower()
         elif line:
-            name, _, comment = line.partition("#")
-            name = re.match(r"[\w.-]+", name)[0]
+            requirement, _, comment = line.partition("#")
+            name = re.match(r"[\w.-]+", requirement)[0]
             found: dict[str, Distribution] = {}
-            needed(name, found)
-            asked |= found
-            package = next(iter(found.values()), None)
-            figures = (
-                (licence(package), f"{megabytes(package):,.1f}")
-                if package
-                else ("not installed here", "")
-            )
-            print(f"| {name} | {figures[0]} | {figures[1]} | {comment.strip() or purpose} |")
-    print(
-        f"\nWith all they need in turn: {len(asked)} packages, {sum(map(megabytes, asked.values())) / 1000:,.1f} GB"
-    )
-    licences = sorted({licence(package) for package in asked.values()})
+            collect(name, found)
+            packages |= found
+            figures = "not installed here | "
+            if found:
+                package = next(iter(found.values()))
+                figures = f"{licence(package)} | {megabytes(package):,.1f}"
+            print(f"| {name} | {figures} | {comment.strip() or purpose} |")
+    gigabytes = sum(map(megabytes, packages.values())) / 1000
+    print(f"\nWith all that they need: {len(packages)} packages, {gigabytes:,.1f} GB")
+    licences = sorted({licence(package) for package in packages.values()})
     print(f"Their licences: {', '.join(licences)}")
 
 
