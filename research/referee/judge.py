@@ -115,14 +115,14 @@ def held_out_text(data: Data) -> bytes:
     return b"\n".join(data.tokenizer.decode_bytes(s.read(0, len(s))) for s in splits)
 
 
-def replay(earlier: dict, folder: str, root: Path = patch.ROOT) -> dict:
+def replay(earlier: dict, folder: str) -> dict:
     """Repeat a recorded trial with its change, seeds and level; return the new row.
 
     Raises UserError.
     """
     number = earlier["id"]
     require(earlier.get("pairs"), f"trial {number} has no scored pair, so it cannot be repeated")
-    setup = Setup(Options(**earlier["options"] | {"folder": folder}), root)
+    setup = Setup(Options(**earlier["options"] | {"folder": folder}), patch.ROOT)
     is_same = patch.hash_of(sorted(setup.base.items())) == earlier["tree"]
     message = f"trial {number} had another tree: check out commit '{earlier['parent']}' first"
     require(is_same, message)
@@ -262,7 +262,7 @@ class NoiseOptions(Options):
     pairs: int = 8  # of runs that differ by chance alone
 
 
-def measure_noise(options: NoiseOptions, root: Path = patch.ROOT) -> None:
+def measure_noise(options: NoiseOptions) -> None:
     """Run the recipe against itself, slightly changed; record the differences and what they allow.
 
     The change, learning rates a ten-thousandth higher, means nothing; without it the two runs
@@ -270,10 +270,10 @@ def measure_noise(options: NoiseOptions, root: Path = patch.ROOT) -> None:
     """
     message = f"pairs must be at least 3, or the spread means nothing, got {options.pairs}"
     require(options.pairs >= 3, message)
-    setup = Setup(options, root)
+    setup = Setup(options, patch.ROOT)
     rates = {name: getattr(setup.recipe, name) for name in ("muon_lr", "learning_rate")}
     settings = " ".join(f"{name}={rate * 1.0001}" for name, rate in rates.items())
-    change = patch.from_settings(setup.base, options.config, settings, root)
+    change = patch.from_settings(setup.base, options.config, settings, setup.root)
     row = begin("noise", setup)
     pairs = []
     with closing(PairRunner(setup, patch.apply(setup.base, change))) as runner:
