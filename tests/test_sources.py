@@ -1,45 +1,54 @@
-"""Where text comes from: every format gives the same documents, every fault is named, nothing is held whole."""
+"""Where text comes from: every format gives the same documents, and every fault is named."""
 
 import gzip
 import io
 import json
 import multiprocessing
 import os
-import signal
-import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow
 import pytest
+import zstandard
+from pyarrow import parquet
 
 import corpus.sources
+import corpus.writer
 import prepare_data
-from corpus import worker
-from corpus.sources import find_units
+from corpus.compressed import read_chunks
+from corpus.sources import Cursor, find_units, read_batches
 from nanoloop.data import Data
 from nanoloop.options import UserError
 from prepare_data import PrepareConfig, prepare
-from tests.conftest import ROOT, make_documents
+from tests.conftest import make_documents
 
-zstandard = pytest.importorskip("zstandard")
 TEXTS = make_documents(40) + ["naïve café\n", "日本語\n\n", "a<|endoftext|>b"]
+COMPRESS = {
+    "gzip": gzip.compress,
+    "zstandard": zstandard.ZstdCompressor(write_checksum=True).compress,
+}
 
 
 def prepared(tmp_path, source, name="d", **more) -> Data:
-    sources = (str(source),) if not isinstance(source, tuple) else source
-    more = dict(tokenizer="byte", val_fraction=0.2, test_fraction=0.2) | more
-    return Data(prepare(PrepareConfig(source=sources, name=name, **more), tmp_path / "data"))
+    sources = source if isinstance(source, tuple) else (str(source),)
+    defaults = {"tokenizer": "byte", "val_fraction": 0.2, "test_fraction": 0.2}
+    return Data(prepare(PrepareConfig(source=sources, name=name, **(defaults | more)), tmp_path))
+
+
+def trained(tmp_path, source, **more) -> Data:
+    """Prepare with all documents in train."""
+    return prepared(tmp_path, source, val_fraction=0, test_fraction=0, **more)
 
 
 def texts_of(data: Data) -> list[str]:
-    bodies = [
-        data.tokenizer.decode(stream.read(0, len(stream)))
-        for stream in data.splits.values()
-        if len(stream)
-    ]
-    return [text for body in bodies for text in body.split("<|endoftext|>")[1:]]
+    texts = []
+    for stream in data.splits.values():
+        if len(stream):
+            text = data.tokenizer.decode(stream.read(0, len(stream)))
+            texts += text.split("<|endoftext|>")[1:]
+    return texts
 
 
 def notes_of(data: Data) -> dict[str, int]:
@@ -47,39 +56,41 @@ def notes_of(data: Data) -> dict[str, int]:
 
 
 def json_lines(texts, key="text") -> bytes:
-    return b"".join(
-        json.dumps({"id": i, key: text}).encode() + b"\n" for i, text in enumerate(texts)
-    )
+    rows = [json.dumps({"id": index, key: text}) for index, text in enumerate(texts)]
+    return "".join(row + "\n" for row in rows).encode()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Formats
 
 
 def write_parquet(path):
-    import pyarrow
-    from pyarrow import parquet
-
-    parquet.write_table(
-        pyarrow.table({"n": list(range(len(TEXTS))), "text": TEXTS}), path, row_group_size=7
-    )
+    table = pyarrow.table({"n": list(range(len(TEXTS))), "text": TEXTS})
+    parquet.write_table(table, path, row_group_size=7)
 
 
-def write_saved(path):
-    datasets = pytest.importorskip("datasets")
-    datasets.disable_progress_bars()
-    datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(str(path))
+def write_arrow(path):
+    """As save_to_disk of the library datasets does."""
+    path.mkdir()
+    table = pyarrow.table({"text": TEXTS})
+    with pyarrow.OSFile(str(path / "data-0.arrow"), "wb") as file:
+        with pyarrow.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=9)
+    (path / "state.json").write_text("{}")
+
+
+def write_members(path):
+    members = [gzip.compress(json_lines(part)) for part in (TEXTS[:9], TEXTS[9:])]
+    path.write_bytes(b"".join(members))
 
 
 FORMATS = {
     "a.jsonl": lambda path: path.write_bytes(json_lines(TEXTS)),
     "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress(json_lines(TEXTS))),
-    "two.jsonl.gz": lambda path: path.write_bytes(
-        b"".join(gzip.compress(json_lines(t)) for t in (TEXTS[:9], TEXTS[9:]))
-    ),
+    "members.jsonl.gz": write_members,
     "a.jsonl.zst": lambda path: path.write_bytes(zstandard.compress(json_lines(TEXTS))),
     "a.parquet": write_parquet,
-    "saved": write_saved,
+    "saved": write_arrow,
 }
 
 
@@ -93,46 +104,27 @@ def plain(tmp_path_factory) -> Data:
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_the_same_tokens(tmp_path, plain, name):
     FORMATS[name](tmp_path / name)
-    assert prepared(tmp_path, tmp_path / name, tokenizer="bpe:300").fingerprint == plain.fingerprint
+    data = prepared(tmp_path, tmp_path / name, tokenizer="bpe:300")
+    assert data.fingerprint == plain.fingerprint
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress], ids=["gz", "zst"])
-def test_a_large_compressed_file_is_read_whole(tmp_path, pack):
-    """Larger than a step of reading, and than what a decompressor gathers before it gives anything."""
-    texts = ["".join(make_documents(20, seed=i)) + str(i) for i in range(500)]
-    (tmp_path / "a.jsonl").write_bytes(pack(json_lines(texts)))
-    data = prepared(tmp_path, tmp_path / "a.jsonl", val_fraction=0, test_fraction=0)
-    assert texts_of(data) == texts and notes_of(data) == {}
-
-
-def test_compressed_text_is_text(tmp_path):
+def test_compressed_text_is_text_whatever_its_name(tmp_path):
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "a.txt.gz").write_bytes(gzip.compress(b"first text"))
-    (tmp_path / "s" / "b.txt").write_bytes(
-        zstandard.compress(b"second text")
-    )  # its first bytes tell, not its name
-    assert sorted(
-        texts_of(prepared(tmp_path, tmp_path / "s", test_fraction=0, val_fraction=0))
-    ) == [
-        "first text",
-        "second text",
-    ]
+    (tmp_path / "s" / "b.txt").write_bytes(zstandard.compress(b"second text"))
+    assert texts_of(trained(tmp_path, tmp_path / "s")) == ["first text", "second text"]
 
 
 def test_another_field_can_hold_the_text_and_a_wrong_one_is_named(tmp_path):
-    import pyarrow
-    from pyarrow import parquet
-
     (tmp_path / "a.jsonl").write_bytes(json_lines(["x", "y"], key="body"))
-    assert set(
-        texts_of(prepared(tmp_path, tmp_path / "a.jsonl", text_key="body", val_fraction=0))
-    ) == {"x", "y"}
+    data = trained(tmp_path, tmp_path / "a.jsonl", text_key="body")
+    assert texts_of(data) == ["x", "y"]
     parquet.write_table(pyarrow.table({"body": ["x"], "n": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="no column 'text'.*--text_key.*body, n"):
+    with pytest.raises(UserError, match="no column 'text': give --text_key, one of body, n"):
         prepared(tmp_path, tmp_path / "a.parquet", name="p")
 
 
-def test_a_folder_with_tables_is_read_without_their_descriptions(tmp_path):
+def test_tables_are_read_without_the_files_that_describe_them(tmp_path):
     (tmp_path / "s").mkdir()
     write_parquet(tmp_path / "s" / "a.parquet")
     (tmp_path / "s" / "README.md").write_text("about these tables")
@@ -140,118 +132,191 @@ def test_a_folder_with_tables_is_read_without_their_descriptions(tmp_path):
 
 
 def test_folders_globs_and_files_give_files_in_a_fixed_order(tmp_path):
-    (tmp_path / "s" / "deep").mkdir(parents=True)
+    folder = tmp_path / "s"
+    (folder / "deep").mkdir(parents=True)
     for name in ("c.txt", "a.txt", "b.txt", ".hidden", "deep/d.txt"):
-        (tmp_path / "s" / name).write_text("x")
+        (folder / name).write_text("x")
 
-    def names(*sources):
-        units = find_units(
-            SimpleNamespace(source=tuple(map(str, sources)), text_key=None), tmp_path
-        )
+    def found(*sources):
+        config = SimpleNamespace(source=tuple(map(str, sources)), text_key=None)
+        units = find_units(config, tmp_path, "d")
         return [(os.path.basename(unit.path), os.path.basename(unit.source)) for unit in units]
 
-    assert names(tmp_path / "s") == [
-        ("a.txt", "s"),
-        ("b.txt", "s"),
-        ("c.txt", "s"),
-        ("d.txt", "deep"),
-    ]
-    assert [name for name, _ in names(tmp_path / "s" / "*b.txt", tmp_path / "s" / "a.txt")] == [
-        "b.txt",
-        "a.txt",
-    ]
-    assert [name for name, _ in names(tmp_path / "s" / "b.txt", tmp_path / "s")] == [
-        "b.txt",
-        "a.txt",
-        "c.txt",
-        "d.txt",
-    ]
+    ordered = [("a.txt", "s"), ("b.txt", "s"), ("c.txt", "s"), ("d.txt", "deep")]
+    assert found(folder) == ordered
+    names = [name for name, _ in found(folder / "*b.txt", folder / "a.txt")]
+    assert names == ["b.txt", "a.txt"]
+    names = [name for name, _ in found(folder / "b.txt", folder)]
+    assert names == ["b.txt", "a.txt", "c.txt", "d.txt"]  # each once
 
 
-@pytest.mark.parametrize("lines", [False, True])
-def test_standard_input_is_a_text_or_with_text_key_json_lines(tmp_path, monkeypatch, lines):
-    content = json_lines(TEXTS) if lines else "".join(TEXTS).encode()
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "d.0123.stdin").touch()  # what a run that was killed has left
+@pytest.mark.parametrize("text_key", [None, "text"])
+def test_standard_input_is_a_text_or_with_text_key_json_lines(tmp_path, monkeypatch, text_key):
+    content = json_lines(TEXTS) if text_key else "".join(TEXTS).encode()
+    (tmp_path / "d.0123.stdin").touch()  # a process that was killed has left it
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
-    data = prepared(tmp_path, "-", text_key="text" if lines else None)
-    assert len(texts_of(data)) == (
-        len(TEXTS) + 1 if lines else 4
-    )  # one text spells the separator; else three parts
-    assert sum(split["bytes"] for split in data.meta["splits"].values()) == len(
-        "".join(TEXTS).encode()
-    )
-    assert not list((tmp_path / "data").glob("*.stdin"))
+    data = prepared(tmp_path, "-", text_key=text_key)
+    # One text spells the separator. A text is split in three.
+    assert len(texts_of(data)) == (len(TEXTS) + 1 if text_key else 4)
+    n_bytes = sum(split["bytes"] for split in data.meta["splits"].values())
+    assert n_bytes == len("".join(TEXTS).encode())
+    assert not list(tmp_path.glob("*.stdin"))
 
 
 def test_synthetic_text_keeps_its_own_splits(tmp_path):
     data = prepared(tmp_path, "synthetic:addition", max_documents=200, val_fraction=0.5)
     assert sum(split["documents"] for split in data.meta["splits"].values()) == 200
-    lines = {
-        split: set(
-            "".join(data.tokenizer.decode(s.read(0, len(s))).split("<|endoftext|>")).splitlines()
-        )
-        for split, s in data.splits.items()
-    }
-    assert lines["val"] and not lines["val"] & lines["train"] and not lines["test"] & lines["train"]
+    lines = {}
+    for split, stream in data.splits.items():
+        text = data.tokenizer.decode(stream.read(0, len(stream)))
+        lines[split] = set(text.replace("<|endoftext|>", "").splitlines())
+    assert lines["val"]
+    assert not lines["train"] & (lines["val"] | lines["test"])
 
 
 def test_a_hub_without_a_network_names_the_ways_without_one(tmp_path, monkeypatch, command):
     datasets = pytest.importorskip("datasets")
 
-    def offline(*args, **kwargs):
+    def download(*arguments, **options):
         raise ConnectionError("Couldn't reach the Hub")
 
-    monkeypatch.setattr(datasets, "load_dataset", offline)
+    monkeypatch.setattr(datasets, "load_dataset", download)
     monkeypatch.chdir(tmp_path)
     result = command(prepare_data.main, "--source=hf:roneneldan/TinyStories")
-    assert result.code == 2 and "Traceback" not in result.err
-    for word in (
-        "hf:roneneldan/TinyStories",
-        "ConnectionError",
-        "--local-dir=FOLDER",
-        "--source=FOLDER",
-        "--source=python",
-    ):
+    assert result.code == 2
+    assert "Traceback" not in result.err
+    words = "hf:roneneldan/TinyStories ConnectionError --local-dir=FOLDER --source=FOLDER"
+    for word in [*words.split(), "--source=python"]:
         assert word in result.err
-    assert not list((tmp_path).glob("data/*"))
+    assert not list(tmp_path.glob("data/*"))
 
 
-def test_a_hub_data_set_is_streamed_and_runs_no_code_of_its_own(tmp_path, monkeypatch, plain):
+def test_a_hub_data_set_is_streamed_by_the_library(tmp_path, monkeypatch, plain):
     datasets = pytest.importorskip("datasets")
     (tmp_path / "a.jsonl").write_bytes(json_lines(TEXTS))
-    load, asked = datasets.load_dataset, {}
+    load_dataset = datasets.load_dataset
+    asked = {}
 
-    def local(name, config, **options):
+    def load_local(name, config, **options):
         asked.update(options, name=name, config=config)
-        return load("json", data_files=str(tmp_path / "a.jsonl"), **options)
+        return load_dataset("json", data_files=str(tmp_path / "a.jsonl"), **options)
 
-    monkeypatch.setattr(datasets, "load_dataset", local)
-    data = prepared(
-        tmp_path, "hf:some/name", hf_config="small", hf_split="train", tokenizer="bpe:300"
-    )
+    monkeypatch.setattr(datasets, "load_dataset", load_local)
+    more = {"hf_config": "small", "hf_split": "train", "tokenizer": "bpe:300"}
+    data = prepared(tmp_path, "hf:some/name", **more)
     assert data.fingerprint == plain.fingerprint
     assert asked == {"name": "some/name", "config": "small", "split": "train", "streaming": True}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# Compressed files
+
+
+def content_of(path) -> bytes:
+    return b"".join(chunk for chunk, _ in read_chunks(path))
+
+
+def good_part_of(path) -> tuple[bytes, Exception]:
+    """Return the content before the fault of a file, and the fault."""
+    content = b""
+    try:
+        for chunk, _ in read_chunks(path):
+            content += chunk
+    except Exception as error:
+        return content, error
+    pytest.fail("there is no fault")
+
+
+NOISE = np.random.default_rng(0).bytes(300_000)
+CONTENT = NOISE + b"a line of text\n" * 200_000
+SKIPPABLE = b"\x50\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"notes"
+
+
+@pytest.mark.parametrize("compress", COMPRESS.values(), ids=COMPRESS)
+def test_joined_compressed_files_are_one_file(tmp_path, compress):
+    (tmp_path / "a").write_bytes(compress(CONTENT) + compress(b"") + compress(b"the end"))
+    assert content_of(tmp_path / "a") == CONTENT + b"the end"
+
+
+@pytest.mark.parametrize("compress", COMPRESS.values(), ids=COMPRESS)
+def test_a_small_file_of_much_content_is_read_in_pieces(tmp_path, compress):
+    """Eighty megabytes of zeros are less than 0.1 MB, and are never held at once."""
+    (tmp_path / "a").write_bytes(compress(bytes(80_000_000)))
+    assert (tmp_path / "a").stat().st_size < 100_000
+    sizes = [len(chunk) for chunk, _ in read_chunks(tmp_path / "a")]
+    assert sum(sizes) == 80_000_000
+    assert max(sizes) < 20_000_000
+
+
+def test_skippable_frames_are_skipped(tmp_path):
+    frames = [SKIPPABLE, zstandard.compress(CONTENT), SKIPPABLE, zstandard.compress(b"end")]
+    (tmp_path / "a").write_bytes(b"".join([*frames, SKIPPABLE]))
+    assert content_of(tmp_path / "a") == CONTENT + b"end"
+
+
+def test_a_window_longer_than_the_default_is_read(tmp_path):
+    """zstd --long=29 needs 512 MB to look back; the library's default is 128 MB."""
+    parameters = zstandard.ZstdCompressionParameters(window_log=29, compression_level=1)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    compressed = compressor.compress(CONTENT) + compressor.flush()
+    assert zstandard.get_frame_parameters(compressed).window_size == 2**29
+    (tmp_path / "a").write_bytes(compressed)
+    assert content_of(tmp_path / "a") == CONTENT
+
+
+def test_gzip_with_padding_is_read(tmp_path):
+    (tmp_path / "a").write_bytes(gzip.compress(CONTENT) + bytes(512))
+    assert content_of(tmp_path / "a") == CONTENT
+
+
+FAULTS = {
+    "truncated": lambda packed: packed[: len(packed) * 2 // 3],
+    "one byte short": lambda packed: packed[:-1],
+    "damaged": lambda packed: packed[:250_000] + bytes(100) + packed[250_100:],
+    "followed by something else": lambda packed: packed + b"something else",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("compress", COMPRESS.values(), ids=COMPRESS)
+def test_a_fault_gives_what_is_before_it_and_an_error(tmp_path, compress, fault):
+    (tmp_path / "a").write_bytes(FAULTS[fault](compress(NOISE) + compress(b"the end")))
+    content, _ = good_part_of(tmp_path / "a")
+    assert len(content) > (100_000 if fault != "one byte short" else 290_000)
+    assert (NOISE + b"the end").startswith(content[:190_000])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+@pytest.mark.parametrize("compress", COMPRESS.values(), ids=COMPRESS)
+def test_a_truncated_compressed_file_is_a_note_and_the_next_file_is_read(tmp_path, compress, name):
+    rng = np.random.default_rng(0)
+    texts = [rng.bytes(500).hex() for _ in range(400)]
+    packed = compress(json_lines(texts))
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / name).write_bytes(packed[: len(packed) * 5 // 8])
+    (tmp_path / "s" / "b.txt").write_text("the next file")
+    data = trained(tmp_path, tmp_path / "s")
+    found = "".join(texts_of(data))
+    assert texts[100] in found
+    assert found.endswith("the next file")
+    assert notes_of(data)["corrupt file"] == 1
+
+
+# --------------------------------------------------------------------------------------------------
 # Ready tokens
 
 
-def shard(path, tokens):
+def write_shard(path, tokens):
     header = np.zeros(256, dtype="<i4")
-    header[:3] = 20240520, 1, len(tokens)
+    header[:3] = (20240520, 1, len(tokens))
     path.write_bytes(header.tobytes() + np.array(tokens, dtype="<u2").tobytes())
 
 
 def test_llm_cs_shards_are_linked_as_they_are(tmp_path, data_dir):
     (tmp_path / "s").mkdir()
-    for name, tokens in {
-        "x_train_000001": [256, 65],
-        "x_train_000002": [66, 256, 67],
-        "x_val_000000": [256, 68],
-    }.items():
-        shard(tmp_path / "s" / f"{name}.bin", tokens)
+    write_shard(tmp_path / "s" / "x_train_000001.bin", [256, 65])
+    write_shard(tmp_path / "s" / "x_train_000002.bin", [66, 256, 67])
+    write_shard(tmp_path / "s" / "x_val_000000.bin", [256, 68])
     data = prepared(tmp_path, tmp_path / "s", tokenizer=str(data_dir))
     assert data.splits["train"].read(0, 5).tolist() == [256, 65, 66, 256, 67]
     assert data.splits["val"].read(0, 2).tolist() == [256, 68]
@@ -259,83 +324,74 @@ def test_llm_cs_shards_are_linked_as_they_are(tmp_path, data_dir):
     assert os.path.samefile(tmp_path / "s" / "x_val_000000.bin", data.folder / "val_000000.bin")
 
 
-def test_shards_whose_names_tell_no_validation_split_are_refused(tmp_path, data_dir):
-    shard(tmp_path / "b.bin", range(60, 100))
-    shard(tmp_path / "a.bin", range(60))
-    with pytest.raises(UserError, match="2 token files holds 'val': rename one"):
+def test_shards_without_a_validation_split_are_refused(tmp_path, data_dir):
+    write_shard(tmp_path / "b.bin", range(60, 100))
+    write_shard(tmp_path / "a.bin", range(60))
+    with pytest.raises(UserError, match="none of these 2 token files has 'val' in its name"):
         prepared(tmp_path, tmp_path / "*.bin", tokenizer=str(data_dir))
 
 
-def test_ready_tokens_and_text_are_not_taken_together(tmp_path, data_dir):
-    shard(tmp_path / "a_val.bin", [256, 30])
+def test_ready_tokens_and_text_are_prepared_separately(tmp_path, data_dir):
+    write_shard(tmp_path / "a_val.bin", [256, 30])
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(UserError, match="one after the other"):
-        prepared(
-            tmp_path,
-            (str(tmp_path / "a_val.bin"), str(tmp_path / "a.txt")),
-            tokenizer=str(data_dir),
-        )
+    sources = (str(tmp_path / "a_val.bin"), str(tmp_path / "a.txt"))
+    with pytest.raises(UserError, match="ready tokens, others are text: prepare them separately"):
+        prepared(tmp_path, sources, tokenizer=str(data_dir))
 
 
-def test_shards_of_another_tokenizer_are_refused(tmp_path, data_dir):
-    shard(tmp_path / "a_val.bin", [256, 300])
+def test_shards_of_another_tokenizer_and_damaged_ones_are_refused(tmp_path, data_dir):
+    path = tmp_path / "a_val.bin"
+    write_shard(path, [256, 300])
     for tokenizer in (str(data_dir), "bpe:300"):  # there is no text to train one on
         with pytest.raises(UserError, match="token 300.*has 257.*--tokenizer"):
-            prepared(tmp_path, tmp_path / "a_val.bin", tokenizer=tokenizer)
-    shard(tmp_path / "c_val.bin", [256, 30])
-    (tmp_path / "c_val.bin").write_bytes((tmp_path / "c_val.bin").read_bytes()[:-2])
-    with pytest.raises(UserError, match="c_val.bin is truncated"):
-        prepared(tmp_path, tmp_path / "c_val.bin", tokenizer=str(data_dir))
+            prepared(tmp_path, path, tokenizer=tokenizer)
+    write_shard(path, [256, 30])
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(UserError, match="a_val.bin is truncated"):
+        prepared(tmp_path, path, tokenizer=str(data_dir))
 
 
 def nanogpt_folder(folder, text: str):
-    """As data/shakespeare_char/prepare.py makes it: characters by number, the last tenth for validation."""
+    """As data/shakespeare_char/prepare.py makes it: numbered characters, a tenth for validation."""
     folder.mkdir()
     (folder / "input.txt").write_text(text)
     characters = sorted(set(text))
-    ids = np.array(
-        [characters.index(c) for c in text]
-        if len(text) < 10**5
-        else np.searchsorted(characters, list(text)),
-        dtype=np.uint16,
-    )
+    ids = np.searchsorted(characters, list(text)).astype(np.uint16)
     cut = int(len(text) * 0.9)
     ids[:cut].tofile(folder / "train.bin")
     ids[cut:].tofile(folder / "val.bin")
-    (folder / "meta.pkl").write_bytes(
-        b"cos\nsystem\n(S'touch pickled'\ntR."
-    )  # one that would run a command
+    # A pickle that would run a command.
+    (folder / "meta.pkl").write_bytes(b"cos\nsystem\n(S'touch pickled'\ntR.")
     return folder
 
 
 def test_nanogpts_characters_and_the_text_give_the_same_tokens(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    known = ROOT.parent / "shared" / "data" / "tinyshakespeare.txt"
-    text = known.read_text() if known.is_file() else "".join(make_documents(50))
-    folder = nanogpt_folder(tmp_path / "nano", text)
+    folder = nanogpt_folder(tmp_path / "nano", "".join(make_documents(50)))
     imported = prepared(tmp_path, folder, name="imported", tokenizer=None)
-    direct = prepared(
-        tmp_path, folder / "input.txt", name="direct", val_fraction=0.1, test_fraction=0
-    )
-    assert imported.fingerprint == direct.fingerprint and imported.tokenizer.name == "byte"
+    text = folder / "input.txt"
+    direct = prepared(tmp_path, text, name="direct", val_fraction=0.1, test_fraction=0)
+    assert imported.fingerprint == direct.fingerprint
+    assert imported.tokenizer.name == "byte"
     assert not (tmp_path / "pickled").exists()
-    (folder / "input.txt").unlink()
-    with pytest.raises(UserError, match="meta.pkl.*input.txt"):
+    text.unlink()
+    with pytest.raises(
+        UserError, match="needs nanoGPT's input.txt beside it: meta.pkl is a pickle"
+    ):
         prepared(tmp_path, folder, name="again", tokenizer=None)
 
 
-def test_nanogpts_gpt2_tokens_are_taken_over(tmp_path, data_dir):
+def test_nanogpts_gpt2_tokens_are_imported(tmp_path, data_dir):
+    """The default tokenizer would be gpt2."""
     (tmp_path / "owt").mkdir()
     np.array([65, 66, 256], dtype=np.uint16).tofile(tmp_path / "owt" / "train.bin")
     np.array([67, 256], dtype=np.uint16).tofile(tmp_path / "owt" / "val.bin")
-    data = prepared(
-        tmp_path, tmp_path / "owt", tokenizer=str(data_dir)
-    )  # the default would be gpt2
+    data = prepared(tmp_path, tmp_path / "owt", tokenizer=str(data_dir))
     assert data.splits["train"].read(0, 3).tolist() == [65, 66, 256]
     assert data.splits["val"].read(0, 2).tolist() == [67, 256]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Faults
 
 
@@ -354,7 +410,7 @@ def test_broken_json_lines_are_counted_with_their_line(tmp_path):
         b'{"text": "last"}',
     ]
     (tmp_path / "a.jsonl").write_bytes(b"\r\n".join(lines))
-    data = prepared(tmp_path, tmp_path / "a.jsonl", val_fraction=0, test_fraction=0)
+    data = trained(tmp_path, tmp_path / "a.jsonl")
     assert texts_of(data) == ["good", "�", "😀 ���", "last"]
     assert notes_of(data) == {
         "broken JSON": 2,
@@ -362,54 +418,33 @@ def test_broken_json_lines_are_counted_with_their_line(tmp_path):
         "empty": 1,
         "invalid UTF-8 replaced": 2,
     }
-    assert data.meta["notes"]["broken JSON"]["examples"] == [
-        f"{tmp_path}/a.jsonl:3",
-        f"{tmp_path}/a.jsonl:10",
-    ]
+    examples = [f"{tmp_path}/a.jsonl:3", f"{tmp_path}/a.jsonl:10"]
+    assert data.meta["notes"]["broken JSON"]["examples"] == examples
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress], ids=["gz", "zst"])
-@pytest.mark.parametrize("fault", ["truncated", "damaged"])
-def test_a_corrupt_compressed_file_gives_what_came_before_the_fault(tmp_path, pack, fault):
-    rng = np.random.default_rng(0)
-    texts = [rng.bytes(500).hex() for _ in range(400)]
-    packed = bytearray(b"".join(pack(json_lines(texts[i : i + 100])) for i in range(0, 400, 100)))
-    middle = len(packed) * 5 // 8
-    packed = (
-        packed[:middle]
-        + bytes(100) * (fault == "damaged")
-        + packed[middle + 100 :] * (fault == "damaged")
-    )
+def test_a_file_that_cannot_be_read_is_counted_and_the_next_one_is_read(tmp_path):
     (tmp_path / "s").mkdir()
-    (tmp_path / "s" / "a.jsonl").write_bytes(packed)
-    (tmp_path / "s" / "b.txt").write_text("the next file")
-    data = prepared(tmp_path, tmp_path / "s", val_fraction=0, test_fraction=0)
-    found = texts_of(data)
-    assert found[:200] == texts[:200] and found[-1] == "the next file" and len(found) < 300
-    assert notes_of(data)["corrupt file"] == 1
-
-
-def test_a_file_that_cannot_be_read_is_counted_and_the_next_one_read(tmp_path):
-    import pyarrow
-
-    (tmp_path / "s").mkdir()
-    for i in range(8):
-        (tmp_path / "s" / f"{i}.txt").write_text(f"text {i}")
+    for number in range(8):
+        (tmp_path / "s" / f"{number}.txt").write_text(f"text {number}")
     (tmp_path / "s" / "3.txt").unlink()
     (tmp_path / "s" / "3.txt").symlink_to("nowhere")
-    data = prepared(tmp_path, tmp_path / "s", val_fraction=0, test_fraction=0)
-    assert len(texts_of(data)) == 7 and notes_of(data) == {"unreadable": 1}
+    data = trained(tmp_path, tmp_path / "s")
+    assert len(texts_of(data)) == 7
+    assert notes_of(data) == {"unreadable": 1}
     assert data.meta["notes"]["unreadable"]["examples"] == [f"{tmp_path}/s/3.txt"]
-    assert pyarrow
+
+
+def test_a_damaged_table_is_counted_and_the_next_one_is_read(tmp_path):
     write_parquet(tmp_path / "t.parquet")
     (tmp_path / "t.parquet").write_bytes((tmp_path / "t.parquet").read_bytes()[:-20])
     (tmp_path / "u.parquet").write_bytes(b"")
     write_parquet(tmp_path / "v.parquet")
-    data = prepared(tmp_path, tmp_path / "*.parquet", name="tables")
-    assert sum(notes_of(data).values()) == 2 and len(texts_of(data)) == len(TEXTS) + 1
+    data = prepared(tmp_path, tmp_path / "*.parquet")
+    assert sum(notes_of(data).values()) == 2
+    assert len(texts_of(data)) == len(TEXTS) + 1  # one text spells the separator
 
 
-FAULTS = {
+STRICT = {
     "a.jsonl": (b'{"text": "x"}\n{"text"', "a.jsonl:2: broken JSON"),
     "a.txt": (b"caf\xe9 " * 9, "a.txt: invalid UTF-8"),
     "a.txt.gz": (gzip.compress(b"text " * 99)[:-9], "a.txt.gz: corrupt"),
@@ -417,219 +452,160 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", STRICT)
 def test_strict_stops_at_the_first_fault_and_names_it(tmp_path, name):
-    content, told = FAULTS[name]
+    content, message = STRICT[name]
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / name).write_bytes(content)
-    (tmp_path / "s" / "empty.txt").touch()  # nothing is no fault
+    (tmp_path / "s" / "empty.txt").touch()  # no text is no fault
     (tmp_path / "s" / "fine.txt").write_text("fine")
-    with pytest.raises(UserError, match=told):
-        prepared(tmp_path, tmp_path / "s", strict=True, val_fraction=0, test_fraction=0)
-    assert "fine" in texts_of(prepared(tmp_path, tmp_path / "s", val_fraction=0, test_fraction=0))
+    with pytest.raises(UserError, match=message):
+        trained(tmp_path, tmp_path / "s", strict=True)
+    assert "fine" in texts_of(trained(tmp_path, tmp_path / "s"))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Size
 
 
 @pytest.mark.parametrize("ending", ["\n", " ", "。", ""])
 def test_a_long_text_becomes_several_documents_and_loses_nothing(tmp_path, monkeypatch, ending):
-    """Cut behind a line where there are lines; elsewhere no character is cut in two."""
+    """It is cut behind a line where there are lines, and never inside a character."""
     monkeypatch.setattr(corpus.sources, "PIECE", 997)
     (tmp_path / "s").mkdir()
     text = "".join(f"Word{i} naïve 日本 {i * 7919}{ending}" for i in range(300))
     (tmp_path / "s" / "a.txt").write_text(text)
     (tmp_path / "s" / "b.txt").write_text("another")
-    data = prepared(tmp_path, tmp_path / "s", val_fraction=0, test_fraction=0)
+    data = trained(tmp_path, tmp_path / "s")
     *parts, last = texts_of(data)
-    assert "".join(parts) == text and last == "another" and notes_of(data) == {}
-    assert len(parts) > 8 and all(len(part.encode()) <= 1000 for part in parts)
-    assert ending != "\n" or all(part.endswith("\n") for part in parts)
+    assert "".join(parts) == text
+    assert last == "another"
+    assert notes_of(data) == {}
+    assert len(parts) > 8
+    assert all(len(part.encode()) <= 1000 for part in parts)
+    if ending == "\n":
+        assert all(part.endswith("\n") for part in parts)
 
 
 def test_a_single_text_is_cut_between_characters(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus.sources, "PIECE", 100)
-    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(("日本語🙂" * 99).encode()))
+    text = "日本語🙂" * 99
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text.encode()))
     data = prepared(tmp_path, tmp_path / "a.txt.gz", val_fraction=0.1, test_fraction=0.1)
-    assert notes_of(data) == {} and sorted("".join(texts_of(data))) == sorted("日本語🙂" * 99)
-    total = 99 * 13
-    assert abs(data.meta["splits"]["val"]["bytes"] - total / 10) < 4
+    assert notes_of(data) == {}
+    assert sorted("".join(texts_of(data))) == sorted(text)
+    assert abs(data.meta["splits"]["val"]["bytes"] - 13 * 99 / 10) < 4
 
 
 @pytest.mark.parametrize("end", [b"\n", b""])
 def test_a_line_too_long_to_hold_is_left_out_and_named(tmp_path, monkeypatch, end):
-    monkeypatch.setattr(corpus.sources, "LONGEST", 1_500_000)
-    texts = ["first", "x" * 5_000_000, "a" * 1_400_000, "y" * 2_600_000, "last", "z" * 4_000_000]
+    monkeypatch.setattr(corpus.sources, "LONGEST", 150_000)
+    monkeypatch.setattr(corpus.sources, "BLOCK", 100_000)
+    monkeypatch.setattr(corpus.compressed, "CHUNK", 100_000)
+    texts = ["first", "x" * 500_000, "a" * 140_000, "y" * 260_000, "last", "z" * 400_000]
     (tmp_path / "a.jsonl").write_bytes(json_lines(texts).removesuffix(b"\n") + end)
-    data = prepared(tmp_path, tmp_path / "a.jsonl", val_fraction=0, test_fraction=0)
-    assert texts_of(data) == ["first", "a" * 1_400_000, "last"]
+    data = trained(tmp_path, tmp_path / "a.jsonl")
+    assert texts_of(data) == ["first", "a" * 140_000, "last"]
     (row,) = data.meta["notes"].values()
     assert row == {"documents": 3, "examples": [f"{tmp_path}/a.jsonl:{line}" for line in (2, 4, 6)]}
 
 
+def test_a_cell_too_long_to_hold_is_left_out_and_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus.sources, "LONGEST", 100)
+    table = pyarrow.table({"text": ["first", "x" * 101, None, "last"]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    data = trained(tmp_path, tmp_path / "a.parquet")
+    assert texts_of(data) == ["first", "last"]
+    assert notes_of(data) == {"too long for one line or cell": 1, "no text": 1}
+
+
 def test_limits_end_the_reading(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(json_lines(TEXTS))
-    few = prepared(tmp_path, tmp_path / "a.jsonl", max_documents=7, val_fraction=0, test_fraction=0)
+    few = trained(tmp_path, tmp_path / "a.jsonl", max_documents=7)
     assert texts_of(few) == TEXTS[:7]
-    small = prepared(
-        tmp_path, tmp_path / "a.jsonl", name="b", max_bytes=1000, val_fraction=0, test_fraction=0
-    )
-    sizes = np.cumsum([len(text) for text in TEXTS])
-    assert small.meta["splits"]["train"]["documents"] == 1 + int(np.searchsorted(sizes, 1000))
+    small = trained(tmp_path, tmp_path / "a.jsonl", name="b", max_bytes=1000)
+    ends = np.cumsum([len(text) for text in TEXTS])
+    assert small.meta["splits"]["train"]["documents"] == 1 + int(np.searchsorted(ends, 1000))
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 7])
+def test_reading_from_a_cursor_gives_the_blocks_behind_it(tmp_path, monkeypatch, blocks):
+    monkeypatch.setattr(corpus.sources, "BLOCK", 200)
+    monkeypatch.setattr(corpus.compressed, "CHUNK", 200)
+    monkeypatch.setattr(corpus.sources, "BATCH_BYTES", 300)
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_bytes(json_lines(TEXTS))
+    config = PrepareConfig(source=(str(tmp_path),))
+    units = find_units(config, tmp_path, "d")
+
+    def payloads(cursor):
+        batches = list(read_batches(units, config, cursor))
+        return [(unit.path, block.payload) for batch in batches for unit, block in batch.blocks]
+
+    everything = payloads(Cursor(0, 0, 0))
+    assert len(everything) > 20
+    assert payloads(Cursor(0, blocks, 0)) == everything[blocks:]
+    second = [row for row in everything if row[0].endswith("b.jsonl")]
+    assert payloads(Cursor(1, blocks, 0)) == second[blocks:]
 
 
 def test_a_shuffle_moves_documents_within_its_buffer_and_repeats_with_its_seed(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(worker, "BATCH_BYTES", 1)  # it is filled by whole batches
+    monkeypatch.setattr(corpus.sources, "BATCH_BYTES", 1)  # whole batches fill the buffer
     (tmp_path / "s").mkdir()
-    for i in range(100):
-        (tmp_path / "s" / f"{i:03}.txt").write_text(str(i))
-    none = dict(val_fraction=0, test_fraction=0, shuffle_buffer=25)
-    datas = [
-        prepared(tmp_path, tmp_path / "s", name=f"{i}", seed=seed, **none)
-        for i, seed in enumerate((0, 0, 1))
-    ]
-    found = [int(text) for text in texts_of(datas[0])]
-    windows = [found[i : i + 25] for i in range(0, 100, 25)]
-    assert [sorted(window) for window in windows] == [
-        list(range(i, i + 25)) for i in range(0, 100, 25)
-    ]
-    assert all(window != sorted(window) for window in windows)
-    assert datas[0].fingerprint == datas[1].fingerprint != datas[2].fingerprint
+    for number in range(100):
+        (tmp_path / "s" / f"{number:03}.txt").write_text(str(number))
+
+    def shuffled(name, seed):
+        return trained(tmp_path, tmp_path / "s", name=name, seed=seed, shuffle_buffer=25)
+
+    first = shuffled("first", seed=0)
+    found = [int(text) for text in texts_of(first)]
+    for start in range(0, 100, 25):
+        part = found[start : start + 25]
+        assert sorted(part) == list(range(start, start + 25))
+        assert part != sorted(part)
+    assert first.fingerprint == shuffled("again", seed=0).fingerprint
+    assert first.fingerprint != shuffled("other", seed=1).fingerprint
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Processes
 
 
-@pytest.fixture(scope="module")
-def large(tmp_path_factory):
-    """10 MB of JSON lines, and what one process makes of it."""
-    folder = tmp_path_factory.mktemp("large")
-    texts = [" ".join(make_documents(20, seed=i)) for i in range(2000)]
-    (folder / "a.jsonl").write_bytes(json_lines(texts))
-    tokenizer = prepared(
-        folder, folder / "a.jsonl", name="tokenizer", tokenizer="bpe:300", max_documents=50
-    ).folder
-    options = dict(
-        source=(str(folder / "a.jsonl"),), name="d", tokenizer=str(tokenizer), duplicates="near"
-    )
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(prepare_data, "SMALL_BYTES", 10**9)
-        whole = prepare(PrepareConfig(**options), folder / "one")
-    return options, whole
+def write_files(folder, count: int):
+    folder.mkdir()
+    for number, text in enumerate(make_documents(count)):
+        (folder / f"{number:03}.txt").write_text(text)
+    return folder
 
 
-def same_folder(first, second) -> None:
-    assert sorted(os.listdir(first)) == sorted(os.listdir(second))
-    for name in os.listdir(first):
-        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus.sources, "BATCH_BYTES", 1000)
+    source = write_files(tmp_path / "s", 60)
+    options = {"duplicates": "near", "duplicates_mb": 1}
+    one = prepared(tmp_path / "one", source, **options)
+    three = prepared(tmp_path / "three", source, workers=3, **options)
+    for path in one.folder.iterdir():
+        assert path.read_bytes() == (three.folder / path.name).read_bytes(), path.name
 
 
-def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path, large):
-    options, whole = large
-    same_folder(prepare(PrepareConfig(**options, workers=3), tmp_path), whole)
+def test_a_killed_worker_is_named_and_the_preparation_resumes(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus.sources, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(corpus.writer, "COMMIT_SECONDS", 0)
+    source = write_files(tmp_path / "s", 60)
+    expected = prepared(tmp_path / "expected", source)
+    commit = corpus.writer.Writer.commit
 
-
-def test_a_worker_that_dies_is_told_and_the_work_goes_on_afterwards(tmp_path, large, monkeypatch):
-    options, whole = large
-    flush = prepare_data.Writer.flush
-    monkeypatch.setattr(prepare_data, "COMMIT_SECONDS", 0)
-
-    def kill_a_worker(writer, place):
-        flush(writer, place)
+    def commit_and_kill_the_workers(writer, cursor):
+        commit(writer, cursor)
         for child in multiprocessing.active_children():
             child.kill()
 
     with monkeypatch.context() as patched:
-        patched.setattr(prepare_data.Writer, "flush", kill_a_worker)
-        with pytest.raises(UserError, match="worker process ended.*same command again"):
-            prepare(PrepareConfig(**options, workers=2), tmp_path)
-    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()), "Ctrl-C is heard again"
-    same_folder(prepare(PrepareConfig(**options, workers=2), tmp_path), whole)
-
-
-def test_killed_at_random_moments_it_ends_with_the_same_bytes_and_leaves_no_process(
-    tmp_path, large
-):
-    options, whole = large
-    code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import prepare_data as p; p.COMMIT_SECONDS = 0.05; "
-        f"p.prepare(p.PrepareConfig(**{options!r}, workers=2), p.Path({str(tmp_path)!r}))"
-    )
-    rng, kills = np.random.default_rng(0), 0
-    for _ in range(6):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        with_time = 0.3 + 0.6 * rng.random()
-        try:
-            process.wait(timeout=with_time)
-            break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-    if not (tmp_path / "d").exists():
-        assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
-    same_folder(tmp_path / "d", whole)
-    assert kills
-
-
-def test_a_full_disk_keeps_what_is_done(tmp_path, large, monkeypatch, command):
-    options, whole = large
-    append, calls = prepare_data.append_tokens, []
-
-    def full(*args):
-        calls.append(args)
-        if len(calls) > 5:
-            raise OSError(28, "No space left on device")
-        append(*args)
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(prepare_data, "COMMIT_SECONDS", 0)
-    flags = [
-        f"--source={options['source'][0]}",
-        "--name=d",
-        f"--tokenizer={options['tokenizer']}",
-        "--duplicates=near",
-    ]
-    with monkeypatch.context() as patched:
-        patched.setattr(prepare_data, "append_tokens", full)
-        result = command(prepare_data.main, *flags)
-    assert (
-        result.code == 2 and "make room on the disk" in result.err and "Traceback" not in result.err
-    )
-    result = command(prepare_data.main, *flags)
-    assert result.code == 0 and "going on with" in result.out
-    same_folder(tmp_path / "data" / "d", whole)
-
-
-def test_ctrl_c_ends_with_a_word_and_no_process_left(tmp_path, large):
-    options, _ = large
-    flags = [
-        f"--source={options['source'][0]}",
-        f"--tokenizer={options['tokenizer']}",
-        "--workers=2",
-        "--name=d",
-    ]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "prepare_data.py"), *flags],
-        cwd=tmp_path,
-        text=True,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    while not (tmp_path / "data" / "d.partial" / "tokenizer.json").exists():
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err
-    with pytest.raises(ProcessLookupError):  # within five seconds
-        for _ in range(50):
-            os.killpg(process.pid, 0)
-            time.sleep(0.1)
+        patched.setattr(corpus.writer.Writer, "commit", commit_and_kill_the_workers)
+        with pytest.raises(UserError, match=r"a worker was killed \(out of memory\?\).*it resumes"):
+            prepared(tmp_path, source, workers=2)
+    assert (tmp_path / "d.partial").exists()
+    assert prepared(tmp_path, source).fingerprint == expected.fingerprint
