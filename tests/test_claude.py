@@ -1,4 +1,4 @@
-"""Text written by Claude, against a local server that speaks the Messages API and has every fault a real one has."""
+"""Text written by Claude, from a local server of the Messages API with the faults of a real one."""
 
 import json
 import os
@@ -40,18 +40,25 @@ def message(
     }
 
 
-def tell(request: SimpleNamespace):
-    """The answer of a service without faults."""
+def answer_well(request: SimpleNamespace):
+    """Answer as a service without faults does."""
     return 200, message(f"About {request.prompt}.")
 
 
 class Service:
-    """The Messages API on loopback. answer(request) gives (status, JSON or text[, headers]) or "cut"; a request has
-    its prompt, its body, its headers and the number of times its prompt came. asked: all requests."""
+    """The Messages API on loopback.
+
+    answer(request) returns (status, JSON or text[, headers]), or "cut" to cut the connection. A
+    request has its prompt, body, headers and the number of times its prompt came before. asked:
+    all requests.
+    """
 
     def __init__(self):
-        self.answer, self.asked, self.lock = tell, [], threading.Lock()
-        self.at_once, self.most_at_once = 0, 0
+        self.answer = answer_well
+        self.asked = []
+        self.lock = threading.Lock()
+        self.at_once = 0
+        self.most_at_once = 0
         service = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -115,9 +122,7 @@ def service(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ANTHROPIC_BASE_URL", service.url)
     monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-    monkeypatch.setattr(
-        "anthropic._base_client.INITIAL_RETRY_DELAY", 0.01
-    )  # the waits are the package's own
+    monkeypatch.setattr("anthropic._base_client.INITIAL_RETRY_DELAY", 0.01)
     yield service
     service.server.shutdown()
     service.server.server_close()
@@ -125,16 +130,18 @@ def service(monkeypatch):
 
 @pytest.fixture
 def write(tmp_path):
-    """write(prompts, claude_budget=…): the documents, and what the answers file holds after them."""
+    """write(prompts, claude_budget=…): the answers, and the rows of the answers file after them."""
 
     def run(prompts: list, **options) -> SimpleNamespace:
         path, answers = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
         rows = [prompt if isinstance(prompt, dict) else {"prompt": prompt} for prompt in prompts]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         config = claude.ClaudeConfig(**({"claude_budget": 1e9, "claude_retries": 3} | options))
-        documents = list(claude.documents(path, config, answers))
+        answers_read = list(claude.ask_all(path, config, answers))
         return SimpleNamespace(
-            documents=documents, texts=[d.text for d in documents], rows=read(answers)
+            documents=answers_read,
+            texts=[answer.text for answer in answers_read],
+            rows=read(answers),
         )
 
     run.answers = tmp_path / "answers.jsonl"
@@ -150,7 +157,7 @@ def spent(rows: list[dict]) -> list[int]:
     return [sum(row["spent"][i] for row in rows) for i in (0, 1)]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Answers become documents
 
 
@@ -159,7 +166,7 @@ def test_documents_come_in_the_order_of_the_prompts_whatever_the_order_of_the_an
 ):
     def slow_first(request):
         time.sleep(0.15 if request.prompt == "topic 0" else 0.0)
-        return tell(request)
+        return answer_well(request)
 
     service.answer = slow_first
     prompts = [f"topic {i}" for i in range(12)]
@@ -175,7 +182,7 @@ def test_documents_come_in_the_order_of_the_prompts_whatever_the_order_of_the_an
 
 
 def test_no_more_questions_are_in_the_air_than_allowed(service, write):
-    service.answer = lambda request: time.sleep(0.02) or tell(request)
+    service.answer = lambda request: time.sleep(0.02) or answer_well(request)
     write([f"topic {i}" for i in range(9)], claude_concurrency=3)
     assert service.most_at_once == 3
 
@@ -213,9 +220,7 @@ def test_an_answer_is_kept_with_its_provenance(service, write):
 def test_an_answer_is_on_the_disk_before_it_is_used(service, write, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
-    for document in claude.documents(
-        prompts, claude.ClaudeConfig(claude_budget=1e9), write.answers
-    ):
+    for document in claude.ask_all(prompts, claude.ClaudeConfig(claude_budget=1e9), write.answers):
         assert document.text in [row.get("text") for row in read(write.answers)]
 
 
@@ -227,7 +232,7 @@ def test_a_default_model_that_the_package_knows():
     assert claude.ClaudeConfig().claude_model in get_args(get_args(model_param.ModelParam)[0])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Faults
 
 
@@ -241,7 +246,7 @@ FAULTS = {
 
 def test_what_may_pass_is_tried_again(service, write):
     service.answer = lambda request: (
-        FAULTS[request.prompt](request) if request.times < 2 else tell(request)
+        FAULTS[request.prompt](request) if request.times < 2 else answer_well(request)
     )
     done = write(list(FAULTS))
     assert done.texts == [f"About {fault}." for fault in FAULTS]
@@ -253,7 +258,7 @@ def test_the_service_is_given_the_time_it_asks_for(service, write):
 
     def busy(request):
         moments.append(time.monotonic())
-        return tell(request) if request.times else (429, {}, {"retry-after": "0.3"})
+        return answer_well(request) if request.times else (429, {}, {"retry-after": "0.3"})
 
     service.answer = busy
     write(["the sea"])
@@ -263,14 +268,14 @@ def test_the_service_is_given_the_time_it_asks_for(service, write):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_that_stays_ends_the_run_and_keeps_the_answers(service, write, fault):
     service.answer = lambda request: (
-        FAULTS[fault](request) if request.prompt == "b" else tell(request)
+        FAULTS[fault](request) if request.prompt == "b" else answer_well(request)
     )
     with pytest.raises(
         UserError, match="prompts.jsonl:2: Claude did not answer .*run the same command again"
     ):
         write(["a", "b", "c"], claude_retries=2)
     assert service.prompts().count("b") == 3
-    service.answer = tell
+    service.answer = answer_well
     assert write(["a", "b", "c"]).texts == ["About a.", "About b.", "About c."]
     assert service.prompts().count("a") == 1
 
@@ -306,7 +311,7 @@ MALFORMED = {
 def test_malformed_answers_are_kept_and_not_used(service, write):
     """The pipeline counts the notes and reports them. They were paid for: nobody asks again."""
     service.answer = lambda request: (
-        (200, MALFORMED[request.prompt]) if request.prompt in MALFORMED else tell(request)
+        (200, MALFORMED[request.prompt]) if request.prompt in MALFORMED else answer_well(request)
     )
     prompts = ["a", *MALFORMED, "z"]
     done = write(prompts)
@@ -318,7 +323,7 @@ def test_malformed_answers_are_kept_and_not_used(service, write):
 
 
 @pytest.mark.parametrize("usage", [None, {"input_tokens": "many", "output_tokens": 3}])
-def test_an_answer_that_does_not_tell_its_usage_counts_with_the_worst_case(service, write, usage):
+def test_an_answer_without_its_usage_counts_with_the_worst_case(service, write, usage):
     service.answer = lambda request: (200, message("text") | {"usage": usage})
     assert spent(write(["a"]).rows) == worst(service.asked[0].body)
 
@@ -335,7 +340,7 @@ def test_an_answer_that_was_cut_off_says_so(service, write):
     ]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The budget
 
 
@@ -345,7 +350,7 @@ def worst(body: dict) -> list[int]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_budget_is_never_exceeded(service, write, seed):
-    """The service bills as it likes, up to what a request can cost at most, and even for answers that get lost."""
+    """The service bills any cost up to a request's worst case, also for answers that get lost."""
     rng = random.Random(seed)
     prices = rng.choice([(None, None), (1.0, 5.0), (3.0, 15.0)])
     cost = [1 if price is None else price / 1e6 for price in prices]
@@ -404,9 +409,7 @@ def test_where_the_budget_ends_the_run_says_so_and_uses_what_it_has(service, wri
         "Claude: 3 answers, 600 tokens in, 300 out; 3 not asked: the budget is spent"
         in capsys.readouterr().out
     )
-    done = write(
-        list("abcdef"), claude_budget=1e9, claude_max_tokens=100
-    )  # a larger one goes on from there
+    done = write(list("abcdef"), claude_budget=1e9, claude_max_tokens=100)
     assert done.texts == ["text"] * 6 and sorted(service.prompts()) == list("abcdef")
 
 
@@ -429,34 +432,43 @@ def test_with_prices_the_budget_is_in_dollars(service, write):
 
 
 def test_one_price_alone_is_not_taken_for_a_cheap_service(service, write):
-    """What has no price counts a dollar a token: too little is bought, never too much."""
+    """A token without a price counts as a dollar, so the budget is never exceeded."""
     assert (
         write(["a"], claude_budget=5.0, claude_input_price=1.0).documents == []
         and service.asked == []
     )
 
 
-def test_whoever_stops_reading_stops_the_questions(service, tmp_path, write):
-    """As the pipeline does at --max_documents: what is in the air is finished, the rest is not paid for."""
-    service.answer = lambda request: time.sleep(0.02) or tell(request)
+def test_a_reader_that_stops_early_stops_the_questions(service, tmp_path, write):
+    """Preparation does so at --max_documents: requests under way end, no other is paid for."""
+    may_answer = threading.Event()
+
+    def answer(request):
+        if request.prompt != "topic 0":
+            may_answer.wait()
+        return answer_well(request)
+
+    service.answer = answer
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(f'{{"prompt": "topic {i}"}}\n' for i in range(50)))
-    documents = claude.documents(
-        prompts, claude.ClaudeConfig(claude_budget=1e9, claude_concurrency=2), write.answers
-    )
-    assert next(documents).text == "About topic 0."
-    documents.close()
+    config = claude.ClaudeConfig(claude_budget=1e9, claude_concurrency=2)
+    answers = claude.ask_all(prompts, config, write.answers)
+    assert next(answers).text == "About topic 0."
+    closing = threading.Thread(target=answers.close)
+    closing.start()
+    may_answer.set()
+    closing.join()
     assert len(service.asked) < 20
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Killed and started again
 
 
 def test_killed_in_the_middle_and_started_again_nothing_answered_is_asked_twice(
     service, write, tmp_path
 ):
-    service.answer = lambda request: time.sleep(0.03) or tell(request)
+    service.answer = lambda request: time.sleep(0.03) or answer_well(request)
     prompts = [f"topic {i}" for i in range(30)]
     (tmp_path / "prompts.jsonl").write_text(
         "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
@@ -464,7 +476,7 @@ def test_killed_in_the_middle_and_started_again_nothing_answered_is_asked_twice(
     code = (
         "import sys; from pathlib import Path; from corpus import claude\n"
         "options = claude.ClaudeConfig(claude_budget=1e9, claude_concurrency=3, claude_retries=3)\n"
-        "list(claude.documents(Path(sys.argv[1]), options, Path(sys.argv[2])))"
+        "list(claude.ask_all(Path(sys.argv[1]), options, Path(sys.argv[2])))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, tmp_path / "prompts.jsonl", write.answers], cwd=ROOT
@@ -482,7 +494,7 @@ def test_killed_in_the_middle_and_started_again_nothing_answered_is_asked_twice(
     }
     lost = len(service.asked) - len(
         answered
-    )  # in the air at the kill: asked, perhaps charged, never heard
+    )  # under way at the kill: perhaps charged, without an answer
     assert 0 < len(answered) < 30 and lost <= 3
     done = write(prompts)
     assert done.texts == [f"About {prompt}." for prompt in prompts]
@@ -519,12 +531,12 @@ def test_a_prompt_that_comes_twice_is_asked_once(service, write):
 
 def test_a_file_of_something_else_is_not_taken_for_answers(service, write):
     write.answers.write_text("Once upon a time\nthere was")
-    with pytest.raises(UserError, match="answers.jsonl holds something else"):
+    with pytest.raises(UserError, match="answers.jsonl is not a file of answers"):
         write(["a"])
     assert service.asked == [] and write.answers.read_text() == "Once upon a time\nthere was"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The key
 
 
@@ -567,7 +579,7 @@ def test_the_key_is_no_option():
     ]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The user's mistakes
 
 
@@ -587,12 +599,12 @@ def test_the_key_is_no_option():
         b'{"prompt": "\\ud800"}',
     ],
 )
-def test_a_bad_prompt_is_told_by_its_line_before_anything_is_paid(service, tmp_path, line):
+def test_a_bad_prompt_is_named_by_its_line_before_anything_is_paid(service, tmp_path, line):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_bytes(b'{"prompt": "good"}\n' + line + b'\n{"prompt": "good too"}\n')
-    with pytest.raises(UserError, match=r'prompts.jsonl:2: a line has to hold {"prompt": "…"}'):
+    with pytest.raises(UserError, match=r'prompts.jsonl:2: a line must be {"prompt": "…"}'):
         list(
-            claude.documents(
+            claude.ask_all(
                 prompts, claude.ClaudeConfig(claude_budget=1e9), tmp_path / "answers.jsonl"
             )
         )
