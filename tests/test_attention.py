@@ -63,6 +63,7 @@ def test_queries_may_stand_anywhere_among_the_keys(window):
     torch.testing.assert_close(out, expected)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("has_documents", [False, True])
 def test_flex_attention_is_the_naive_one(kv_heads, has_documents):
