@@ -36,6 +36,7 @@ from nanoloop.options import (
     EXIT_RESUMABLE,
     StopFlag,
     UserError,
+    is_utf8,
     read_options,
     require,
     run_program,
@@ -114,6 +115,7 @@ class TrainConfig(GPTConfig):
         check_fields(self, rates, lambda x: 0 <= x < math.inf, "at least 0 and finite")
         fractions = "momentum momentum_warmup beta1 beta2 warmup decay final_lr"
         check_fields(self, fractions, lambda x: 0 <= x <= 1, "between 0 and 1")
+        check_fields(self, "sample_prompt", is_utf8, "text in UTF-8")
         check_fields(self, "seed", lambda x: 0 <= x < 2**63, "at least 0 and below 2**63")
         has_end = self.max_steps or self.max_tokens or self.max_seconds or self.eval_only
         check(has_end, "the run has no end: set max_steps, max_tokens or max_seconds")
@@ -305,7 +307,6 @@ def train(config: TrainConfig, stop: StopFlag | None = None) -> dict:
         ranks.world_size(),
         config.align_documents,
     )
-    data.tokenizer.encode(config.sample_prompt or "")  # an invalid prompt fails before training
     require_memory(config, batch_size, device.type == "cpu" and not config.eval_only)
 
     # The model, its optimizers, and the state of the run.
@@ -340,7 +341,7 @@ def train(config: TrainConfig, stop: StopFlag | None = None) -> dict:
         stop.listen()
     clock_start = time.perf_counter() - seconds
     while True:
-        has_signal = bool(stop and stop.signal)
+        has_signal = bool(losses and stop and stop.signal)
         seconds, is_stopping = ranks.agree(time.perf_counter() - clock_start, has_signal)
         progress = config.progress(step, seconds)
         is_last = is_stopping or config.eval_only or progress >= 1
@@ -364,15 +365,15 @@ def train(config: TrainConfig, stop: StopFlag | None = None) -> dict:
             if should_eval and not is_stopping:
                 val = evaluate(network, data, "val", config.block_size, batch_size, device)
             if recent:
+                batches.warn_of_repeats(step / progress)
+                loss = math.fsum(recent) / len(recent)
+                figures = {"loss": loss, "lr_scale": lr_scale(progress, config), **val}
+                log.write(step, seconds, progress, figures)
                 if val.get("val_loss", math.inf) < best_loss:
                     best_loss = val["val_loss"]
                     save("best.pt")
                 if should_save:
                     is_saved = save("last.pt", keep_old=out / "previous.pt")
-                batches.warn_of_repeats(step / progress)
-                loss = math.fsum(recent) / len(recent)
-                figures = {"loss": loss, "lr_scale": lr_scale(progress, config), **val}
-                log.write(step, seconds, progress, figures)
             clock_start = time.perf_counter() - seconds
         if is_last:
             break

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from nanoloop.files import sha256_of_file
-from nanoloop.options import reading, require
+from nanoloop.options import print_safely, reading, require
 from nanoloop.tokenizer import Tokenizer
 
 SPLITS = ("train", "val", "test")
@@ -340,7 +340,7 @@ class TrainBatches:
         for name, epochs in self.epochs(steps).items():
             if epochs > 4 and name not in self.warned:
                 self.warned.add(name)
-                print(
+                print_safely(
                     f"warning: {name} is repeated {epochs:.1f} times in {steps:,.0f} steps. Beyond "
                     "4 epochs repeated text teaches far less than new text (arXiv:2305.16264): add "
                     "text, or give it a smaller share"

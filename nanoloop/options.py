@@ -31,6 +31,11 @@ def require(condition, message: str) -> None:
         raise UserError(message)
 
 
+def is_utf8(text: str) -> bool:
+    """Say whether a text can be encoded; an argument of a command may hold other bytes."""
+    return text == text.encode(errors="ignore").decode()
+
+
 def first_line(error: Exception) -> str:
     """Return the type and the first line of an error, at most 160 characters."""
     return f"{type(error).__name__}: {str(error).strip() or '-'}".splitlines()[0][:160]

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nanoloop.options import UserError, require
+from nanoloop.options import UserError, print_safely, require
 
 
 def prepare_missing(data: str, prepare: str | None) -> str:
@@ -32,7 +32,7 @@ def run_script(name: str, arguments: list[str]) -> bool:
 
     It is a single process, also where torchrun started this one.
     """
-    print(f"python {name} {shlex.join(arguments)}", flush=True)
+    print_safely(f"python {name} {shlex.join(arguments)}")
     script = Path(__file__).parent.parent / name
     single = os.environ | {"WORLD_SIZE": "1"}
     result = subprocess.run([sys.executable, script, *arguments], env=single)
