@@ -341,7 +341,7 @@ def train(config: TrainConfig, stop: StopFlag | None = None) -> dict:
         stop.listen()
     clock_start = time.perf_counter() - seconds
     while True:
-        has_signal = bool(losses and stop and stop.signal)
+        has_signal = bool(stop and stop.signal and losses)
         seconds, is_stopping = ranks.agree(time.perf_counter() - clock_start, has_signal)
         progress = config.progress(step, seconds)
         is_last = is_stopping or config.eval_only or progress >= 1
