@@ -48,7 +48,8 @@ def curves(row: dict) -> dict | None:
             curve = pair.get(arm, {}).get("curve")
             if curve:
                 runs.append((arm, np.array(curve, float)))
-    if not runs or not all((abs(run) < 1e15).all() for _, run in runs):  # NaN is not below either
+    is_drawable = [(abs(run) < 1e15).all() for _, run in runs]  # false for NaN too
+    if not runs or not all(is_drawable):
         return None
     # The first fall would flatten the rest.
     late = np.concatenate([run[len(run) // 5 :, 1] for _, run in runs])
@@ -59,7 +60,8 @@ def curves(row: dict) -> dict | None:
     for arm, run in runs:
         x = 1000 * run[:, 0] / max(tokens, 1)
         y = 300 * (high - run[:, 1]) / (high - low)
-        lines.append((arm, " ".join(f"{left:.0f},{top:.0f}" for left, top in zip(x, y))))
+        points = [f"{left:.0f},{top:.0f}" for left, top in zip(x, y)]
+        lines.append((arm, " ".join(points)))
     return {"low": low, "high": high, "tokens": int(tokens), "lines": lines}
 
 
@@ -72,8 +74,8 @@ def progress_figure(trials: list[dict]):
     axes.set(xlabel="trial", ylabel="val_bpb (bits per byte)")
     axes.set_xlim(0.5, max(1, len(trials)) + 0.5)
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    means = np.array([np.mean(scores(row["pairs"], "val"), axis=0) for row in trials])
-    means = means.reshape(-1, 2)  # (trials, 2) bits per byte of baseline and candidate
+    means = [np.mean(scores(row["pairs"], "val"), axis=0) for row in trials]
+    means = np.reshape(means, (-1, 2))  # (trials, 2) bits per byte of baseline and candidate
     numbers = np.arange(1, len(trials) + 1)
     axes.plot(numbers, means[:, 0], "k.-", lw=1, label="the recipe of that time")
     for verdict, colour in COLOURS.items():
@@ -85,6 +87,10 @@ def progress_figure(trials: list[dict]):
         axes.set_ylim(low - max(0.01, (high - low) / 10), high + max(0.02, high - low))
     axes.legend(fontsize=8)
     return figure
+
+
+def to_base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
 
 
 def main(options: LogOptions) -> None:
@@ -112,8 +118,8 @@ def main(options: LogOptions) -> None:
         night=Night.of(rows),
         level=LEVEL,
         script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        picture=base64.b64encode(picture.getvalue()).decode(),
+        script_hash=to_base64(hashlib.sha256(script.encode()).digest()),
+        picture=to_base64(picture.getvalue()),
         floor=Noise.of(noise[-1]["differences"]) if noise else None,
     )
     replace_file(folder / "progress.png", lambda file: file.write(picture.getvalue()))

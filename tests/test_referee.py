@@ -83,13 +83,14 @@ def test_a_patch_a_tree_and_an_option_say_the_same(tmp_path):
     assert patch.apply(BASE, by_patch)[QUICKSTART] == new
 
 
-def test_tokens_are_counted_in_the_recipe_alone():
+def test_the_tokens_of_all_files_count():
+    """Code that moves from model.py to a new file in config/ makes nothing simpler."""
     files = {
         "model.py": BASE["model.py"] + b"# a comment\n\nx = 1\n",
         "nanoloop/loss.py": BASE["nanoloop/loss.py"] + b"y = (2)\n",
-        "config/new.py": b"n_layer = 1\n",
+        "config/new.py": b"z = -3\n",
     }
-    assert patch.make_change(BASE, files).tokens == 3 + 5
+    assert patch.make_change(BASE, files).tokens == 3 + 5 + 4
 
 
 def test_another_layout_removes_no_tokens():
@@ -390,7 +391,7 @@ def test_a_clear_loser_is_rejected_after_one_pair_and_recorded(data_dir, tmp_pat
     row = judge.try_change(options, root, settings=settings, echo=lines.append)
     assert judge.exit_code(row) == 1
     assert row["verdict"] == "reject" and row["reason"].startswith("worse: +")
-    assert row["tokens"] == 0
+    assert row["tokens"] == 9  # three options were appended
     assert len(row["pairs"]) == len(row["differences"]) == len(lines) == 1
     assert row["pairs"][0]["candidate"]["tokens"] == 20 * 512
     assert book.trials()[-1].items() >= row.items()

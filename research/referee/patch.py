@@ -72,7 +72,7 @@ class Change:
     files: dict[str, str]  # path to new text
     diff: str  # a unified diff of the tree
     added: str  # the lines that it adds
-    tokens: int  # lexical tokens of RECIPE after the change, minus those before
+    tokens: int  # lexical tokens of its files, minus those before
     idea: str  # hash of its lines without comments and white space; "" without such lines
 
 
@@ -211,8 +211,7 @@ def make_change(base: dict[str, bytes], files: dict[str, bytes | None]) -> Chang
         diff += header + lines
         added += [line[1:] for line in lines if line.startswith("+")]
         code += [line for line in lines if re.match(r"[+-]\s*[^\s#]", line)]
-        if path in RECIPE:
-            tokens += count_tokens(new) - count_tokens(old)
+        tokens += count_tokens(new) - count_tokens(old)
     size = len(zlib.compress("".join(added).encode(), 9))
     refuse(
         size > MAX_ADDED_BYTES,

@@ -228,8 +228,8 @@ class Slot:
             except patch.Invalid as error:
                 message = f"the baseline itself cannot be judged: {error}\n{error.text}"
                 require(arm == "candidate", message)
-                verdict = "crash" if isinstance(error, Crashed) else "invalid"
-                row["failed"] = {"verdict": verdict, "reason": str(error), "stderr": error.text}
+                kind = "crash" if isinstance(error, Crashed) else "invalid"
+                row["failed"] = {"verdict": kind, "reason": str(error), "stderr": error.text}
                 break
         return row
 
@@ -281,69 +281,72 @@ def share_machine(workers: int) -> list[tuple[list[int], dict[str, str]]]:
     return shares
 
 
-class LocalSlots:
-    """Slots on this machine, each with a thread."""
+class LocalSlot:
+    """A slot on this machine, with a thread of its own."""
 
-    def __init__(self, setup: Setup, candidate: dict, count: int):
-        self.slots = [Slot(setup, candidate, number, count) for number in range(count)]
-        self.pool = ThreadPoolExecutor(count)
+    def __init__(self, setup: Setup, candidate: dict, number: int, count: int):
+        self.slot = Slot(setup, candidate, number, count)
+        self.thread = ThreadPoolExecutor(1)
 
-    def submit(self, index: int, *job):
-        return self.pool.submit(self.slots[index].pair, *job)
+    def submit(self, *job):
+        """Begin Slot.pair(*job); return a future."""
+        return self.thread.submit(self.slot.pair, *job)
 
     def close(self) -> None:
-        for slot in self.slots:
-            slot.close()
-        self.pool.shutdown()
+        self.slot.close()
+        self.thread.shutdown()
 
 
-class RaySlots:
-    """Slots on the machines of a Ray cluster, spread evenly."""
+class RaySlot:
+    """A slot on a machine of a Ray cluster, over which the slots are spread evenly."""
 
-    def __init__(self, setup: Setup, candidate: dict, count: int):
+    def __init__(self, setup: Setup, candidate: dict, number: int, count: int):
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         if not ray.is_initialized():
             ray.init(include_dashboard=False)
-        path = os.pathsep.join([str(patch.ROOT), *filter(None, sys.path)])
         machines = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         each = -(-count // len(machines))
-        self.slots = []
-        for number in range(count):
-            machine = NodeAffinitySchedulingStrategy(machines[number // each], soft=False)
-            actor = ray.remote(Slot).options(
-                scheduling_strategy=machine, runtime_env={"env_vars": {"PYTHONPATH": path}}
-            )
-            self.slots.append(actor.remote(setup, candidate, number % each, each))
+        path = os.pathsep.join([str(patch.ROOT), *filter(None, sys.path)])
+        actor = ray.remote(Slot).options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(
+                machines[number // each], soft=False
+            ),
+            runtime_env={"env_vars": {"PYTHONPATH": path}},
+        )
+        self.slot = actor.remote(setup, candidate, number % each, each)
 
-    def submit(self, index: int, *job):
-        return self.slots[index].pair.remote(*job).future()
+    def submit(self, *job):
+        """Begin Slot.pair(*job); return a future."""
+        return self.slot.pair.remote(*job).future()
 
     def close(self) -> None:
         import ray
 
-        ray.get([slot.close.remote() for slot in self.slots])
+        ray.get(self.slot.close.remote())
 
 
 class PairRunner:
     """Runs pairs, as many at once as there are workers, here or on a Ray cluster."""
 
     def __init__(self, setup: Setup, candidate: dict):
-        self.count = setup.options.workers
-        slots = RaySlots if setup.options.ray else LocalSlots
-        self.slots = slots(setup, candidate, self.count)
+        kind = RaySlot if setup.options.ray else LocalSlot
+        count = setup.options.workers
+        self.slots = [kind(setup, candidate, number, count) for number in range(count)]
 
     def run(self, seeds: list[int], split: str) -> Iterator[dict]:
         """Yield the row of each seed's pair, in their order."""
+        count = len(self.slots)
         running = []
         for number, seed in enumerate(seeds):
             candidate_first = number % 2 == 1
-            running.append(self.slots.submit(number % self.count, seed, split, candidate_first))
-            if len(running) == self.count:
+            running.append(self.slots[number % count].submit(seed, split, candidate_first))
+            if len(running) == count:
                 yield running.pop(0).result()
         for job in running:
             yield job.result()
 
     def close(self) -> None:
-        self.slots.close()
+        for slot in self.slots:
+            slot.close()

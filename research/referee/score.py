@@ -268,19 +268,19 @@ def score(
     """
     rng = np.random.default_rng()
     with closing(Worker(box, tree, checkpoint, limit)) as first:
-        vocab_size = data.tokenizer.vocab_size
-        message = f"its vocabulary is {first.vocab_size}, not the data's {vocab_size}"
-        refuse(first.vocab_size != vocab_size, message)
-        message = f"block_size={first.block_size} is out of bounds"
-        refuse(not 1 <= first.block_size <= 2**17, message)
-        plan = make_plan(data, split, first.block_size, max_tokens, rng)
+        size = first.block_size
+        known = data.tokenizer.vocab_size
+        message = f"its vocabulary is {first.vocab_size}, not the data's {known}"
+        refuse(first.vocab_size != known, message)
+        refuse(not 1 <= size <= 2**17, f"block_size={size} is out of bounds")
+        plan = make_plan(data, split, size, max_tokens, rng)
         answers = Answers(np.zeros(plan.tokens.shape), np.zeros(len(plan.tokens)))
         # Each process gets half of the windows that count, and the copies of the other half.
         side = rng.permutation(plan.counted.sum())[plan.original] % 2
         is_first = side == plan.counted
         answers.ask(first, plan, np.flatnonzero(is_first), rng)
     with closing(Worker(box, tree, checkpoint, limit)) as second:
-        is_same = (first.block_size, first.vocab_size) == (second.block_size, second.vocab_size)
+        is_same = second.block_size == size and second.vocab_size == known
         refuse(not is_same, "its block_size or vocab_size changes from process to process")
         answers.ask(second, plan, np.flatnonzero(~is_first), rng)
     problem, rounding = check(plan, answers, usual_rounding)

@@ -36,8 +36,9 @@ def sometimes_much_better(rng, size):
 
 
 def blows_up(rng, size):
-    jumps = 5 * (rng.random(size) < 0.1) - 0.5
-    return (rng.standard_normal(size) + jumps) / math.sqrt(1 + 25 * 0.09)
+    normal = rng.standard_normal(size)
+    jumps = 5 * (rng.random(size) < 0.1)
+    return (normal + jumps - 0.5) / math.sqrt(1 + 25 * 0.09)
 
 
 SHAPES = {
