@@ -15,11 +15,10 @@ from bench.measure import timed
 from bench.sides import ROOT
 from model import GPT
 from nanoloop.device import peak_memory_mb, pick_device
-from nanoloop.encodings import load_tokenizer
 from nanoloop.files import write_json
 from nanoloop.generate import generate
 from nanoloop.options import require
-from nanoloop.tokenizer import Tokenizer
+from nanoloop.tokenizer import Tokenizer, load_tokenizer
 from sample import cast_weights
 
 # --------------------------------------------------------------------------------------------------
@@ -71,18 +70,14 @@ def decoding_speed(
 
 def prepare(options) -> dict:
     """Measure prepare_data.py as it is typed, the start of its interpreter included."""
+    files = text_files(options)
     tokenizer = fixed_tokenizer(options)
-    write_json(Path(options.out, "tokenizer.json"), tokenizer.to_json())
-    command = [
-        sys.executable,
-        str(ROOT / "prepare_data.py"),
-        f"--source={Path(options.prepare_text).resolve()}",
-        "--tokenizer=tokenizer.json",
-        "--name=bench",
-        "--val_fraction=0.0005",
-        "--test_fraction=0",
-    ]
-    return preparation_speed(options, lambda: subprocess.check_call(command, cwd=options.out))
+    command = [sys.executable, str(ROOT / "prepare_data.py"), "--name=bench"]
+    command += [f"--source={Path(options.prepare_text).resolve()}", "--tokenizer=tokenizer.json"]
+    command += ["--val_fraction=0.0005", "--test_fraction=0"]
+    os.chdir(options.out)
+    write_json(Path("tokenizer.json"), tokenizer.to_json())
+    return preparation_speed(files, lambda: subprocess.check_call(command))
 
 
 def fixed_tokenizer(options) -> Tokenizer:
@@ -95,29 +90,27 @@ def fixed_tokenizer(options) -> Tokenizer:
 
 
 def text_files(options) -> list[str]:
-    """List the files of --prepare_text, but hidden ones. Raises UserError."""
+    """List the files of --prepare_text that are not hidden. Raises UserError."""
     source = Path(options.prepare_text).resolve()
-    require(source.exists(), f"--prepare_text={source}: there is no such file or folder")
-    if source.is_file():
-        return [str(source)]
-    paths = [path for path in sorted(source.rglob("[!.]*")) if path.is_file()]
-    return list(map(str, paths))
+    paths = [source, *sorted(source.rglob("[!.]*"))]
+    files = [str(path) for path in paths if path.is_file()]
+    require(files, f"--prepare_text={source}: there are no such files")
+    return files
 
 
-def preparation_speed(options, action: Callable) -> dict:
-    """Time action(), which writes tokens into the folder `out`.
+def preparation_speed(files: list[str], action: Callable) -> dict:
+    """Time action(), which writes the tokens of `files` below the current folder.
 
     memory_mb: the most memory of all processes, without what they had before.
     """
     with watched_memory() as samples:
         _, seconds = timed(torch.device("cpu"), action)
     n_tokens = 0
-    for path in Path(options.out).rglob("*.bin"):
+    for path in Path().rglob("*.bin"):
         # Tokens have two bytes. Our shards, with a number in their name, have a header too.
         n_tokens += path.stat().st_size // 2 - (512 if "_" in path.name else 0)
-    n_bytes = sum(map(os.path.getsize, text_files(options)))
     return {
-        "megabytes_per_second": n_bytes / 1e6 / seconds,
+        "megabytes_per_second": sum(map(os.path.getsize, files)) / 1e6 / seconds,
         "memory_mb": max(samples) - samples[0],
         "tokens": n_tokens,
     }
