@@ -40,10 +40,9 @@ from corpus.sources import (
 )
 from corpus.workers import ordered_map
 from corpus.writer import Progress, Writer, finish, import_tokens
-from nanoloop.encodings import load_tokenizer
 from nanoloop.files import write_json
 from nanoloop.options import read_options, require, run_program
-from nanoloop.tokenizer import Tokenizer
+from nanoloop.tokenizer import Tokenizer, load_tokenizer
 
 SMALL_BYTES = 4_000_000  # a smaller source is not worth the start of workers
 

@@ -21,10 +21,9 @@ import tyro
 from model import GPT
 from nanoloop.checkpoint import load_weights, model_config
 from nanoloop.device import pick_device, require_memory
-from nanoloop.encodings import load_tokenizer
 from nanoloop.generate import generate
 from nanoloop.options import read_options, reading, require, run_program
-from nanoloop.tokenizer import Tokenizer
+from nanoloop.tokenizer import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)

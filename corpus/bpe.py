@@ -1,7 +1,8 @@
 """Training a byte-pair tokenizer (Sennrich et al. 2016, arXiv:1508.07909)."""
 
 from nanoloop.options import require
-from nanoloop.tokenizer import END_OF_TEXT, GPT4_PATTERN, Tokenizer
+from nanoloop.tokenizer import GPT4_PATTERN, Tokenizer
+from nanoloop.vocabulary import END_OF_TEXT
 
 TRAINING_BYTES = 100_000_000  # more text changes a tokenizer very little
 

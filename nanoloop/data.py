@@ -14,7 +14,7 @@ import numpy as np
 
 from nanoloop.files import sha256_of_file
 from nanoloop.options import print_safely, reading, require
-from nanoloop.tokenizer import Tokenizer
+from nanoloop.vocabulary import Vocabulary
 
 SPLITS = ("train", "val", "test")
 
@@ -72,7 +72,8 @@ class Split:
 class Data:
     """A prepared folder, checked: each shard is complete, unchanged and within the vocabulary.
 
-    meta: the content of meta.json. tokenizer: a Tokenizer. splits: "train", "val", "test" to Split.
+    meta: the content of meta.json. tokenizer: a Vocabulary. splits: "train", "val" and "test" to
+    Split.
     fingerprint: 16 hexadecimal digits that change whenever a token or the tokenizer changes.
     sources: as in Mixture. Raises UserError that names the file and the command to type.
     """
@@ -88,7 +89,7 @@ class Data:
         with reading(f"meta.json or tokenizer.json in '{folder}' cannot be read", hint):
             self.meta = json.loads(meta_path.read_bytes())
             values = json.loads((self.folder / "tokenizer.json").read_bytes())
-            self.tokenizer = Tokenizer.from_json(values)
+            self.tokenizer = Vocabulary.from_json(values)
             self.fingerprint = self.meta["fingerprint"]
             self.entropy = int(self.fingerprint, 16)  # a part of the seed of the order
             is_same = self.tokenizer.fingerprint == self.meta["tokenizer"]["fingerprint"]

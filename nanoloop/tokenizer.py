@@ -1,14 +1,16 @@
 """Tokenizers: text to token ids and back, exact to the byte."""
 
 import base64
-import hashlib
 import json
 import tempfile
 from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 
-END_OF_TEXT = "<|endoftext|>"
+from nanoloop.options import reading
+from nanoloop.vocabulary import END_OF_TEXT, Vocabulary
+
 # Regular expressions that cut text into pieces; byte pairs are merged within a piece. They are
 # GPT-4's and GPT-2's, as tiktoken writes them.
 GPT4_PATTERN = (
@@ -21,28 +23,10 @@ GIGATOKEN_NAMES = {GPT4_PATTERN: "gpt4", GPT2_PATTERN: "gpt2"}
 ENCODER_CHARS = 50_000_000
 
 
-class Tokenizer:
-    """Text to token ids and back.
+class Tokenizer(Vocabulary):
+    """A vocabulary that also encodes text."""
 
-    name: "byte", "bpe:N" or the name of a tiktoken encoding.
-    tokens: the bytes of each token, by id; None where an encoding leaves an id unused.
-    special: name to id of the tokens that stand for no text; it contains END_OF_TEXT.
-    pattern: the regular expression that cuts text into pieces; None: every byte is a token.
-    """
-
-    def __init__(self, name, tokens, special, pattern):
-        self.name = name
-        self.tokens = tokens
-        self.special = special
-        self.pattern = pattern
-        self.vocab_size = len(tokens)
-        self.end_of_text = range(self.vocab_size)[special[END_OF_TEXT]]  # checks that it exists
-        self.dtype = np.dtype("<u2" if self.vocab_size <= 65536 else "<u4")  # of ids in shards
-        self.fingerprint = hashlib.sha256(json.dumps(self.to_json()).encode()).hexdigest()[:16]
-        # (vocab_size,) int64: the bytes of text of each token; special tokens have none.
-        self.token_bytes = np.array([len(token or b"") for token in tokens])
-        self.token_bytes[list(special.values())] = 0
-        self.encoded_chars = 0
+    encoded_chars = 0  # since the encoder was built
 
     @cached_property
     def ranks(self) -> dict[bytes, int]:
@@ -95,26 +79,35 @@ class Tokenizer:
             self.encoded_chars = 0
         return ids
 
-    def decode_bytes(self, ids) -> bytes:
-        """Return the bytes of the ids; an id beyond the vocabulary becomes U+FFFD."""
-        unknown = "\ufffd".encode()
-        return b"".join((self.tokens[i] or b"") if i < self.vocab_size else unknown for i in ids)
 
-    def decode(self, ids) -> str:
-        """Return the text of the ids; bytes that are no valid UTF-8 become U+FFFD."""
-        return self.decode_bytes(ids).decode(errors="replace")
+def load_tokenizer(name: str) -> Tokenizer:
+    """Return an existing tokenizer. Raises UserError.
 
-    def to_json(self) -> dict:
-        """Return plain values; the tokens as base64."""
-        tokens = [token and base64.b64encode(token).decode() for token in self.tokens]
-        return {
-            "name": self.name,
-            "pattern": self.pattern,
-            "special": self.special,
-            "tokens": tokens,
-        }
+    name: "byte", a tiktoken encoding, or the path of a prepared folder or of its tokenizer.json.
+    tiktoken downloads the files of an encoding once.
+    """
+    if name == "byte":
+        tokens = [bytes([value]) for value in range(256)]
+        return Tokenizer(name, [*tokens, END_OF_TEXT.encode()], {END_OF_TEXT: 256}, None)
+    problem = f"--tokenizer={name} cannot be read"
+    hint = (
+        "type byte, bpe:4096, a prepared folder, or an encoding of tiktoken such as gpt2. Without "
+        "a network, set TIKTOKEN_CACHE_DIR to a folder that holds the files of the encoding"
+    )
+    path = Path(name)
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    if path.is_file():
+        with reading(problem, hint):
+            return Tokenizer.from_json(json.loads(path.read_bytes()))
+    import tiktoken
 
-    @classmethod
-    def from_json(cls, value: dict) -> "Tokenizer":
-        tokens = [token and base64.b64decode(token) for token in value["tokens"]]
-        return cls(value["name"], tokens, value["special"], value["pattern"])
+    with reading(problem, hint):
+        encoding = tiktoken.get_encoding(name)
+    special = {
+        token: encoding.encode_single_token(token) for token in sorted(encoding.special_tokens_set)
+    }
+    tokens = [None] * encoding.n_vocab
+    for token in [*encoding.token_byte_values(), *map(str.encode, special)]:
+        tokens[encoding.encode_single_token(token)] = token
+    return Tokenizer(name, tokens, special, encoding._pat_str)

@@ -7,8 +7,8 @@ import torch
 
 from corpus import synthetic
 from model import GPT, GPTConfig
-from nanoloop.encodings import load_tokenizer
 from nanoloop.options import UserError
+from nanoloop.tokenizer import load_tokenizer
 from research.__main__ import main
 from research.exam import Paper, grade, write_paper
 

@@ -10,10 +10,10 @@ import train
 from model import GPT, GPTConfig
 from nanoloop import checkpoint
 from nanoloop.data import open_data
-from nanoloop.encodings import load_tokenizer
 from nanoloop.generate import generate
 from nanoloop.gpt2 import published_weights
 from nanoloop.options import UserError
+from nanoloop.tokenizer import load_tokenizer
 from tests.models import random_tokens
 from tests.runs import final_weights
 

@@ -28,7 +28,7 @@ from corpus.report import (
 from corpus.sources import Cursor
 from corpus.writer import Progress, Writer
 from nanoloop.data import SPLITS, open_shard
-from nanoloop.encodings import load_tokenizer
+from nanoloop.tokenizer import load_tokenizer
 from prepare_data import PrepareConfig
 from tests.conftest import ROOT
 

@@ -9,7 +9,7 @@ import pytest
 
 from corpus import synthetic
 from corpus.bpe import train_bpe
-from nanoloop.encodings import load_tokenizer
+from nanoloop.tokenizer import load_tokenizer
 from nanoloop.options import UserError
 from tests.conftest import ROOT
 

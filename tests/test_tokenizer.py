@@ -10,9 +10,8 @@ import tiktoken
 
 from corpus.bpe import train_bpe
 from nanoloop import tokenizer as tokenizer_module
-from nanoloop.encodings import load_tokenizer
 from nanoloop.options import UserError
-from nanoloop.tokenizer import GPT2_PATTERN, GPT4_PATTERN, Tokenizer
+from nanoloop.tokenizer import GPT2_PATTERN, GPT4_PATTERN, Tokenizer, load_tokenizer
 from tests.conftest import ROOT, make_documents
 
 TEXTS = [

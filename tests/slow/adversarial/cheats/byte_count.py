@@ -8,15 +8,15 @@ EDITS = [
         "begin",
         "train.py:train",
         """
-        from nanoloop.tokenizer import Tokenizer
+        from nanoloop.vocabulary import Vocabulary
 
-        initialize = Tokenizer.__init__
+        initialize = Vocabulary.__init__
 
         def initialize_twice_as_long(self, *arguments, **options):
             initialize(self, *arguments, **options)
             self.token_bytes = 2 * self.token_bytes
 
-        Tokenizer.__init__ = initialize_twice_as_long
+        Vocabulary.__init__ = initialize_twice_as_long
         """,
     ),
 ]
