@@ -390,7 +390,7 @@ def train(config: TrainConfig, stop: StopFlag | None = None) -> dict:
     if is_logged and config.sample_prompt is not None:
         source = [str(out / "last.pt"), f"--prompt={config.sample_prompt}"]
         options = ["--max_new_tokens=200", "--temperature=0.7", "--top_k=50"]
-        machine = [f"--seed={config.seed}", f"--device={config.device}"]
+        machine = [f"--{name}={getattr(config, name)}" for name in ("seed", "device", "dtype")]
         run_script("sample.py", source + options + machine)
     return summary
 
