@@ -98,7 +98,7 @@ def lesson(row: dict) -> str:
 
 
 def brief(rows: list[dict], repo: Path) -> str:
-    """Write the task and what was tried, sorted by verdict, and within it the best first."""
+    """Write the task and what was tried, sorted by verdict, then the best first."""
     noise = [row for row in rows if row["kind"] == "noise" and row.get("differences")]
     facts = {
         "noise_deviation": [Noise.of(row["differences"]).sd for row in noise[-1:]],

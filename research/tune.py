@@ -56,7 +56,7 @@ def read_space(text: str, names: set[str]) -> dict:
 
 
 def read_values(text: str):
-    """Turn log(low,high), float(low,high), int(low,high) or one|two into a distribution."""
+    """Turn log(low,high), float(low,high), int(low,high) or one|two into values."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     kind, _, bounds = text.removesuffix(")").partition("(")

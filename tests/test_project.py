@@ -230,7 +230,7 @@ ALLOWED = {
     "corpus": {"nanoloop"},
     "prepare_data": {"corpus", "nanoloop"},
     "bench": {"train", "sample", "prepare_data", "model", "nanoloop"},
-    "research": {"train", "sample", "prepare_data", "model", "nanoloop"},
+    "research": {"train", "sample", "prepare_data", "corpus", "model", "nanoloop"},
     "config": {"nanoloop.options"},
 }
 

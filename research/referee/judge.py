@@ -227,12 +227,12 @@ def finite(value: float) -> float | None:
 
 
 def differences(pairs: list[dict], split: str) -> list[float]:
-    """Return candidate - baseline, bits per byte, of the split's pairs that have both scores."""
+    """Return candidate - baseline, bits per byte, of the pairs that have both."""
     return [candidate - baseline for baseline, candidate in scores(pairs, split)]
 
 
 def same_for_every_seed(pairs: list[dict], split: str = "val") -> dict | None:
-    """Refuse a candidate with one score for several seeds, where the baseline's scores differ."""
+    """Refuse a candidate with one score for several seeds, unlike the baseline."""
     baseline, candidate = zip(*scores(pairs, split))
     repeats = len(set(candidate)) < len(candidate)
     if repeats and len(set(baseline)) == len(baseline):
@@ -257,7 +257,7 @@ def known_noise(ledger: Ledger, options: Options) -> Noise | None:
 
 @dataclass(frozen=True)
 class NoiseOptions(Options):
-    """Measure how far apart two runs of the same recipe are, and what can be seen above that."""
+    """Measure how far apart runs of one recipe are, and what can be seen above that."""
 
     pairs: int = 8  # of runs that differ by chance alone
 

@@ -248,7 +248,7 @@ def compare(path: str, old: str, new: str, is_new: bool) -> tuple[list[str], lis
 
 
 def copies(change: Change, held_out: bytes) -> bool:
-    """Say whether the change holds any 120 bytes of the held-out text, white space apart."""
+    """Say whether the change holds 120 bytes of the held-out text, ignoring space."""
     text = re.sub(r"\s+|\\n", " ", change.added).encode()
     known = re.sub(rb"\s+", b" ", held_out)
     pieces = [text[start : start + 60] for start in range(0, len(text) - 59, 60)]

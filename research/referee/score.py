@@ -1,4 +1,4 @@
-"""Bits per byte of a trained candidate, computed by the judge, and the probes that guard it.
+"""Compute bits per byte of a trained candidate, and guard that figure by probes.
 
 The candidate's process (worker.py) gets windows of tokens and returns logits. The judge computes
 everything else from its copy of the data and of the bytes per token. But a window holds the next
@@ -128,7 +128,7 @@ class Plan:
 def make_plan(
     data: Data, split: str, block_size: int, max_tokens: int, rng: np.random.Generator
 ) -> Plan:
-    """Cut the split, or about max_tokens of it, into windows, and make changed copies of each.
+    """Cut the split into windows, about max_tokens in all, and change copies of them.
 
     Each token except the first is a target once, so the same tokens are scored whatever the
     block_size.

@@ -173,7 +173,7 @@ def make_mount_point(kind: str, source: str, path: str) -> None:
 
 
 def give_up_privileges() -> None:
-    """Drop all rights and capabilities for good, and the way to the system calls in CALLS."""
+    """Drop all rights and capabilities for good, and the use of the calls in CALLS."""
     # A user namespace has one user only, the ordinary one outside.
     with contextlib.suppress(OSError):
         os.setgroups([])

@@ -128,7 +128,7 @@ class Night:
 
 @lru_cache
 def boundaries(level: float, max_pairs: int) -> np.ndarray:
-    """Compute (max_pairs,) t-statistics that noise reaches at any look with chance `level`.
+    """Compute (max_pairs,) t-statistics that noise reaches with chance `level`.
 
     Look n spends a share of the level in proportion to n - 2: few pairs show little, and the last
     look has most of it. The looks share pairs; adding up their chances as if they did not would

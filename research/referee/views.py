@@ -32,7 +32,7 @@ def training_data(data: Data, folder: Path) -> Path:
 
 
 def library_covers(data: Data, folder: Path) -> list[tuple[str, str]]:
-    """Cover the held-out files of the interpreter's library, where that is the data's text.
+    """Cover the held-out files of the interpreter's library, if that is the text.
 
     Returns pairs (cover, path). A cover works like its file but holds bytecode without comments and
     docstrings instead of the text. Other versions of Python are covered by an empty folder.
