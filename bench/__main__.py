@@ -68,11 +68,11 @@ class BenchConfig(TrainConfig):
 
 
 def whole_numbers(name: str, value: str) -> list[int]:
-    """Read numbers with commas between them, smallest first. Raises UserError."""
+    """Read numbers with commas between them; return each once, in order. Raises UserError."""
     parts = value.split(",")
     is_valid = all(part.isdecimal() and int(part) > 0 for part in parts)
     require(is_valid, f"{name} must be whole numbers above 0 such as 1,2,3, got {value!r}")
-    return sorted(map(int, parts))
+    return sorted(set(map(int, parts)))
 
 
 def read(argv: list[str]) -> BenchConfig:

@@ -57,6 +57,7 @@ class Training:
         self.batches = TrainBatches(
             data, config.block_size, config.seed, rows, passes, 1, config.align_documents
         )
+        torch.manual_seed(config.seed)
         self.model = GPT(config, dtype).to(self.device)
         self.optimizers = make_optimizers(self.model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)

@@ -26,7 +26,7 @@ from bench.text import (
     text_files,
     with_vocabulary,
 )
-from nanoloop.data import Data, open_data
+from nanoloop.data import Data
 from nanoloop.device import peak_memory_mb, pick_device
 from nanoloop.options import require
 from nanoloop.programs import prepare_missing
@@ -73,7 +73,7 @@ def run_training(options, recipe: str, is_scored: bool) -> dict:
 
     Its first iterations compile and evaluate. They count as much as the others do on average.
     """
-    data = open_data(prepare_missing(options.data, options.prepare))
+    data = open_folder(options)
     translation = write_data(data, Path(options.out))
     flags = flags_of(options, recipe)
     iterations = []
@@ -112,6 +112,13 @@ def run_training(options, recipe: str, is_scored: bool) -> dict:
             "evaluations": [[train_seconds, loss]],
         }
     return figures
+
+
+def open_folder(options) -> Data:
+    """Open the folder that --data names. Raises UserError, also for a mixture of folders."""
+    is_folder = ":" not in options.data or Path(options.data).exists()
+    require(is_folder, f"nanoGPT needs one folder of data, got --data={options.data}")
+    return Data(prepare_missing(options.data, options.prepare))
 
 
 class Translated(nn.Module):
