@@ -192,7 +192,7 @@ def write_data(data: Data, folder: Path) -> np.ndarray:
 
 
 def decode(options) -> dict:
-    """Measure nanoGPT's sampling from random weights, one sequence at a time, not compiled."""
+    """Measure nanoGPT's sampling from random weights: one sequence at a time, not compiled."""
     device, dtype = pick_device(options.device, options.dtype)
     enter(options)
     import model as nanogpt
@@ -211,9 +211,10 @@ def decode(options) -> dict:
 
 
 def prepare(options) -> dict:
-    """Measure nanoGPT's data/openwebtext/prepare.py on our text, with our tokenizer and all cores.
+    """Measure nanoGPT's data/openwebtext/prepare.py on our text.
 
-    The time includes its imports, some seconds: give 100 MB of text or more.
+    It has our tokenizer and all cores. The time includes its imports, some seconds: give 100 MB of
+    text or more.
     """
     import datasets
     import tiktoken
