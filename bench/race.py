@@ -22,7 +22,7 @@ def race(options) -> dict:
 
 
 def judge(runs: dict[str, list[dict]], target: float) -> None:
-    """Add to each run its seconds to the target, and how many runs of its side reach it.
+    """Add to each run its seconds to the target, and how many of its side reach it.
 
     A run of the other side that misses the target counts with the time of the complete run.
     """
