@@ -56,7 +56,7 @@ def cell(value) -> str:
     """Format a figure; "-" stands for an unknown one."""
     if value is None:
         return "-"
-    if isinstance(value, float) and (0 < value < 0.01 or value >= 1e9):
+    if isinstance(value, int | float) and (0 < value < 0.01 or value >= 1e9):
         return f"{value:.3g}"
     return format_figure(value)
 

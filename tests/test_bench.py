@@ -81,10 +81,10 @@ def test_an_endless_time_moves_the_median_up_and_can_be_the_median():
 def test_another_working_copy_brings_its_own_recipe(tmp_path):
     recipe = str(ROOT / "config" / "quickstart.py")
     assert recipe_of(tmp_path, [recipe, "--a=1"]) == [recipe, "--a=1"]  # it has none of that name
-    own = tmp_path / "config" / "quickstart.py"
-    own.parent.mkdir()
-    own.write_text("")
-    assert recipe_of(tmp_path, [recipe, "--a=1"]) == [str(own), "--a=1"]
+    recipe_there = tmp_path / "config" / "quickstart.py"
+    recipe_there.parent.mkdir()
+    recipe_there.write_text("")
+    assert recipe_of(tmp_path, [recipe, "--a=1"]) == [str(recipe_there), "--a=1"]
     assert recipe_of(tmp_path, ["--a=1"]) == ["--a=1"]
 
 
