@@ -13,8 +13,9 @@ Every option of train.py may be given too. These rules keep a comparison fair:
   busy machine disturbs them alike. Figures are medians over the repeats. Beside a ratio stand the
   lowest and the highest ratio of the pairs.
 - Each side runs the code of its checkout, unchanged. Another nanoloop is measured by the bench of
-  its checkout. nanoGPT's time comes from the lines that its train.py prints right after it waits
-  for the device. Within a measured stretch nothing else waits for the device.
+  its checkout. A nanoloop's speed is that of train.train_step, called in a loop without log,
+  evaluation and checkpoints. nanoGPT's comes from the lines that its train.py prints right after
+  it waits for the device. Within a measured stretch nothing else waits for the device.
 - nanoGPT gets the same tokens in its data format, and another seed in each repeat. Its evaluations
   are off, because ours do not count either. After its last step its model is scored on our whole
   validation split, in our windows.
