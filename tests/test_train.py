@@ -164,13 +164,6 @@ def test_a_recipe_prepares_its_own_data_if_it_is_missing_and_no_other(
     assert "preparing it" not in capsys.readouterr().out
 
 
-def test_the_end_of_a_run_writes_text_on_request(config, capfd):
-    train.train(config(sample_prompt="the model"))
-    output = capfd.readouterr().out
-    assert "python sample.py" in output
-    assert "\nthe model" in output
-
-
 # --------------------------------------------------------------------------------------------------
 # Resume
 

@@ -49,6 +49,13 @@ def test_the_sampler_reads_its_prompt_from_a_pipe(config, tmp_path):
     assert done.returncode == 0 and done.stdout.startswith("the"), done.stderr
 
 
+def test_the_end_of_a_run_writes_text_on_request(config, capfd):
+    train.train(config(sample_prompt="the model"))
+    output = capfd.readouterr().out
+    assert "python sample.py" in output
+    assert "\nthe model" in output
+
+
 def test_wandb_offline_gets_the_rows(config, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
