@@ -141,7 +141,7 @@ def make_norm(config: GPTConfig) -> nn.Module:
 
 
 def rotary_angles(config: GPTConfig) -> tuple[Tensor, Tensor]:
-    """Compute cosine and sine of each position's rotation angles, (block_size, D/2) each."""
+    """Compute cosine and sine of the rotation angles, (block_size, D/2) each."""
     D = config.head_size()
     frequency = config.rope_base ** -(torch.arange(0, D, 2) / D)  # (D/2,) radians per position
     angle = torch.outer(torch.arange(config.block_size), frequency)

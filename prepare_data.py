@@ -180,7 +180,7 @@ def make_plan(config, units):
 
 
 def resume(folder, plan):
-    """Return the progress and the tokenizer of a preparation with this plan that was killed.
+    """Return the progress and the tokenizer of a killed preparation with this plan.
 
     Of another one, delete the folder.
     """
@@ -211,7 +211,7 @@ def make_tokenizer(config, units):
 
 
 def encode(units, config, tokenizer, writer, title):
-    """Read the units, turn them into tokens in several processes, and write them in order."""
+    """Read the units, encode them in several processes, and write them in order."""
     from tqdm import tqdm
 
     ends = [0, *accumulate(unit.size for unit in units)]

@@ -205,7 +205,7 @@ def lr_scale(progress: float, config: TrainConfig) -> float:
 def set_schedule(
     optimizers: list[torch.optim.Optimizer], progress: float, config: TrainConfig
 ) -> None:
-    """Set the learning rates, and Muon's momentum and weight decay, that belong to `progress`."""
+    """Set learning rates, and Muon's momentum and weight decay, for `progress`."""
     scale = lr_scale(progress, config)
     warmed = 1.0
     if progress < config.momentum_warmup:

@@ -24,7 +24,7 @@ ROW_FIGURES = (  # of a row in docs/figures.md, besides all that is per second
 
 
 def provenance(sides: dict[str, Path]) -> dict[str, str]:
-    """Return the machine, each checkout's commit (+ if files differ from it), and versions."""
+    """Return the machine, each checkout's commit (+ if files differ), and versions."""
     card = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     where = {
         "date": time.strftime("%Y-%m-%d"),

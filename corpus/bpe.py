@@ -8,7 +8,7 @@ TRAINING_BYTES = 100_000_000  # more text changes a tokenizer very little
 
 
 def training_texts(rows, config):
-    """Yield the text of training documents, up to TRAINING_BYTES or the limits of the options.
+    """Yield the text of training documents, within the options' limits.
 
     rows: from a BatchReader without a tokenizer. Held-out text shapes nothing, not even the
     tokenizer.

@@ -141,7 +141,7 @@ def parse_answer(content):
 
 
 def ask(client, ledger, options, key, where, body):
-    """Ask a question and record the result, unless it has an answer or the budget is too small.
+    """Ask a question and record the result, if it has no answer and the budget allows.
 
     Raises UserError if the service does not answer.
     """

@@ -89,7 +89,7 @@ def repeated_spans(views):
 
 
 def near_copies(bands, is_held_out):
-    """Return the share of documents with a near copy, and of held-out ones with one in train.
+    """Return the shares of near copies: in all documents, and of held-out ones in train.
 
     bands: (documents, BANDS) uint64. is_held_out: (documents,) bool.
     """

@@ -157,7 +157,7 @@ def count_example(table, name, row):
 
 
 def append_tokens(folder, split, position, tokens, shard_tokens):
-    """Write tokens at `position` of a split's stream, in shards of `shard_tokens` tokens.
+    """Write tokens at `position` of a split, in shards of `shard_tokens` tokens.
 
     tokens: uint16 or uint32. The position alone says where a token goes, so a resumed preparation
     can write the same tokens again.
@@ -182,7 +182,7 @@ def append_tokens(folder, split, position, tokens, shard_tokens):
 
 
 def import_tokens(paths, folder, tokenizer, progress):
-    """Import llm.c's shards as links, and nanoGPT's uint16 without a header as new shards.
+    """Import llm.c's shards as links, nanoGPT's bare uint16 as new shards.
 
     A name with val or test in it decides the split. Raises UserError.
     """

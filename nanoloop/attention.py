@@ -87,8 +87,9 @@ def uses_flex(q: Tensor, dropout: float) -> bool:
 def flex_attend(
     q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, documents: Tensor | None
 ) -> Tensor:
-    """Skip the blocks outside the window and the document (FlexAttention, arXiv:2412.05496).
+    """Skip the blocks outside the window and the document.
 
+    FlexAttention, arXiv:2412.05496.
     Shapes as in `attend`, with T = S. Without torch.compile it is a slow reference.
     """
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention

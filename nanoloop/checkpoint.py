@@ -240,7 +240,7 @@ def load_latest(out: Path) -> dict | None:
 
 
 def load_weights(source: str) -> dict:
-    """Load a checkpoint by its path or the folder of its run, or GPT-2's published weights.
+    """Load a checkpoint by its path or its run's folder, or GPT-2's weights.
 
     Raises UserError.
     """
@@ -275,7 +275,7 @@ def find_start(out: Path, resume: bool, init_from: str | None) -> tuple[dict | N
 
 
 def complete(config, start: dict | None, data, resuming: bool):
-    """Return a run's config with the options that its data and the checkpoint `start` fix.
+    """Return a run's config with what its data and the checkpoint `start` fix.
 
     A resumed run keeps all that shapes it; fine-tuning may set another dropout and a smaller
     block_size. Raises UserError where an option contradicts.

@@ -116,8 +116,9 @@ class Data:
         return tokens
 
     def eval_batches(self, split, block_size, batch_size, rank=0, world_size=1):
-        """Yield (tokens, targets) of a split once, in order, each (batch_size, block_size) int64.
+        """Yield (tokens, targets) of a split once, in order.
 
+        Each is (batch_size, block_size) int64.
         Each token but the first is a target exactly once; a target of -1 is padding. The windows
         depend on block_size alone, so the total loss does not depend on the batch size. Each rank
         gets every world_size-th batch; all get as many, the last ones may be padding only.

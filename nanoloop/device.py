@@ -91,7 +91,7 @@ def flops_per_token(model) -> float:
 
 
 def memory_limit() -> int:
-    """Return the bytes of main memory of the machine, or of its container if that has less."""
+    """Return the bytes of main memory of the machine, or of a smaller container."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):
@@ -183,7 +183,7 @@ def compile_model(model, batch_size: int, device: torch.device, wanted: bool | N
 
 
 def compiled(function):
-    """Compile `function`, of one tensor, for CUDA tensors if compile_model worked there."""
+    """Compile `function`, of one CUDA tensor, if compile_model worked there."""
 
     @functools.cache
     def compile_once():

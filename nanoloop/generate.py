@@ -11,7 +11,7 @@ MAX_NEW_TOKENS = 10**7
 
 
 class KVCache:
-    """The keys and values of the positions decoded so far, (L, B, G, block_size, D) each.
+    """Keys and values of the positions so far, (L, B, G, block_size, D) each.
 
     has_fixed_shapes: attend to all block_size slots and mask the empty ones. A step of one token
     then has the same shapes each time, which a CUDA graph needs. It is wasted work on a CPU.

@@ -28,7 +28,7 @@ def chunked_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, to_logits)
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """The sum of the cross-entropies, with gradients that are ready after the forward pass."""
+    """Sum cross-entropies; the gradients are ready after the forward pass."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, to_logits) -> Tensor:

@@ -175,7 +175,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def placed(tensor: Tensor, like: Tensor) -> Tensor:
-    """Move a complete tensor to the device of `like`, and shard it as `like` is sharded.
+    """Move a complete tensor to the device of `like`, and shard it like that.
 
     A single number, of shape (), is kept by every rank.
     """

@@ -23,7 +23,7 @@ RUN_FILES = (
 
 
 def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
-    """Raise UserError if `out` holds a run, and neither resume nor overwrite was chosen."""
+    """Raise UserError if `out` holds a run, without resume or overwrite."""
     has_run = list(out.glob("*.pt")) or (out / "summary.json").exists()
     require(
         resume or overwrite or not has_run,

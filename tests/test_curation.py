@@ -23,11 +23,13 @@ from corpus.curation import (
 )
 from nanoloop.options import UserError, explain, read_options
 
-PROSE = """The committee met on Tuesday to discuss the new library that the town has wanted for years. Several people
-spoke in favour of the plan, and nobody spoke against it, although one man asked where the money would come from. The
-treasurer answered that a part of it had been saved already, with the rest to be borrowed over the next ten years.
-After a short break they voted. The result was clear, and work is to begin before the end of the summer.
-"""  # noqa: E501
+PROSE = """\
+The committee met on Tuesday to discuss the new library that the town has wanted for years.
+Several people spoke in favour of the plan, and nobody spoke against it, although one man asked
+where the money would come from. The treasurer answered that a part of it had been saved already,
+with the rest to be borrowed over the next ten years. After a short break they voted. The result
+was clear, and work is to begin before the end of the summer.
+"""
 
 
 def judge(text: str, **options) -> str | None:

@@ -158,8 +158,8 @@ def test_a_run_reports_each_source_and_their_mean(folders, config, tmp_path):
 
 def test_a_run_on_a_mixture_resumes_exactly(folders, config, tmp_path):
     options = {"data": f"{folders['lower']}:0.6,{folders['upper']}:0.4", "max_steps": 8}
-    whole = str(tmp_path / "uninterrupted")
-    train.train(config(**options, out=whole))
+    uninterrupted = str(tmp_path / "uninterrupted")
+    train.train(config(**options, out=uninterrupted))
     train.train(config(**options), StopAfter(3))
     train.train(config(**options, resume=True))
     assert_identical(final_weights(tmp_path / "uninterrupted"), final_weights(tmp_path / "run"))
@@ -229,8 +229,8 @@ def test_a_run_with_aligned_documents_says_what_it_crops_and_learns(folders, con
 def test_a_run_with_aligned_documents_resumes_with_them(folders, config, tmp_path):
     """The option is not typed again: a resumed run sees the same sequences."""
     options = {"data": folders["lower"], "max_steps": 6}
-    whole = str(tmp_path / "uninterrupted")
-    train.train(config(**options, align_documents=True, out=whole))
+    uninterrupted = str(tmp_path / "uninterrupted")
+    train.train(config(**options, align_documents=True, out=uninterrupted))
     train.train(config(**options, align_documents=True), StopAfter(2))
     train.train(config(**options, resume=True))
     assert_identical(final_weights(tmp_path / "uninterrupted"), final_weights(tmp_path / "run"))

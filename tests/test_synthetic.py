@@ -9,8 +9,8 @@ import pytest
 
 from corpus import synthetic
 from corpus.bpe import train_bpe
-from nanoloop.tokenizer import load_tokenizer
 from nanoloop.options import UserError
+from nanoloop.tokenizer import load_tokenizer
 from tests.conftest import ROOT
 
 
