@@ -26,7 +26,8 @@ def write_texts(folder: Path) -> None:
     write_folder(folder / "more", make_documents(150, seed=1))
     write_faults(folder / "faults")
     (folder / "one.txt").write_text("\n\n".join(prose())[:300_000])
-    write_folder(folder / "long", ["".join(make_documents(18_000, seed=2)), *SCRIPTS])
+    one_line = "x" + 2_100_000 * "é"  # a cut after an even number of bytes splits a character
+    write_folder(folder / "long", ["".join(make_documents(18_000, seed=2)), one_line, *SCRIPTS])
     write_lines(folder)
     write_tables(folder)
     write_curation(folder)
