@@ -1,7 +1,7 @@
 """The GPT: configuration, attention, MLP, block, forward pass.
 
-Modern by default, GPT-2 by switch: each modern part is one field of GPTConfig and one `if` below,
-so an ablation is one option. Modules carry GPT-2's names: wte and wpe are the token and position
+Modern by default, GPT-2 by switch: each modern part is one field of GPTConfig, so an ablation is
+one option. Modules carry GPT-2's names: wte and wpe are the token and position
 embeddings, h the blocks, ln the norms.
 
 Letters for sizes, used in every comment below:
@@ -36,7 +36,7 @@ class GPTConfig:
     n_kv_head: int | None = None  # heads of keys and values (grouped-query attention); None: n_head
     n_embd: int = 768  # channels
     position: Literal["rope", "learned"] = "rope"  # rotary, or a learned embedding
-    rope_base: float = 100_000.0  # longest wavelength of the rotation, in tokens / 2π
+    rope_base: float = 100_000.0  # base of the rotary frequencies; larger: longer wavelengths
     norm: Literal["rms", "layer"] = "rms"  # RMSNorm without gain, or LayerNorm with gain (and bias)
     activation: Literal["relu2", "gelu", "swiglu"] = "relu2"  # of the MLP
     qk_norm: bool = True  # normalize queries and keys per head
@@ -44,14 +44,14 @@ class GPTConfig:
     tie_embeddings: bool = False  # one table for the token embedding and the output head
     logit_softcap: float | None = 15.0  # bound logits to ±this by a tanh; None: off
     value_embeds: int = 3  # value embeddings, in every other layer counted from the last; 0: none
-    bigram_rows: int = 0  # rows of the table of token pairs: V² for all, fewer share rows; 0: none
-    residual_scalars: bool = True  # x = a·x + b·x0 before each block; a and b are learned
+    bigram_rows: int = 0  # rows of the table of token pairs: vocab_size² for all; 0: none
+    residual_scalars: bool = True  # normalize the embedding x0; before each block x = a·x + b·x0
     window_pattern: str | None = None  # S(hort) or L(ong) per layer, repeated; None: all long
     window_size: int = 256  # tokens that a short layer attends to, itself included
     document_mask: bool = False  # no attention across documents; a prompt is one document
-    document_token: int | None = None  # the first token of every document; None: end-of-text
+    document_token: int | None = None  # a document's first token; None: train.py's end-of-text
     dropout: float = 0.0  # fraction of activations that training sets to zero
-    weight_init: Literal["modern", "gpt2"] = "modern"  # see GPT.init_weights
+    weight_init: Literal["modern", "gpt2"] = "modern"  # scaled by the width, or GPT-2's 0.02
 
     def __post_init__(self):
         sizes = "block_size n_layer n_head n_embd window_size rope_base"
@@ -112,8 +112,7 @@ def check_fields(config: GPTConfig, names: str, is_valid, rule: str) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# Small parts. Weights are stored in float32 and used in the dtype of the activations: mixed
-# precision in plain sight.
+# Small parts. Weights are stored in float32 and used in the dtype of the activations.
 
 
 class Linear(nn.Linear):
@@ -173,8 +172,7 @@ class Attention(nn.Module):
         self.window = config.window(layer)
         self.qk_norm = config.qk_norm
         self.dropout = config.dropout
-        # The dot product of a normalized query and key is bounded. A softmax sharper than the
-        # classic 1 / √D trains better then.
+        # Normalized queries and keys bound the scores, so the softmax may be sharper than 1 / √D.
         sharpness = 1.44 if config.qk_norm else 1.0
         self.scale = sharpness / math.sqrt(self.head_size)
 
@@ -185,6 +183,7 @@ class Attention(nn.Module):
         self.c_v = Linear(C, G * self.head_size, bias=config.bias)
         self.c_proj = Linear(C, C, bias=config.bias)
         if layer in config.value_layers():
+            # The first 12 channels are enough to choose a gate (modded-nanogpt).
             self.value_gate = Linear(min(12, C), G, bias=False)
 
     def forward(self, x: Tensor, value_embed: Tensor | None, rotary, documents, cache) -> Tensor:
@@ -193,8 +192,8 @@ class Attention(nn.Module):
         k = self.c_k(x).view(B, T, -1, self.head_size)  # (B, T, G, D)
         v = self.c_v(x).view(B, T, -1, self.head_size)  # (B, T, G, D)
 
-        # A part of the value depends on the token alone (value residuals, arXiv:2410.17897). Each
-        # head has a gate, which is 1 at first.
+        # A part of the value depends on the token alone (modded-nanogpt; after arXiv:2410.17897).
+        # Each head of values has a gate, which is 1 at first because value_gate begins at 0.
         if value_embed is not None:
             gate = 2 * torch.sigmoid(self.value_gate(x[..., : self.value_gate.in_features]))
             v = v + gate.unsqueeze(-1) * value_embed.view(B, T, -1, self.head_size)
@@ -220,14 +219,14 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Computation at each position: up to 4·C hidden units and back."""
+    """Compute at each position: expand to 4·C hidden units, then project back."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.activation = config.activation
         self.dropout = config.dropout
         C = config.n_embd
-        # SwiGLU has three matrices instead of two: 8/3 keeps the number of weights.
+        # SwiGLU has three matrices instead of two: 3 · 8/3 = 2 · 4 keeps the number of weights.
         hidden = 8 * C // 3 if config.activation == "swiglu" else 4 * C
         self.c_fc = Linear(C, hidden, bias=config.bias)
         if config.activation == "swiglu":
@@ -261,7 +260,7 @@ class Block(nn.Module):
 
 
 class Bigrams(nn.Embedding):
-    """A table of token pairs: what two tokens mean together is known before any attention.
+    """Embed pairs of tokens; the sum goes into x before any attention.
 
     With fewer than V² rows, pairs share rows by a hash (modded-nanogpt).
     """
@@ -270,6 +269,7 @@ class Bigrams(nn.Embedding):
         if self.num_embeddings >= vocab_size**2:
             row = previous * vocab_size + tokens
         else:
+            # (36313 · tokens) xor (27191 · previous)
             row = (36313 * tokens ^ 27191 * previous) % self.num_embeddings
         return super().forward(row)
 
@@ -286,18 +286,18 @@ class GPT(nn.Module):
         assert config.vocab_size is not None, "vocab_size must be known to build the model"
         self.config = config
         self.compute_dtype = compute_dtype
-        V = config.padded_vocab()
+        padded = config.padded_vocab()
         C = config.n_embd
         kv_size = config.kv_heads() * config.head_size()
 
-        self.wte = nn.Embedding(V, C)
+        self.wte = nn.Embedding(padded, C)
         if config.position == "learned":
             self.wpe = nn.Embedding(config.block_size, C)
         else:
             cos, sin = rotary_angles(config)
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
-        tables = {str(layer): nn.Embedding(V, kv_size) for layer in config.value_layers()}
+        tables = {str(layer): nn.Embedding(padded, kv_size) for layer in config.value_layers()}
         self.value_embeds = nn.ModuleDict(tables)
         if config.bigram_rows:
             self.bigrams = Bigrams(config.bigram_rows, C)
@@ -306,7 +306,7 @@ class GPT(nn.Module):
             self.shortcut_scale = nn.Parameter(torch.full((config.n_layer,), 0.1))
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = make_norm(config)
-        self.lm_head = Linear(C, V, bias=False)
+        self.lm_head = Linear(C, padded, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.wte.weight
         self.init_weights()
@@ -344,8 +344,8 @@ class GPT(nn.Module):
         tokens: (B, T) int64, T at most block_size.
         Without targets: returns logits, (B, T, V) float32; with a nanoloop.generate.KVCache only
         those of the last position, (B, 1, V).
-        With targets, (B, T) int64, where -1 is not scored: returns the cross-entropy in nats, the
-        mean, or (B, T) with 0 where not scored for reduction="none".
+        With targets, (B, T) int64, -1 where not scored: returns the cross-entropy in nats, a scalar
+        for reduction="mean"; (B, T), 0 where not scored, for reduction="none".
         """
         positions = slice(tokens.size(1)) if cache is None else cache.positions
         x = self.embed(tokens, positions, cache)  # (B, T, C)
@@ -398,7 +398,10 @@ class GPT(nn.Module):
         return x
 
     def to_logits(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Turn activations (..., C) into logits (..., V), float32, without the padded rows."""
+        """Turn activations (..., C) into logits (..., V), float32, without the padding.
+
+        `weight` is an argument because the chunked loss differentiates by it.
+        """
         logits = F.linear(x, weight.to(x.dtype))[..., : self.config.vocab_size].float()
         softcap = self.config.logit_softcap
         if softcap is not None:  # Gemma 2, arXiv:2408.00118, section 2

@@ -50,7 +50,7 @@ from nanoloop.runlog import RunLog, check_folder, default_out, locked_run
 
 @dataclass(frozen=True)
 class TrainConfig(GPTConfig):
-    """One training run. Raises ValueError for values that do not fit each other."""
+    """Train a GPT."""
 
     # data and output
     data: str = "data/python"  # a prepared folder, or a mixture by share: data/a:0.65,data/b:0.35
@@ -65,7 +65,7 @@ class TrainConfig(GPTConfig):
 
     # batch and length
     batch_tokens: int = 131_072  # tokens per optimizer step, over all micro-steps and ranks
-    micro_batch_size: int | None = None  # sequences per forward pass; None: the whole batch
+    micro_batch_size: int | None = None  # sequences per forward pass; None: the rank's whole batch
     max_steps: int | None = None  # the run ends after this many optimizer steps …
     max_tokens: int | None = None  # … or tokens …
     max_seconds: float | None = None  # … or seconds of training, whichever comes first
@@ -78,11 +78,11 @@ class TrainConfig(GPTConfig):
     scalar_lr: float = 0.02  # … of gains, biases, gates and residual scalars (optimizer=muon)
     learning_rate: float = 6e-4  # … of all parameters (optimizer=adamw)
     weight_decay: float = 0.1  # of hidden matrices; of all matrices and tables (optimizer=adamw)
-    momentum: float = 0.95  # Muon's, reached from 0.85
+    momentum: float = 0.95  # of Muon, after a rise from 0.85
     momentum_warmup: float = 0.15  # fraction of the run in which the momentum rises
     beta1: float = 0.8  # AdamW's running mean of gradients
     beta2: float = 0.95  # AdamW's running mean of squared gradients
-    eps: float = 1e-10  # AdamW's; small, because a head that begins near 0 has small gradients
+    eps: float = 1e-10  # AdamW's; small, because a head near 0 passes small gradients to tables
     grad_clip: float | None = None  # largest norm of the gradient; None: off
 
     # schedule, in fractions of the run
@@ -141,7 +141,7 @@ class TrainConfig(GPTConfig):
         return (self.micro_batch_size, passes) if self.micro_batch_size else (passes, 1)
 
     def progress(self, step: int, seconds: float) -> float:
-        """Return the fraction of the run that is done, by the nearest limit."""
+        """Return the fraction of the run that is done, by the limit that ends it first."""
         limits = (
             (step, self.max_steps),
             (step * self.batch_tokens, self.max_tokens),
@@ -167,7 +167,9 @@ def make_optimizers(model: GPT, config: TrainConfig) -> list[torch.optim.Optimiz
         groups.setdefault(name, new)["params"].append(p)
 
     for name, p in model.named_parameters():
-        if config.optimizer == "adamw":  # nanoGPT's rule: decay matrices and tables, not vectors
+        if (
+            config.optimizer == "adamw"
+        ):  # nanoGPT's two groups: decay matrices and tables, not vectors
             decay = config.weight_decay if p.ndim >= 2 else 0.0
             add(p, f"decay {decay}", config.learning_rate, decay)
         elif name.startswith("h.") and p.ndim == 2 and "value_gate" not in name:
@@ -215,6 +217,7 @@ def set_schedule(
             group["lr"] = group["peak_lr"] * scale
             if isinstance(optimizer, Muon):
                 group["momentum"] = 0.85 + (config.momentum - 0.85) * warmed
+                # Muon multiplies it by the learning rate, so it falls with the square of the scale.
                 group["weight_decay"] = config.weight_decay * scale
 
 
@@ -227,8 +230,9 @@ def evaluate(model, data, split: str, block_size: int, batch_size: int, device) 
     """Evaluate the whole split, always on the same windows; {} if it is empty.
 
     Returns {"val_loss": …, "val_bpb": …}, the loss in nats per token, end-of-text included, and
-    bits per byte of the original text, which compare tokenizers. End-of-text has no bytes and does
-    not count there. Of a mixture: the means by share, and each folder's own figures.
+    bits per byte of the original text, so that runs with different tokenizers compare. End-of-text
+    has no bytes and does not count there. Of a mixture: the means by share, and each folder's own
+    figures.
     """
     results = {}
     model.eval()
@@ -261,7 +265,8 @@ def evaluate(model, data, split: str, block_size: int, batch_size: int, device) 
 
 def train_step(network, optimizers, scaler, batches, step: int, config, device) -> Tensor:
     """Take one optimizer step; return the mean loss of its micro-steps, still on the device."""
-    # Dropout, too, is a function of the step, so a resumed run repeats it.
+    # Like the data, dropout depends on the step alone, so a resumed run repeats it. The hash of
+    # whole numbers is the same in every process.
     torch.manual_seed(hash((config.seed, step, ranks.rank())))
     total = torch.zeros((), device=device)
     for micro_step in range(batches.grad_accum):
@@ -289,10 +294,11 @@ def train(config: TrainConfig, stop: StopFlag | None = None) -> dict:
     stop: listens for Ctrl-C and SIGTERM. After a signal the run takes the step under way, saves,
     and the summary has "stopped_by", the number of the signal.
     """
-    # Check all that the run needs before anything is written.
+    # Check all that the run needs before its folder is written.
     started = time.perf_counter()
     out = Path(config.out or "out/default")
     device, dtype = pick_device(config.device, config.dtype)
+    # Rank 0 prepares missing data first; the others find it.
     data = ranks.in_turn(lambda: open_data(prepare_missing(config.data, config.prepare)))
     check_folder(out, config.resume or config.eval_only, config.overwrite)
     start, is_resumed = checkpoint.find_start(out, config.resume, config.init_from)
@@ -319,18 +325,19 @@ def train(config: TrainConfig, stop: StopFlag | None = None) -> dict:
     optimizers = make_optimizers(model, config)
     # float16 cannot hold small gradients: the loss is scaled up, and the gradients down again.
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    # Seconds are of training: evaluating and saving do not count.
     step, seconds, best_loss = checkpoint.restore(
         start, is_resumed, model, optimizers, scaler, config.shard
     )
+    # The loop calls `network`, which has the weights of `model` and may be compiled and wrapped.
     compiled = compile_model(model, batch_size, device, config.compile)
     network = ranks.replicate(compiled, config.shard)
     is_logged = ranks.rank() == 0 and not config.eval_only
+    # Parameters, FLOPs per token, and the peak FLOPs per second of the devices.
     size = describe(model, device, batches)
     log = RunLog(out, asdict(config), step, seconds, *size, enabled=is_logged)
 
     def save(name: str, keep_old: Path | None = None) -> bool:
-        """Write a checkpoint; return False if the disk did not take it."""
+        """Write a checkpoint of the current step; return False if the disk fails."""
         state = checkpoint.pack(model, optimizers, scaler, data, config, step, seconds, best_loss)
         return checkpoint.save(out / name, state, keep_old, config.shard)
 
@@ -339,12 +346,14 @@ def train(config: TrainConfig, stop: StopFlag | None = None) -> dict:
     is_saved = True
     if stop:
         stop.listen()
+    # Seconds count training alone: the clock restarts after evaluating and saving.
     clock_start = time.perf_counter() - seconds
     while True:
         has_signal = bool(stop and stop.signal and losses)
         seconds, is_stopping = ranks.agree(time.perf_counter() - clock_start, has_signal)
         progress = config.progress(step, seconds)
         is_last = is_stopping or config.eval_only or progress >= 1
+        # Each is due at the end and at multiples of its interval, but not before the first step.
         should_log, should_eval, should_save = (
             is_last or bool(losses and interval and step % interval == 0)
             for interval in (config.log_interval, config.eval_interval, config.save_interval)
@@ -357,8 +366,10 @@ def train(config: TrainConfig, stop: StopFlag | None = None) -> dict:
             if bad:
                 raise UserError(
                     f"the loss of step {step - len(recent) + bad[0]} is {recent[bad[0]]}; the last "
-                    "checkpoint is older. Set lower learning rates, or another --dtype than float16"
+                    "checkpoint is from an earlier step. Set lower learning rates, or another "
+                    "--dtype than float16"
                 )
+            # Read the clock again: the queued steps are complete only now.
             seconds, _ = ranks.agree(time.perf_counter() - clock_start, False)
             progress = config.progress(step, seconds)
             val = {}

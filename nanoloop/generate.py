@@ -14,7 +14,8 @@ class KVCache:
     """Keys and values of the positions so far, (L, B, G, block_size, D) each.
 
     has_fixed_shapes: attend to all block_size slots and mask the empty ones. A step of one token
-    then has the same shapes each time, which a CUDA graph needs. It is wasted work on a CPU.
+    then has the same shapes each time, which a CUDA graph needs. On a CPU the masked slots are
+    wasted work.
     """
 
     def __init__(
@@ -176,7 +177,8 @@ def sample_token(
     ordered, tokens = (logits / temperature).topk(k)  # descending
     probability = ordered.softmax(dim=-1)
     if top_p is not None:
-        # A token is dropped if the more probable ones hold top_p already; the first never is.
+        # A token is dropped if the more probable ones hold top_p already; the first never is. A
+        # top_p below 1e-30 is 0 in float32 and would drop it too.
         before = probability.cumsum(dim=-1) - probability
         probability = probability.masked_fill(before >= max(top_p, 1e-30), 0.0)
     choice = torch.multinomial(probability, 1, generator=rng)

@@ -1,4 +1,4 @@
-"""Muon: momentum with orthogonalized updates, which move a matrix equally fast everywhere.
+"""Muon: momentum whose update has about the same size in every direction of a matrix.
 
 Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon.
 """
@@ -72,6 +72,7 @@ class Muon(torch.optim.Optimizer):
         # Nesterov momentum: the gradient of a step ahead.
         ahead = torch.stack(grads).lerp_(torch.stack(momenta), group["momentum"])
         rows, columns = shape
+        # local() returns another tensor only for a sharded parameter.
         is_sharded = weights[0] is not params[0]
         update = ranks.share_work(orthogonalize, ahead, rows, is_sharded)
         update *= max(1, rows / columns) ** 0.5

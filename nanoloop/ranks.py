@@ -123,7 +123,7 @@ def agree(seconds: float, stop: bool) -> tuple[float, bool]:
 def in_turn(action):
     """Return action(), called by rank 0 first: the other ranks may find what it creates."""
     result = None if rank() else action()
-    all_sum(torch.zeros(1))
+    all_sum(torch.zeros(1))  # a barrier
     return action() if rank() else result
 
 
