@@ -164,7 +164,8 @@ def test_standard_input_is_a_text_or_with_text_key_json_lines(tmp_path, monkeypa
 
 
 def test_synthetic_text_keeps_its_own_splits(tmp_path):
-    data = prepared(tmp_path, "synthetic:addition", max_documents=200, val_fraction=0.5)
+    options = {"max_documents": 200, "val_fraction": 0.5, "workers": 1}
+    data = prepared(tmp_path, "synthetic:addition", **options)
     assert sum(split["documents"] for split in data.meta["splits"].values()) == 200
     lines = {}
     for split, stream in data.splits.items():
@@ -202,7 +203,7 @@ def test_a_hub_data_set_is_streamed_by_the_library(tmp_path, monkeypatch, plain)
         return load_dataset("json", data_files=str(tmp_path / "a.jsonl"), **options)
 
     monkeypatch.setattr(datasets, "load_dataset", load_local)
-    more = {"hf_config": "small", "hf_split": "train", "tokenizer": "bpe:300"}
+    more = {"hf_config": "small", "hf_split": "train", "tokenizer": "bpe:300", "workers": 1}
     data = prepared(tmp_path, "hf:some/name", **more)
     assert data.fingerprint == plain.fingerprint
     assert asked == {"name": "some/name", "config": "small", "split": "train", "streaming": True}
