@@ -291,8 +291,8 @@ def make_meta(shards, tokenizer, progress):
         "prepared_from": progress.plan,
         "splits": progress.splits,
         "shards": shards,
-        "notes": with_places(progress.notes),
-        "dropped": with_places(progress.dropped),
+        "notes": with_locations(progress.notes),
+        "dropped": with_locations(progress.dropped),
         "tokenizer": {
             "name": tokenizer.name,
             "vocab_size": tokenizer.vocab_size,
@@ -301,8 +301,8 @@ def make_meta(shards, tokenizer, progress):
     }
 
 
-def with_places(table):
-    """Return counts by name, where each example is only the place of a document."""
+def with_locations(table):
+    """Return counts by name, where each example is the location of a document."""
     return {
         name: {
             "documents": row["documents"],

@@ -303,6 +303,17 @@ def test_a_truncated_compressed_file_is_a_note_and_the_next_file_is_read(tmp_pat
     assert notes_of(data)["corrupt file"] == 1
 
 
+def test_a_wrong_checksum_is_a_corrupt_file_not_an_unreadable_one(tmp_path):
+    """Python counts a wrong checksum of gzip among the errors of the system."""
+    packed = bytearray(gzip.compress(b"text " * 99))
+    packed[-8] ^= 1
+    (tmp_path / "a.txt.gz").write_bytes(packed)
+    (tmp_path / "b.txt").write_text("the next file")
+    data = trained(tmp_path, (str(tmp_path / "a.txt.gz"), str(tmp_path / "b.txt")))
+    assert notes_of(data) == {"corrupt file": 1}
+    assert texts_of(data) == ["text " * 99, "the next file"]
+
+
 # --------------------------------------------------------------------------------------------------
 # Ready tokens
 
