@@ -153,6 +153,7 @@ def study(documents, languages):
     }
     for fault, rows in faults.items():
         sums[fault] = sum(size for size, _, _ in rows)
+    common = sorted(lines.items(), key=lambda line: (-line[1], line[0]))
     return {
         "sample": sums,
         "kinds": dict(zip(NAMES, kinds.tolist())),
@@ -160,7 +161,7 @@ def study(documents, languages):
         "examples": examples,
         "near_copies": copies,
         "near_copies_across": copies_across,
-        "lines": sorted(lines.items(), key=lambda line: (-line[1], line[0]))[:10],
+        "lines": common[:10],
     }
 
 
@@ -179,7 +180,8 @@ def divergence(first, second):
     bits = 0.0
     for x in (p, q):
         is_used = x > 0
-        bits += (x[is_used] * np.log2(x[is_used] / middle[is_used])).sum()
+        ratio = x[is_used] / middle[is_used]
+        bits += (x[is_used] * np.log2(ratio)).sum()
     return float(bits / 2)
 
 
