@@ -11,8 +11,9 @@ The result is a folder, data/<name>/, that describes itself:
     meta.json           where the text came from, counts, checksums, what was left out and why
     report.html         what the corpus is like, with warnings; report.json has the same figures
 
-The main process reads the sources in order (corpus/sources.py), workers turn what it reads into
-tokens (corpus/documents.py, corpus/curation.py), and it writes them in order (corpus/writer.py).
+The main process finds the sources and reads them in order (corpus/sources.py, corpus/reading.py),
+workers turn what it reads into tokens (corpus/documents.py, corpus/curation.py), and it writes them
+in order (corpus/writer.py).
 """
 
 import contextlib
@@ -30,14 +31,8 @@ from corpus.bpe import train_bpe, training_texts
 from corpus.claude import ClaudeConfig
 from corpus.curation import CurationConfig
 from corpus.documents import BatchReader
-from corpus.sources import (
-    SHAKESPEARE_OPTIONS,
-    Cursor,
-    find_units,
-    read,
-    read_batches,
-    token_files,
-)
+from corpus.reading import Cursor, read, read_batches
+from corpus.sources import SHAKESPEARE_OPTIONS, find_units, token_files
 from corpus.workers import ordered_map
 from corpus.writer import Progress, Writer, finish, import_tokens
 from nanoloop.files import write_json

@@ -1,30 +1,23 @@
-"""Where text comes from: files, tables, the Hugging Face hub, standard input, prepared answers.
+"""Where text comes from: the files that --source names, in the order of reading.
 
-The main process only reads: `read` cuts a source, in order and in constant memory, into blocks, and
-the workers turn them into documents (documents.py). The blocks of a unit are always the same, so a
-preparation that was killed resumes behind the last block that it finished.
+Sources are files, folders, the standard library, the Hugging Face hub, standard input, synthetic
+tasks and prepared answers. reading.py reads what is found here.
 """
 
-import gzip
 import hashlib
 import shutil
 import sys
 import sysconfig
 import urllib.request
-from bisect import bisect_right
-from collections import namedtuple
 from dataclasses import dataclass
 from glob import glob
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from corpus import claude
-from corpus.compressed import read_chunks
 from nanoloop.data import FORMATS
 from nanoloop.files import replace_file, sha256_of_file
-from nanoloop.options import UserError, reading, require
+from nanoloop.options import UserError, require
 
 SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -43,12 +36,6 @@ NOT_LIBRARY = set(
 )
 TABLES = ("parquet", "arrow")
 
-BATCH_BYTES = 1_000_000  # of a source, for one worker at a time
-BLOCK = 1_000_000  # bytes of lines that are read at a time
-PIECE = 4_000_000  # bytes: a longer text becomes several documents and is never held in memory
-LONGEST = 16_000_000  # bytes of a JSON line or a cell, which is held in memory
-TOO_LONG = "too long for one line or cell"
-
 
 @dataclass
 class Unit:
@@ -65,40 +52,6 @@ class Unit:
     size: int = 0
     cuts: tuple = ()
     answers: Path | None = None
-
-
-@dataclass(slots=True)
-class Block:
-    """A part of a unit.
-
-    payload: a piece of a text, whole lines of JSON, a table's cells with a note for each, the
-    indices of synthetic documents, or one of Claude's answers. number: of its first line or row,
-    from 1. used: bytes of the file so far. note: what is wrong. split: where the position in a text
-    decides it.
-    """
-
-    payload: bytes | list | range
-    number: int = 0
-    used: int = 0
-    note: str | None = None
-    split: str | None = None
-
-
-# How far a preparation is: units that are done, blocks of the next one, bytes in all.
-Cursor = namedtuple("Cursor", "unit blocks n_bytes")
-
-
-@dataclass(slots=True)
-class Batch:
-    """Blocks for one worker, pairs of (Unit, Block).
-
-    cursor: behind the blocks. used: bytes of the last file so far. bytes_before: before the blocks.
-    """
-
-    cursor: Cursor
-    used: int
-    bytes_before: int
-    blocks: list
 
 
 # --------------------------------------------------------------------------------------------------
@@ -229,170 +182,3 @@ def save_standard_input(data_root, stem):
     path = data_root / f"{stem}.stdin"
     replace_file(path, lambda file: shutil.copyfileobj(sys.stdin.buffer, file, 2**20))
     return path.rename(path.with_suffix(f".{sha256_of_file(path)[:16]}.stdin"))
-
-
-# --------------------------------------------------------------------------------------------------
-# Reading, in the main process
-
-
-def read_batches(units: list[Unit], config, cursor: Cursor):
-    """Yield the blocks behind `cursor`, about BATCH_BYTES at a time.
-
-    A unit that is half done is read again from its beginning: reading is cheap.
-    """
-    blocks = []
-    start = cursor.n_bytes
-    position = start
-    skip = cursor.blocks
-    for index in range(cursor.unit, len(units)):
-        for number, block in enumerate(islice(read(units[index], config), skip, None), skip + 1):
-            blocks.append((units[index], block))
-            is_raw = isinstance(block.payload, bytes)
-            position += len(block.payload) if is_raw else BATCH_BYTES // 8
-            if position - start >= BATCH_BYTES or len(blocks) == 1000:
-                yield Batch(Cursor(index, number, position), block.used, start, blocks)
-                blocks = []
-                start = position
-        skip = 0
-    yield Batch(Cursor(len(units), 0, position), 0, start, blocks)
-
-
-def read(unit: Unit, config):
-    """Yield a unit as blocks of a few megabytes.
-
-    A fault ends the unit: after what is good comes a block with a note.
-    """
-    note = "empty"
-    try:
-        for block in open_unit(unit, config):
-            note = None
-            yield block
-    except (UserError, ImportError, MemoryError):
-        raise
-    except Exception as error:  # zlib, zstandard and pyarrow have errors of their own
-        is_system = isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile)
-        note = "unreadable" if is_system else "corrupt file"
-    if note:
-        yield Block(b"", note=note)
-
-
-def open_unit(unit, config):
-    """Return an iterator of the blocks of a unit."""
-    path = Path(unit.path)
-    if unit.kind == "text":
-        return cut_pieces(read_chunks(path), unit.cuts)
-    if unit.kind == "jsonl":
-        return cut_lines(read_chunks(path))
-    if unit.kind == "synthetic":
-        indices = range(config.max_documents or 10_000)
-        return (Block(indices[first : first + 1000]) for first in indices[::1000])
-    if unit.kind == "claude":
-        return (Block([answer]) for answer in claude.ask_all(path, config, unit.answers))
-    if unit.kind == "hf":
-        return read_hub(unit, config)
-    return read_table(unit, config)
-
-
-def read_hub(unit, config):
-    hint = (
-        "With a network, check the name, --hf_config and --hf_split, and run the same command "
-        "again. Without one, copy the files from elsewhere (hf download NAME --repo-type=dataset "
-        "--local-dir=FOLDER) and type --source=FOLDER; or take --source=python, or your own text"
-    )
-    with reading(f"--source={unit.source} could not be read", hint):
-        yield from read_table(unit, config)
-
-
-def read_table(unit, config):
-    """Yield a column of a table, 64 rows at a time."""
-    key = config.text_key or "text"
-    names, tables = open_table(unit, config, key)
-    hint = f"give --text_key, one of {', '.join(names)}"
-    require(key in names, f"{unit.path} has no column {key!r}: {hint}")
-    number = 1
-    for table in tables:
-        for start in range(0, len(table), 64):
-            cells = []
-            # As bytes: nobody has checked the UTF-8.
-            for value in table[key].slice(start, 64).cast("large_binary").to_pylist():
-                is_long = value and len(value) > LONGEST
-                cells.append((None, TOO_LONG) if is_long else (value, None))
-            yield Block(cells, number)
-            number += len(cells)
-
-
-def open_table(unit, config, key):
-    """Return the names of the columns and an iterator of pyarrow tables."""
-    import pyarrow
-    import pyarrow.parquet
-
-    if unit.kind == "parquet":
-        file = pyarrow.parquet.ParquetFile(unit.path, pre_buffer=False, buffer_size=2**20)
-        return file.schema_arrow.names, file.iter_batches(64, columns=[key])
-    if unit.kind == "arrow":
-        file = pyarrow.ipc.open_stream(pyarrow.OSFile(unit.path))
-        return file.schema.names, file
-    # Version 4 and later run no code of a data set.
-    from datasets import load_dataset
-
-    data = load_dataset(unit.path, config.hf_config, split=config.hf_split, streaming=True)
-    names = data.column_names or list(next(iter(data)))
-    return names, data.with_format("arrow").iter(batch_size=64)
-
-
-def cut_pieces(chunks, cuts):
-    """Cut a text into pieces of at most PIECE bytes, and at the `cuts`.
-
-    A piece ends behind a line where there are lines, and never inside a character.
-    """
-    pending = bytearray()
-    offset = 0  # of pending in the text
-    for chunk, used in chunks:
-        pending += chunk
-        is_last = not chunk
-        while len(pending) > PIECE + 3 or (is_last and pending):
-            limit = min([PIECE, *(cut - offset for cut in cuts if cut > offset)])
-            size = limit
-            if limit == PIECE < len(pending):
-                size = pending.rfind(b"\n", 0, limit) + 1 or limit
-            size += bytes_to_boundary(pending[size : size + 4])
-            split = ("train", "test", "val")[bisect_right(cuts, offset)] if cuts else None
-            yield Block(bytes(pending[:size]), 0, used, split=split)
-            offset += size
-            del pending[:size]
-
-
-def bytes_to_boundary(data):
-    """Return how many bytes at the beginning belong to a character that began before."""
-    for index, byte in enumerate(data):
-        if byte & 0xC0 != 0x80:
-            return index
-    return 0 if len(data) == 4 else len(data)
-
-
-def cut_lines(chunks):
-    """Cut a file into blocks of whole lines, about BLOCK bytes each.
-
-    A line much longer than LONGEST becomes a block with a note.
-    """
-    pending = bytearray()
-    number = 1  # of the first line in pending
-    is_skipping = False  # inside a line that is too long
-    for chunk, used in chunks:
-        is_last = not chunk
-        if is_skipping:
-            _, newline, chunk = chunk.partition(b"\n")
-            if not newline and not is_last:
-                continue
-            yield Block(b"", number, used, TOO_LONG)
-            number += 1
-            is_skipping = False
-        pending += chunk
-        size = len(pending) if is_last else pending.rfind(b"\n") + 1
-        if size and (is_last or len(pending) >= BLOCK):
-            yield Block(bytes(pending[:size]), number, used)
-            number += pending.count(b"\n", 0, size)
-            del pending[:size]
-        if len(pending) > LONGEST:
-            pending.clear()
-            is_skipping = True

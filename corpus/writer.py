@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from corpus.curation import Seen
+from corpus.reading import Cursor
 from corpus.report import write_report
-from corpus.sources import Cursor, has_magic
+from corpus.sources import has_magic
 from nanoloop.data import FORMATS, HEADER_BYTES, HEADER_INTS, SPLITS, open_shard
 from nanoloop.files import link_or_copy, replace_folder, sha256_of_file, write_json
 from nanoloop.options import UserError, require

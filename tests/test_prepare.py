@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import corpus.reading
 import corpus.sources
 import corpus.writer
 import prepare_data
@@ -140,8 +141,8 @@ def test_a_killed_preparation_resumes_to_the_same_bytes(
 ):
     source = write_texts(tmp_path / "s", make_documents(30) + make_documents(5))
     (tmp_path / "s" / "long.txt").write_text(" ".join(make_documents(15, seed=1)))
-    monkeypatch.setattr(corpus.sources, "BATCH_BYTES", 1000)
-    monkeypatch.setattr(corpus.sources, "PIECE", 1500)
+    monkeypatch.setattr(corpus.reading, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(corpus.reading, "PIECE", 1500)
     monkeypatch.setattr(corpus.writer, "COMMIT_SECONDS", 0)
     config = options(source, tokenizer="bpe:300", shard_tokens=200, duplicates_mb=1, **more)
     expected = prepare(config, tmp_path / "expected")
@@ -190,7 +191,7 @@ def test_progress_of_another_edition_is_not_resumed(tmp_path, monkeypatch):
 
 def test_a_full_disk_keeps_what_is_done(tmp_path, monkeypatch, command):
     source = write_texts(tmp_path / "s", make_documents(40))
-    monkeypatch.setattr(corpus.sources, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(corpus.reading, "BATCH_BYTES", 1000)
     monkeypatch.setattr(corpus.writer, "COMMIT_SECONDS", 0)
     monkeypatch.chdir(tmp_path)
     flags = [f"--source={source}", "--name=d", "--tokenizer=byte"]

@@ -15,6 +15,7 @@ from corpus import report
 from corpus.bpe import train_bpe
 from corpus.curation import View
 from corpus.documents import Row
+from corpus.reading import Cursor
 from corpus.report import (
     SAMPLE_BYTES,
     count_tokens,
@@ -25,7 +26,6 @@ from corpus.report import (
     summarize,
     write_report,
 )
-from corpus.sources import Cursor
 from corpus.writer import Progress, Writer
 from nanoloop.data import SPLITS, open_shard
 from nanoloop.tokenizer import load_tokenizer

@@ -14,11 +14,13 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
+import corpus.reading
 import corpus.sources
 import corpus.writer
 import prepare_data
 from corpus.compressed import read_chunks
-from corpus.sources import Cursor, find_units, read_batches
+from corpus.reading import Cursor, read_batches
+from corpus.sources import find_units
 from nanoloop.data import Data
 from nanoloop.options import UserError
 from prepare_data import PrepareConfig, prepare
@@ -483,7 +485,7 @@ def test_strict_stops_at_the_first_fault_and_names_it(tmp_path, name):
 @pytest.mark.parametrize("ending", ["\n", " ", "。", ""])
 def test_a_long_text_becomes_several_documents_and_loses_nothing(tmp_path, monkeypatch, ending):
     """It is cut behind a line where there are lines, and never inside a character."""
-    monkeypatch.setattr(corpus.sources, "PIECE", 997)
+    monkeypatch.setattr(corpus.reading, "PIECE", 997)
     (tmp_path / "s").mkdir()
     text = "".join(f"Word{i} naïve 日本 {i * 7919}{ending}" for i in range(300))
     (tmp_path / "s" / "a.txt").write_text(text)
@@ -500,7 +502,7 @@ def test_a_long_text_becomes_several_documents_and_loses_nothing(tmp_path, monke
 
 
 def test_a_single_text_is_cut_between_characters(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus.sources, "PIECE", 100)
+    monkeypatch.setattr(corpus.reading, "PIECE", 100)
     text = "日本語🙂" * 99
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text.encode()))
     data = prepared(tmp_path, tmp_path / "a.txt.gz", val_fraction=0.1, test_fraction=0.1)
@@ -511,8 +513,8 @@ def test_a_single_text_is_cut_between_characters(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("end", [b"\n", b""])
 def test_a_line_too_long_to_hold_is_left_out_and_named(tmp_path, monkeypatch, end):
-    monkeypatch.setattr(corpus.sources, "LONGEST", 150_000)
-    monkeypatch.setattr(corpus.sources, "BLOCK", 100_000)
+    monkeypatch.setattr(corpus.reading, "LONGEST", 150_000)
+    monkeypatch.setattr(corpus.reading, "BLOCK", 100_000)
     monkeypatch.setattr(corpus.compressed, "CHUNK", 100_000)
     texts = ["first", "x" * 500_000, "a" * 140_000, "y" * 260_000, "last", "z" * 400_000]
     (tmp_path / "a.jsonl").write_bytes(json_lines(texts).removesuffix(b"\n") + end)
@@ -523,7 +525,7 @@ def test_a_line_too_long_to_hold_is_left_out_and_named(tmp_path, monkeypatch, en
 
 
 def test_a_cell_too_long_to_hold_is_left_out_and_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus.sources, "LONGEST", 100)
+    monkeypatch.setattr(corpus.reading, "LONGEST", 100)
     table = pyarrow.table({"text": ["first", "x" * 101, None, "last"]})
     parquet.write_table(table, tmp_path / "a.parquet")
     data = trained(tmp_path, tmp_path / "a.parquet")
@@ -542,9 +544,9 @@ def test_limits_end_the_reading(tmp_path):
 
 @pytest.mark.parametrize("blocks", [0, 1, 7])
 def test_reading_from_a_cursor_gives_the_blocks_behind_it(tmp_path, monkeypatch, blocks):
-    monkeypatch.setattr(corpus.sources, "BLOCK", 200)
+    monkeypatch.setattr(corpus.reading, "BLOCK", 200)
     monkeypatch.setattr(corpus.compressed, "CHUNK", 200)
-    monkeypatch.setattr(corpus.sources, "BATCH_BYTES", 300)
+    monkeypatch.setattr(corpus.reading, "BATCH_BYTES", 300)
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / name).write_bytes(json_lines(TEXTS))
     config = PrepareConfig(source=(str(tmp_path),))
@@ -564,7 +566,7 @@ def test_reading_from_a_cursor_gives_the_blocks_behind_it(tmp_path, monkeypatch,
 def test_a_shuffle_moves_documents_within_its_buffer_and_repeats_with_its_seed(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(corpus.sources, "BATCH_BYTES", 1)  # whole batches fill the buffer
+    monkeypatch.setattr(corpus.reading, "BATCH_BYTES", 1)  # whole batches fill the buffer
     (tmp_path / "s").mkdir()
     for number in range(100):
         (tmp_path / "s" / f"{number:03}.txt").write_text(str(number))
@@ -594,7 +596,7 @@ def write_files(folder, count: int):
 
 
 def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus.sources, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(corpus.reading, "BATCH_BYTES", 1000)
     source = write_files(tmp_path / "s", 60)
     options = {"duplicates": "near", "duplicates_mb": 1}
     one = prepared(tmp_path / "one", source, **options)
@@ -604,7 +606,7 @@ def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path, monkeypat
 
 
 def test_a_killed_worker_is_named_and_the_preparation_resumes(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus.sources, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(corpus.reading, "BATCH_BYTES", 1000)
     monkeypatch.setattr(corpus.writer, "COMMIT_SECONDS", 0)
     source = write_files(tmp_path / "s", 60)
     expected = prepared(tmp_path / "expected", source)
