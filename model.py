@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanoloop.attention import attend
-from nanoloop.loss import chunked_cross_entropy, needs_chunks
+from nanoloop.loss import chunked_cross_entropy, needs_chunks, token_losses
 
 # --------------------------------------------------------------------------------------------------
 # Configuration. A field's comment is its --help text; the field is the only home of its default.
@@ -374,11 +374,12 @@ class GPT(nn.Module):
         weight = self.lm_head.weight
         if targets is None:
             return self.to_logits(x, weight)
-        if reduction == "mean" and needs_chunks(x, targets, self.config.vocab_size):
+        if reduction == "none":
+            return token_losses(x, weight, targets, self.to_logits)
+        if needs_chunks(x, targets, self.config.vocab_size):
             return chunked_cross_entropy(x, weight, targets, self.to_logits)
         logits = self.to_logits(x, weight).flatten(0, 1)
-        loss = F.cross_entropy(logits, targets.flatten(), ignore_index=-1, reduction=reduction)
-        return loss.view(targets.shape) if reduction == "none" else loss
+        return F.cross_entropy(logits, targets.flatten(), ignore_index=-1)
 
     def embed(self, tokens: Tensor, positions, cache) -> Tensor:
         """Add the embeddings of the tokens, their pairs and their positions: (B, T, C)."""

@@ -31,18 +31,17 @@ from nanoloop.device import (
     to_device,
     tune_process,
 )
-from nanoloop.muon import Muon
+from nanoloop.muon import Muon, Optimizers
 from nanoloop.options import (
     EXIT_RESUMABLE,
     StopFlag,
-    UserError,
     is_utf8,
     read_options,
     require,
     run_program,
 )
-from nanoloop.programs import prepare_missing, run_script
-from nanoloop.runlog import RunLog, check_folder, default_out, locked_run
+from nanoloop.programs import prepare_missing, sample_run
+from nanoloop.runlog import RunLog, check_folder, default_out, locked_run, resumed_summary
 
 # --------------------------------------------------------------------------------------------------
 # Configuration. A field's comment is its --help text; the field is the only home of its default.
@@ -86,13 +85,14 @@ class TrainConfig(GPTConfig):
     grad_clip: float | None = None  # largest norm of the gradient; None: off
 
     # schedule, in fractions of the run
-    warmup: float = 0.0  # learning rates rise from 0
+    warmup: float = 0.0  # learning rates rise, from 1 % of their peak
     decay: float = 0.6  # learning rates fall, at the end
     decay_shape: Literal["linear", "cosine"] = "linear"  # how they fall
     final_lr: float = 0.1  # where they end, as a fraction of their peak
 
     # logging, evaluation, checkpoints
-    log_interval: int = 10  # steps between log lines
+    # steps between log lines; None: the first step, then every 5 seconds
+    log_interval: int | None = None
     eval_interval: int | None = None  # steps between evaluations; None: only at the end
     save_interval: int | None = 500  # steps between checkpoints; None: only at the end
     sample_prompt: str | None = None  # text to continue by 200 tokens at the end; None: no sample
@@ -113,8 +113,10 @@ class TrainConfig(GPTConfig):
         check_fields(self, positive, lambda x: 0 < x < math.inf, "above 0 and finite")
         rates = "muon_lr embed_lr head_lr scalar_lr learning_rate weight_decay"
         check_fields(self, rates, lambda x: 0 <= x < math.inf, "at least 0 and finite")
-        fractions = "momentum momentum_warmup beta1 beta2 warmup decay final_lr"
+        fractions = "momentum_warmup warmup decay final_lr"
         check_fields(self, fractions, lambda x: 0 <= x <= 1, "between 0 and 1")
+        check_fields(self, "momentum beta1 beta2", lambda x: 0 <= x < 1, "at least 0 and below 1")
+        check(self.warmup + self.decay < 1 + 1e-9, "warmup + decay must be at most 1")
         check_fields(self, "sample_prompt", is_utf8, "text in UTF-8")
         check_fields(self, "seed", lambda x: 0 <= x < 2**63, "at least 0 and below 2**63")
         has_end = self.max_steps or self.max_tokens or self.max_seconds or self.eval_only
@@ -125,20 +127,17 @@ class TrainConfig(GPTConfig):
         )
 
     def split_batch(self) -> tuple[int, int]:
-        """Return sequences per forward pass and forward passes per step, of each rank.
+        """Return the sequences of a micro-step and the micro-steps of a step, of each rank.
 
         Raises UserError if batch_tokens cannot be split so.
         """
-        n_ranks = ranks.world_size()
-        micro_tokens = (self.micro_batch_size or 1) * self.block_size * n_ranks
-        passes, rest = divmod(self.batch_tokens, micro_tokens)
-        require(
-            rest == 0 and passes > 0,
-            f"batch_tokens={self.batch_tokens} is not divisible by the {micro_tokens} tokens of a "
-            f"micro-step (micro_batch_size={self.micro_batch_size} × "
-            f"block_size={self.block_size} × {n_ranks} ranks)",
-        )
-        return (self.micro_batch_size, passes) if self.micro_batch_size else (passes, 1)
+        smallest = self.micro_batch_size or 1
+        tokens = smallest * self.block_size * ranks.world_size()
+        count, rest = divmod(self.batch_tokens, tokens)
+        message = f"batch_tokens={self.batch_tokens} is not a multiple of {tokens} tokens: "
+        message += f"{smallest} sequences × {self.block_size} × {ranks.world_size()} ranks"
+        require(rest == 0 and count > 0, message)
+        return (smallest, count) if self.micro_batch_size else (count, 1)
 
     def progress(self, step: int, seconds: float) -> float:
         """Return the fraction of the run that is done, by the limit that ends it first."""
@@ -155,21 +154,20 @@ class TrainConfig(GPTConfig):
 # Optimizers and schedule
 
 
-def make_optimizers(model: GPT, config: TrainConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: GPT, config: TrainConfig) -> Optimizers:
     """Build AdamW, and Muon for the hidden matrices unless optimizer=adamw.
 
     Every parameter is in exactly one group.
     """
     groups: dict[str, dict] = {}
 
-    def add(p: Tensor, name: str, lr: float, weight_decay: float = 0.0) -> None:
+    def add(p: Tensor, group: str, lr: float, weight_decay: float = 0.0) -> None:
         new = {"params": [], "lr": lr, "peak_lr": lr, "weight_decay": weight_decay}
-        groups.setdefault(name, new)["params"].append(p)
+        groups.setdefault(group, new)["params"].append(p)
 
     for name, p in model.named_parameters():
-        if (
-            config.optimizer == "adamw"
-        ):  # nanoGPT's two groups: decay matrices and tables, not vectors
+        # AdamW alone has nanoGPT's two groups: matrices and tables decay, vectors do not.
+        if config.optimizer == "adamw":
             decay = config.weight_decay if p.ndim >= 2 else 0.0
             add(p, f"decay {decay}", config.learning_rate, decay)
         elif name.startswith("h.") and p.ndim == 2 and "value_gate" not in name:
@@ -186,15 +184,15 @@ def make_optimizers(model: GPT, config: TrainConfig) -> list[torch.optim.Optimiz
         groups.values(),
         betas=(config.beta1, config.beta2),
         eps=config.eps,
-        fused=p.device.type in ("cpu", "cuda"),
+        fused=True,
     )
-    return [adamw, Muon([hidden])] if hidden else [adamw]
+    return Optimizers([adamw, Muon([hidden])] if hidden else [adamw])
 
 
 def lr_scale(progress: float, config: TrainConfig) -> float:
     """Return the fraction of the peak learning rates at `progress`: rise, stay, fall."""
     if progress < config.warmup:
-        return progress / config.warmup
+        return max(progress / config.warmup, 0.01)  # a rate of 0 would waste the first step
     decay_start = 1 - config.decay
     if progress <= decay_start:
         return 1.0
@@ -204,9 +202,7 @@ def lr_scale(progress: float, config: TrainConfig) -> float:
     return 1 - fallen * (1 - config.final_lr)
 
 
-def set_schedule(
-    optimizers: list[torch.optim.Optimizer], progress: float, config: TrainConfig
-) -> None:
+def set_schedule(optimizers: Optimizers, progress: float, config: TrainConfig) -> None:
     """Set learning rates, and Muon's momentum and weight decay, for `progress`."""
     scale = lr_scale(progress, config)
     warmed = 1.0
@@ -226,9 +222,12 @@ def set_schedule(
 
 
 @torch.no_grad()
-def evaluate(model, data, split: str, block_size: int, batch_size: int, device) -> dict:
+def evaluate(
+    model, data, split: str, block_size: int, batch_size: int, device, is_stopping=None
+) -> dict:
     """Evaluate the whole split, always on the same windows; {} if it is empty.
 
+    is_stopping(): asked before every batch; True abandons the evaluation, {} too.
     Returns {"val_loss": …, "val_bpb": …}, the loss in nats per token, end-of-text included, and
     bits per byte of the original text, so that runs with different tokenizers compare. End-of-text
     has no bytes and does not count there. Of a mixture: the means by share, and each folder's own
@@ -244,6 +243,9 @@ def evaluate(model, data, split: str, block_size: int, batch_size: int, device) 
             split, block_size, batch_size, ranks.rank(), ranks.world_size()
         )
         for batch in batches:
+            if is_stopping and is_stopping():
+                model.train()
+                return {}
             tokens, targets = map(torch.from_numpy, batch)
             loss = model(tokens.to(device), targets.to(device), reduction="none")
             loss = loss.cpu().double()  # (B, T), 0 where a target is -1; waits for the device
@@ -265,8 +267,8 @@ def evaluate(model, data, split: str, block_size: int, batch_size: int, device) 
 
 def train_step(network, optimizers, scaler, batches, step: int, config, device) -> Tensor:
     """Take one optimizer step; return the mean loss of its micro-steps, still on the device."""
-    # Like the data, dropout depends on the step alone, so a resumed run repeats it. The hash of
-    # whole numbers is the same in every process.
+    # Dropout depends on seed, step and rank alone, so a resumed run repeats it. The hash of whole
+    # numbers is the same in every process.
     torch.manual_seed(hash((config.seed, step, ranks.rank())))
     total = torch.zeros((), device=device)
     for micro_step in range(batches.grad_accum):
@@ -277,11 +279,9 @@ def train_step(network, optimizers, scaler, batches, step: int, config, device) 
         scaler.scale(loss).backward()
         total += loss.detach()
     if config.grad_clip is not None:
-        for optimizer in optimizers:
-            scaler.unscale_(optimizer)
+        scaler.unscale_(optimizers)
         torch.nn.utils.clip_grad_norm_(network.parameters(), config.grad_clip)
-    for optimizer in optimizers:
-        scaler.step(optimizer)
+    scaler.step(optimizers)
     scaler.update()
     network.zero_grad(set_to_none=True)
     return total
@@ -328,13 +328,17 @@ def train(config: TrainConfig, stop: StopFlag | None = None) -> dict:
     step, seconds, best_loss = checkpoint.restore(
         start, is_resumed, model, optimizers, scaler, config.shard
     )
+    del start  # its tensors
+    if is_resumed and not config.eval_only:
+        summary = resumed_summary(out, step, config.progress(step, seconds))
+        if summary is not None:  # of a run that is finished
+            return summary
     # The loop calls `network`, which has the weights of `model` and may be compiled and wrapped.
     compiled = compile_model(model, batch_size, device, config.compile)
     network = ranks.replicate(compiled, config.shard)
-    is_logged = ranks.rank() == 0 and not config.eval_only
     # Parameters, FLOPs per token, and the peak FLOPs per second of the devices.
     size = describe(model, device, batches)
-    log = RunLog(out, asdict(config), step, seconds, *size, enabled=is_logged)
+    log = RunLog(out, asdict(config), step, seconds, *size)
 
     def save(name: str, keep_old: Path | None = None) -> bool:
         """Write a checkpoint of the current step; return False if the disk fails."""
@@ -342,50 +346,54 @@ def train(config: TrainConfig, stop: StopFlag | None = None) -> dict:
         return checkpoint.save(out / name, state, keep_old, config.shard)
 
     losses: list[Tensor] = []  # of the steps since the last log line, still on the device
-    val: dict[str, float] = {}
     is_saved = True
-    if stop:
-        stop.listen()
-    # Seconds count training alone: the clock restarts after evaluating and saving.
-    clock_start = time.perf_counter() - seconds
+    saved_step = step
+    logged_seconds = -math.inf
+    clock = ranks.Clock(seconds, stop)
     while True:
-        has_signal = bool(stop and stop.signal and losses)
-        seconds, is_stopping = ranks.agree(time.perf_counter() - clock_start, has_signal)
+        seconds, stopping = clock.read()
         progress = config.progress(step, seconds)
-        is_last = is_stopping or config.eval_only or progress >= 1
-        # Each is due at the end and at multiples of its interval, but not before the first step.
+        is_last = stopping or config.eval_only or progress >= 1
+        # Each is due at the end and at multiples of its interval.
         should_log, should_eval, should_save = (
-            is_last or bool(losses and interval and step % interval == 0)
+            is_last or bool(step and interval and step % interval == 0)
             for interval in (config.log_interval, config.eval_interval, config.save_interval)
         )
+        if config.log_interval is None:
+            should_log = is_last or seconds - logged_seconds >= 5
         if should_log or should_eval or should_save:
             # Here the program waits for the device.
             recent = ranks.mean(torch.stack(losses)).tolist() if losses else []
             losses = []
-            bad = [index for index, loss in enumerate(recent) if not math.isfinite(loss)]
-            if bad:
-                raise UserError(
-                    f"the loss of step {step - len(recent) + bad[0]} is {recent[bad[0]]}; the last "
-                    "checkpoint is from an earlier step. Set lower learning rates, or another "
-                    "--dtype than float16"
+            for number, loss in enumerate(recent, step - len(recent) + 1):
+                require(
+                    math.isfinite(loss),
+                    f"the loss of step {number} is {loss}; the last checkpoint is from an earlier "
+                    "step. Set lower learning rates, or another --dtype than float16",
                 )
             # Read the clock again: the queued steps are complete only now.
-            seconds, _ = ranks.agree(time.perf_counter() - clock_start, False)
+            seconds, _ = clock.read()
             progress = config.progress(step, seconds)
-            val = {}
-            if should_eval and not is_stopping:
-                val = evaluate(network, data, "val", config.block_size, batch_size, device)
             if recent:
+                logged_seconds = seconds
                 batches.warn_of_repeats(step / progress)
-                loss = math.fsum(recent) / len(recent)
-                figures = {"loss": loss, "lr_scale": lr_scale(progress, config), **val}
+                figures = {"loss": math.fsum(recent) / len(recent), "lr": optimizers.lr()}
                 log.write(step, seconds, progress, figures)
-                if val.get("val_loss", math.inf) < best_loss:
-                    best_loss = val["val_loss"]
-                    save("best.pt")
-                if should_save:
-                    is_saved = save("last.pt", keep_old=out / "previous.pt")
-            clock_start = time.perf_counter() - seconds
+            # Saved before evaluating, which may run out of memory.
+            if should_save and step > saved_step:
+                is_saved = save("last.pt", keep_old=out / "previous.pt")
+                saved_step = step
+            val = {}
+            if should_eval and not stopping:
+                sizes = (config.block_size, batch_size)
+                val = evaluate(network, data, "val", *sizes, device, clock.has_signal)
+                log.add(step, val)
+            if val.get("val_loss", math.inf) < best_loss and not config.eval_only:
+                best_loss = val["val_loss"]
+                save("best.pt")
+            clock.set(seconds)  # evaluating and saving do not count
+            if clock.has_signal() and not stopping:
+                continue  # a signal ended the evaluation: save, then stop
         if is_last:
             break
         set_schedule(optimizers, progress, config)
@@ -393,16 +401,12 @@ def train(config: TrainConfig, stop: StopFlag | None = None) -> dict:
         step += 1
 
     require(is_saved, f"the last state, of step {step}, was not written: see the warning above")
-    if is_stopping:
+    if stopping:
         log.pause(step)
         return {"steps": step, "stopped_by": stop.signal}
-    total_seconds = time.perf_counter() - started
-    summary = log.finish(step, seconds, total_seconds, peak_memory_mb(device), val)
-    if is_logged and config.sample_prompt is not None:
-        source = [str(out / "last.pt"), f"--prompt={config.sample_prompt}"]
-        options = ["--max_new_tokens=200", "--temperature=0.7", "--top_k=50"]
-        machine = [f"--{name}={getattr(config, name)}" for name in ("seed", "device", "dtype")]
-        run_script("sample.py", source + options + machine)
+    summary = log.finish(step, seconds, time.perf_counter() - started, peak_memory_mb(device), val)
+    if log.enabled and config.sample_prompt is not None:
+        sample_run(out, config)
     return summary
 
 

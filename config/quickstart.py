@@ -27,5 +27,4 @@ head_lr = 0.012
 max_seconds = 60
 max_tokens = 10_000_000  # a GPU reaches these first; more passes would only memorize the text
 
-log_interval = 50
 sample_prompt = "class Node:\n    def"

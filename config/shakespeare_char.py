@@ -24,5 +24,4 @@ embed_lr = 0.6
 head_lr = 0.012
 max_steps = 100
 
-log_interval = 20
 sample_prompt = "ROMEO:"

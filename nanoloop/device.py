@@ -65,11 +65,11 @@ def describe(model, device: torch.device, batches) -> tuple[int, float, float | 
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     print(f"{n_params:,} parameters on {card}, activations {model.compute_dtype}")
     count = batches.world_size
-    micro_steps = batches.grad_accum
-    tokens = count * micro_steps * batches.batch_size * batches.block_size
+    tokens = count * batches.grad_accum * batches.batch_size * batches.block_size
     ranks = f"{count} ranks × " if count > 1 else ""
-    sequences = f"{batches.batch_size} sequences × {batches.block_size}"
-    print(f"{tokens:,} tokens a step: {ranks}{micro_steps} micro-steps × {sequences}")
+    micro_steps = f"{batches.grad_accum} micro-steps × " if batches.grad_accum > 1 else ""
+    sequences = f"{batches.batch_size} sequences × {batches.block_size} tokens"
+    print(f"{tokens:,} tokens a step: {ranks}{micro_steps}{sequences}")
     peaks = [count * peak for name, peak in PEAK_FLOPS.items() if name in card]
     return n_params, flops_per_token(model), peaks[0] if peaks else None
 

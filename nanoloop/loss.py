@@ -27,6 +27,21 @@ def chunked_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor, to_logits)
     return total / (targets >= 0).sum()
 
 
+def token_losses(x: Tensor, weight: Tensor, targets: Tensor, to_logits) -> Tensor:
+    """Return the cross-entropy of every target, (B, T) in nats, 0 where it is -1.
+
+    Arguments as above; the logits are computed for some rows at a time.
+    """
+    rows = max(1, MAX_LOGITS // len(weight))
+    x_chunks = x.flatten(0, -2).split(rows)
+    target_chunks = targets.flatten().split(rows)
+    losses = [
+        F.cross_entropy(to_logits(x, weight), target, ignore_index=-1, reduction="none")
+        for x, target in zip(x_chunks, target_chunks)
+    ]
+    return torch.cat(losses).view_as(targets)
+
+
 class ChunkedCrossEntropy(torch.autograd.Function):
     """Sum cross-entropies; the gradients are ready after the forward pass."""
 

@@ -81,3 +81,22 @@ class Muon(torch.optim.Optimizer):
         decay = group["weight_decay"] * (update * old > 0)
         new = old - group["lr"] * (update + decay * old)
         torch._foreach_copy_(weights, list(new))
+
+
+class Optimizers(list):
+    """Optimizers that step together: in float16, a bad gradient makes all skip the step.
+
+    GradScaler takes this for a single optimizer.
+    """
+
+    @property
+    def param_groups(self) -> list[dict]:
+        return [group for optimizer in self for group in optimizer.param_groups]
+
+    def step(self) -> None:
+        for optimizer in self:
+            optimizer.step()
+
+    def lr(self) -> float:
+        """Return the learning rate of the matrices: the last optimizer's first group."""
+        return self[-1].param_groups[0]["lr"]

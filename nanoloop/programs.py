@@ -27,6 +27,21 @@ def prepare_missing(data: str, prepare: str | None) -> str:
     return data
 
 
+def sample_run(out: Path, config) -> None:
+    """Continue config.sample_prompt with the last weights of a run."""
+    options = {
+        "prompt": config.sample_prompt,
+        "max_new_tokens": 200,
+        "temperature": 0.7,
+        "top_k": 50,
+        "seed": config.seed,
+        "device": config.device,
+        "dtype": config.dtype,
+    }
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    run_script("sample.py", [str(out / "last.pt"), *flags])
+
+
 def run_script(name: str, arguments: list[str]) -> bool:
     """Run another program of this project; return whether it succeeded.
 

@@ -12,6 +12,7 @@ import datetime
 import os
 import re
 import sys
+import time
 import warnings
 
 import torch
@@ -108,16 +109,31 @@ def mean(tensor: Tensor) -> Tensor:
     return all_sum(tensor) / world_size()
 
 
-def agree(seconds: float, stop: bool) -> tuple[float, bool]:
-    """Return the clock of rank 0, and whether any rank should stop.
+class Clock:
+    """Seconds of training, and whether to stop: all ranks must leave the loop at the same step.
 
-    All ranks must leave the loop at the same step. The two numbers travel between the CPUs while
-    the GPUs compute.
+    stop: a StopFlag, or None. The two numbers travel between the CPUs while the GPUs compute.
     """
-    clock = 0.0 if rank() else seconds
-    sums = all_sum(torch.tensor([clock, float(stop)], dtype=torch.float64))
-    seconds, stops = sums.tolist()
-    return seconds, stops > 0
+
+    def __init__(self, seconds: float, stop):
+        self.stop = stop
+        if stop:
+            stop.listen()
+        self.set(seconds)
+
+    def set(self, seconds: float) -> None:
+        self.start = time.perf_counter() - seconds
+
+    def read(self) -> tuple[float, bool]:
+        """Return the seconds of rank 0, and whether any rank has received a signal."""
+        seconds = 0.0 if rank() else time.perf_counter() - self.start
+        has_signal = bool(self.stop and self.stop.signal)
+        sums = all_sum(torch.tensor([seconds, float(has_signal)], dtype=torch.float64))
+        seconds, signals = sums.tolist()
+        return seconds, signals > 0
+
+    def has_signal(self) -> bool:
+        return self.read()[1]
 
 
 def in_turn(action):

@@ -50,8 +50,8 @@ class RunLog:
     """The log of a run, from `step` steps and `seconds` of training on.
 
     config: the run's options. n_params, flops_per_token: the model's. peak_flops: FLOPs per second
-    of all devices at most; None leaves their used share, "mfu", None too. enabled: False on ranks
-    other than 0 and for evaluation alone, where nothing is written.
+    of all devices at most; None leaves their used share, "mfu", None too. Nothing is written on
+    ranks other than 0 and for evaluation alone.
     """
 
     out: Path
@@ -61,11 +61,11 @@ class RunLog:
     n_params: int
     flops_per_token: float
     peak_flops: float | None
-    enabled: bool = True
 
     def __post_init__(self):
         self.path = self.out / "log.jsonl"
         self.wandb = None
+        self.enabled = rank() == 0 and not self.config["eval_only"]
         if not self.enabled:
             return
         self.out.mkdir(parents=True, exist_ok=True)
@@ -112,13 +112,26 @@ class RunLog:
             "seconds": seconds,
             **figures,
             **self.speed(step - self.step, seconds - self.seconds),
-            "seconds_left": max(0.0, seconds / progress - seconds),
+            "seconds_left": seconds / progress - seconds if progress < 1 else None,
         }
         self.step = step
         self.seconds = seconds
-        print_safely(" | ".join(format_figures(row, " ")))
         self.append_row(row)
-        self.track(lambda run: run.log(row, step=step))
+        self.show(step, row)
+
+    def add(self, step: int, figures: dict) -> None:
+        """Print the figures of an evaluation and add them to the row of the step."""
+        if not (self.enabled and figures):
+            return
+        if not self.rows or self.rows[-1]["step"] != step:
+            self.rows.append({"step": step, "tokens": step * self.config["batch_tokens"]})
+        self.rows[-1] |= figures
+        self.is_complete = self.write_rows()
+        self.show(step, {"step": step, **figures})
+
+    def show(self, step: int, figures: dict) -> None:
+        print_safely(" | ".join(format_figures(figures, " ")))
+        self.track(lambda run: run.log(figures, step=step))
 
     def track(self, send) -> None:
         """Call send(wandb's run); if that fails, training continues without it."""
@@ -174,11 +187,27 @@ class RunLog:
             "params": self.n_params,
         }
         write_json(self.out / "summary.json", summary)
-        print_safely("---", *format_figures(summary, ": "), sep="\n")
+        print_safely("---", *format_figures(summary, ": "), f"run: {self.out}", sep="\n")
+        print_safely(f"next: python sample.py {self.out} --prompt=TEXT")
         self.draw()
         self.track(lambda run: run.summary.update(summary))
         self.track(lambda run: run.finish())
         return summary
+
+
+def resumed_summary(out: Path, step: int, progress: float) -> dict | None:
+    """Say where a run resumes; return its summary if it is finished, else None."""
+    summary = {}
+    with contextlib.suppress(OSError, ValueError):
+        summary = json.loads((out / "summary.json").read_bytes())
+    if progress < 1 or summary.get("steps") != step:
+        print_safely(f"resuming at step {step:,}, {progress:.0%} of the run")
+        return None
+    print_safely(
+        f"'{out}' is already finished, at step {step:,}: a larger --max_steps, --max_tokens or "
+        "--max_seconds continues it, --overwrite=True begins anew"
+    )
+    return summary
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -214,6 +243,6 @@ def format_figure(value) -> str:
     """Format a figure for people: digits if it is small, commas if it is large."""
     if isinstance(value, float) and math.isfinite(value):
         if abs(value) < 10:
-            return f"{value:.4f}"
+            return f"{value:.3g}" if 0 < abs(value) < 0.01 else f"{value:.4f}"
         return f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -5,27 +5,31 @@ import signal
 from pathlib import Path
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from nanoloop import checkpoint
 
 
 class StopAfter:
-    """A StopFlag whose signal comes while the step number `steps` is taken.
-
-    Training looks at the signal once before each step.
-    """
+    """A StopFlag whose signal comes while the step number `steps` is taken."""
 
     def __init__(self, steps: int):
         self.steps = steps
-        self.looks = 0
+        self.n_taken = 0
 
     def listen(self) -> None:
-        """Leave the process as it is."""
+        """Count the steps of this run."""
+        self.hook = register_optimizer_step_post_hook(self.count)
+
+    def count(self, optimizer, args, kwargs) -> None:
+        self.n_taken += isinstance(optimizer, torch.optim.AdamW)
 
     @property
     def signal(self) -> int | None:
-        self.looks += 1
-        return signal.SIGINT if self.looks > self.steps else None
+        if self.n_taken < self.steps:
+            return None
+        self.hook.remove()
+        return signal.SIGINT
 
 
 class KillAfter(StopAfter):

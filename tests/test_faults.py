@@ -73,7 +73,7 @@ def test_a_run_whose_last_checkpoint_fails_says_so_and_keeps_the_one_before(
 
 
 def test_a_log_that_could_not_be_written_is_complete_after_the_next_row(tmp_path):
-    config = {"batch_tokens": 10, "overwrite": False, "wandb": False}
+    config = {"batch_tokens": 10, "overwrite": False, "wandb": False, "eval_only": False}
     log = RunLog(tmp_path, config, 0, 0.0, 1, 1.0, None)
     log.write(1, 1.0, 0.1, {"loss": 3.0})
     size = (tmp_path / "log.jsonl").stat().st_size
@@ -89,7 +89,7 @@ def test_a_log_that_could_not_be_written_is_complete_after_the_next_row(tmp_path
 def test_a_resumed_log_drops_later_rows_and_a_row_cut_off_by_a_kill(tmp_path):
     lines = [json.dumps({"step": step, "tokens": 10 * step}) for step in (1, 2, 3)]
     (tmp_path / "log.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "tok')
-    config = {"batch_tokens": 10, "overwrite": False, "wandb": False}
+    config = {"batch_tokens": 10, "overwrite": False, "wandb": False, "eval_only": False}
     RunLog(tmp_path, config, 2, 2.0, 1, 1.0, None)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]

@@ -93,6 +93,18 @@ def test_a_loss_in_chunks_never_holds_all_logits(at_most, limit, largest):
     assert found.elements == largest
 
 
+def test_an_evaluation_never_holds_all_logits(at_most):
+    """The losses of the targets, computed for 4 of 48 positions at a time, are the same."""
+    model = random_model(replace(SMALL, vocab_size=512, n_embd=32))
+    tokens = random_tokens(3, 16)
+    expected = model(tokens, tokens, reduction="none")
+    at_most(4 * 512)
+    with torch.no_grad(), LargestTensor() as found:
+        losses = model(tokens, tokens, reduction="none")
+    torch.testing.assert_close(losses, expected)
+    assert found.elements == 512 * 32 < expected.numel() * 512  # the head's weights, all logits
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_compiled_loss_in_chunks_takes_less_memory_on_a_gpu(at_most):
     config = GPTConfig(

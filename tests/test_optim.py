@@ -166,7 +166,7 @@ def scales(config: TrainConfig, *progress: float) -> list[float]:
 
 def test_the_learning_rate_rises_stays_and_falls():
     config = replace(SMALL, warmup=0.1, decay=0.5, final_lr=0.2)
-    assert scales(config, 0, 0.05, 0.1, 0.3, 0.5) == pytest.approx([0, 0.5, 1, 1, 1])
+    assert scales(config, 0, 0.05, 0.1, 0.3, 0.5) == pytest.approx([0.01, 0.5, 1, 1, 1])
     assert scales(config, 0.75, 1.0) == pytest.approx([0.6, 0.2])
 
 

@@ -14,8 +14,8 @@ import torch
 import train
 from model import GPT
 from nanoloop import checkpoint
-from nanoloop.data import TrainBatches, open_data
-from nanoloop.options import UserError
+from nanoloop.data import Data, TrainBatches, open_data
+from nanoloop.options import StopFlag, UserError
 from tests.conftest import SMALL, make_documents
 from tests.runs import KillAfter, StopAfter, assert_identical, final_weights, log_rows
 from train import evaluate
@@ -64,7 +64,7 @@ def test_a_run_learns_and_leaves_all_that_the_readme_says(config, tmp_path, caps
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
 
     printed = capsys.readouterr().out
-    assert "256 tokens a step: 1 micro-steps × 8 sequences × 32" in printed
+    assert "256 tokens a step: 8 sequences × 32 tokens" in printed
     assert "seconds_left" in printed
     assert f"val_loss: {summary['val_loss']:.4f}" in printed
 
@@ -148,6 +148,16 @@ def test_a_run_ends_after_max_seconds_of_training(config, monkeypatch):
     assert summary["total_seconds"] > 1000 * summary["steps"]
 
 
+def test_the_first_step_is_logged_at_once_and_later_ones_by_time(config, tmp_path, monkeypatch):
+    """With a clock that advances a second at every look; two looks are a step."""
+    seconds = iter(range(10**6))
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(seconds)))
+    train.train(config(max_steps=20, log_interval=None))
+    steps = [row["step"] for row in log_rows(tmp_path / "run")]
+    assert steps[0] == 1 and steps[-1] == 20
+    assert {later - step for step, later in zip(steps, steps[1:-1])} <= {4, 5}
+
+
 def test_a_recipe_prepares_its_own_data_if_it_is_missing_and_no_other(
     config, tmp_path, monkeypatch, capsys
 ):
@@ -216,6 +226,68 @@ def test_resuming_a_finished_run_changes_nothing(config, tmp_path):
     again = train.train(config(resume=True))
     assert_identical(before, final_weights(tmp_path / "run"))
     assert again["val_loss"] == first["val_loss"] and again["steps"] == 4
+
+
+def test_resuming_a_finished_run_says_so_and_writes_nothing(finished, tmp_path, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    train.train(replace(finished, resume=True))
+    printed = capsys.readouterr().out
+    assert "already finished, at step 4: a larger --max_steps" in printed
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
+
+    train.train(replace(finished, resume=True, max_steps=8))
+    assert "resuming at step 4, 50% of the run" in capsys.readouterr().out
+
+
+class Interrupt:
+    """An evaluation that a failure or a signal interrupts after its first batch."""
+
+    def __init__(self, monkeypatch, action):
+        self.read = Data.eval_batches
+        self.action = action
+        monkeypatch.setattr(Data, "eval_batches", lambda *options: self.batches(*options))
+
+    def batches(self, *options):
+        for index, batch in enumerate(self.read(*options)):
+            if index == 1:
+                self.action()
+            yield batch
+
+
+def test_a_run_that_fails_in_its_evaluation_keeps_all_its_steps(config, tmp_path, monkeypatch):
+    """Memory is shortest there. The resumed run evaluates again, and its log lacks nothing."""
+    options = config(max_steps=6, eval_interval=3, log_interval=1, decay=0.0, momentum_warmup=0.0)
+    uninterrupted = train.train(replace(options, out=str(tmp_path / "uninterrupted")))
+
+    def fail():
+        raise MemoryError
+
+    with monkeypatch.context() as context, pytest.raises(MemoryError):
+        Interrupt(context, fail)
+        train.train(replace(options, max_steps=3))
+    assert checkpoint.load(tmp_path / "run/last.pt")["step"] == 3
+    resumed = train.train(replace(options, resume=True))
+    assert resumed["val_loss"] == uninterrupted["val_loss"]
+    for row, expected in zip(log_rows(tmp_path / "run"), log_rows(tmp_path / "uninterrupted")):
+        assert row["loss"] == expected["loss"]
+        assert row.get("val_loss") == expected.get("val_loss")
+
+
+@pytest.mark.parametrize("max_steps", [6, 3], ids=["in the middle", "at the end"])
+def test_a_signal_ends_an_evaluation_too(config, tmp_path, monkeypatch, max_steps):
+    """A launcher kills a run that takes long to stop."""
+    options = config(max_steps=max_steps, eval_interval=3)
+    uninterrupted = train.train(replace(options, out=str(tmp_path / "uninterrupted")))
+    stop = StopFlag()
+    monkeypatch.setattr(stop, "listen", lambda: None)
+    with monkeypatch.context() as context:
+        Interrupt(context, lambda: setattr(stop, "signal", 15))
+        assert train.train(options, stop) == {"steps": 3, "stopped_by": 15}
+    assert "val_loss" not in log_rows(tmp_path / "run")[-1]
+
+    assert train.train(replace(options, resume=True))["val_loss"] == uninterrupted["val_loss"]
+    rows = log_rows(tmp_path / "run")
+    assert all("val_loss" in row for row in rows if row["step"] % 3 == 0)
 
 
 def test_a_finished_run_can_have_a_larger_budget_and_other_rates(config, tmp_path):
@@ -457,11 +529,11 @@ def test_a_full_disk_costs_no_checkpoint(finished, disk, tmp_path):
 
 
 def test_the_first_loss_that_is_not_finite_ends_the_run(config, tmp_path):
-    """A rate that overflows the head in step 4; the loss of step 5 shows it."""
+    """A rate that overflows the head in step 5; the loss of step 6 shows it."""
     options = config(logit_softcap=None, decay=0.0)
     train.train(options)
     overflow = replace(options, resume=True, max_steps=20, head_lr=3e38)
-    with pytest.raises(UserError, match="the loss of step 5 is (nan|inf).*lower learning rates"):
+    with pytest.raises(UserError, match="the loss of step 6 is (nan|inf).*lower learning rates"):
         train.train(overflow)
     saved = checkpoint.load(tmp_path / "run/last.pt")
     assert saved["step"] == 4
@@ -488,6 +560,29 @@ def test_float16_is_scaled_so_that_gradients_do_not_vanish(config, tmp_path):
 
 # --------------------------------------------------------------------------------------------------
 # What the machine offers
+
+
+@pytest.mark.parametrize("grad_clip", [None, 1.0])
+@pytest.mark.parametrize("name", ["h.0.attn.c_proj.weight", "wte.weight"])
+def test_a_bad_gradient_in_float16_makes_every_optimizer_skip_the_step(
+    config, data_dir, name, grad_clip
+):
+    """Muon has the first parameter, AdamW the second. The next step is taken by all."""
+    options = config(grad_clip=grad_clip, vocab_size=257)
+    model = GPT(options, torch.float16)
+    optimizers = train.make_optimizers(model, options)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    batches = TrainBatches(open_data(str(data_dir)), 32, 0, batch_size=4)
+
+    def changed_by_a_step() -> set[str]:
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        train.train_step(model, optimizers, scaler, batches, 0, options, CPU)
+        return {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+
+    hook = model.get_parameter(name).register_hook(lambda grad: grad * math.inf)
+    assert changed_by_a_step() == set()
+    hook.remove()
+    assert {"h.0.attn.c_proj.weight", "wte.weight"} <= changed_by_a_step()
 
 
 def test_without_a_compiler_training_continues_without_compiling(config, monkeypatch, capsys):

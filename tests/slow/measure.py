@@ -111,7 +111,7 @@ def overheads(config: TrainConfig) -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         options = asdict(replace(config, wandb=False))
         log = RunLog(Path(folder), options, 0, 0.0, 1, 1.0, None)
-        write_ms = mean_ms(device, log.write, 1, 1.0, 0.5, {"loss": 1.0, "lr_scale": 1.0})
+        write_ms = mean_ms(device, log.write, 1, 1.0, 0.5, {"loss": 1.0, "lr": 0.02})
         save_ms = mean_ms(device, checkpoint.save, Path(folder) / "last.pt", state)
     sizes = (config.block_size, batches.batch_size)
     _, seconds = timed(device, evaluate, training.network, data, "val", *sizes, device)
