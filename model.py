@@ -1,8 +1,8 @@
 """The GPT: configuration, attention, MLP, block, forward pass.
 
 Modern by default, GPT-2 by switch: each modern part is one field of GPTConfig, so an ablation is
-one option. Modules carry GPT-2's names: wte and wpe are the token and position
-embeddings, h the blocks, ln the norms.
+one option. Modules carry GPT-2's names: wte and wpe are the token and position embeddings, h the
+blocks, ln the norms.
 
 Letters for sizes, used in every comment below:
     B batch    T positions    C n_embd    L n_layer    V vocab_size
@@ -27,7 +27,10 @@ from nanoloop.loss import chunked_cross_entropy, needs_chunks, token_losses
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of the model and its switches. Raises ValueError for sizes that do not fit."""
+    """The shape of the model and its switches.
+
+    Raises ValueError for sizes that do not fit.
+    """
 
     block_size: int = 1024  # context length in tokens
     vocab_size: int | None = None  # number of token ids; None: the tokenizer's
@@ -45,7 +48,7 @@ class GPTConfig:
     logit_softcap: float | None = 15.0  # bound logits to ±this by a tanh; None: off
     value_embeds: int = 3  # value embeddings, in every other layer counted from the last; 0: none
     bigram_rows: int = 0  # rows of the table of token pairs: vocab_size² for all; 0: none
-    residual_scalars: bool = True  # normalize the embedding x0; before each block x = a·x + b·x0
+    residual_scalars: bool = True  # learned a, b: each block begins with x = a·x + b·embedding
     window_pattern: str | None = None  # S(hort) or L(ong) per layer, repeated; None: all long
     window_size: int = 256  # tokens that a short layer attends to, itself included
     document_mask: bool = False  # no attention across documents; a prompt is one document
@@ -163,7 +166,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal self-attention; n_kv_head groups its queries (grouped-query, arXiv:2305.13245)."""
+    """Causal self-attention; n_kv_head groups its queries (arXiv:2305.13245)."""
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -219,7 +222,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Compute at each position: expand to 4·C hidden units, then project back."""
+    """Compute at each position: expand to hidden units, then project back."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -245,7 +248,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Communication between positions, then computation at each; both add to the residual x."""
+    """Attention between positions, then the MLP at each; both add to the residual x."""
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()

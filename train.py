@@ -127,7 +127,7 @@ class TrainConfig(GPTConfig):
         )
 
     def split_batch(self) -> tuple[int, int]:
-        """Return the sequences of a micro-step and the micro-steps of a step, of each rank.
+        """Return each rank's sequences of a micro-step, and micro-steps of a step.
 
         Raises UserError if batch_tokens cannot be split so.
         """
@@ -266,7 +266,7 @@ def evaluate(
 
 
 def train_step(network, optimizers, scaler, batches, step: int, config, device) -> Tensor:
-    """Take one optimizer step; return the mean loss of its micro-steps, still on the device."""
+    """Take one step; return the mean loss of its micro-steps, still on the device."""
     # Dropout depends on seed, step and rank alone, so a resumed run repeats it. The hash of whole
     # numbers is the same in every process.
     torch.manual_seed(hash((config.seed, step, ranks.rank())))

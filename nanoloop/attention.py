@@ -60,7 +60,7 @@ def attend(
         y = F.scaled_dot_product_attention(q, k, v, **options)
     elif is_plain and T == S and window >= S:
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
-    elif T == S and positions is None and uses_flex(q, dropout):
+    elif T == S and positions is None and flex_is_fast(q, dropout):
         y = flex_attend(q, k, v, window, scale, documents)
     else:  # exact on every device, but masked scores are computed all the same
         if positions is None:
@@ -79,7 +79,7 @@ def causal_mask(positions: Tensor, S: int, window: int) -> Tensor:
     return (key <= query) & (query - key < window)
 
 
-def uses_flex(q: Tensor, dropout: float) -> bool:
+def flex_is_fast(q: Tensor, dropout: float) -> bool:
     """Say whether FlexAttention is fast here: inside torch.compile, on CUDA, without dropout."""
     return q.is_cuda and torch.compiler.is_compiling() and not dropout
 
@@ -87,10 +87,9 @@ def uses_flex(q: Tensor, dropout: float) -> bool:
 def flex_attend(
     q: Tensor, k: Tensor, v: Tensor, window: int, scale: float, documents: Tensor | None
 ) -> Tensor:
-    """Skip the blocks outside the window and the document.
+    """Attend as `attend` does where T = S, and skip blocks that the mask hides.
 
-    FlexAttention, arXiv:2412.05496.
-    Shapes as in `attend`, with T = S. Without torch.compile it is a slow reference.
+    FlexAttention, arXiv:2412.05496. Without torch.compile it is a slow reference.
     """
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -100,7 +99,7 @@ def flex_attend(
             return is_near
         return is_near & (documents[batch, query] == documents[batch, key])
 
-    rows = None if documents is None else q.size(0)
-    mask = create_block_mask(is_visible, rows, None, q.size(2), k.size(2), device=q.device)
+    batch_size = None if documents is None else q.size(0)
+    mask = create_block_mask(is_visible, batch_size, None, q.size(2), k.size(2), device=q.device)
     is_grouped = q.size(1) != k.size(1)
     return flex_attention(q, k, v, block_mask=mask, scale=scale, enable_gqa=is_grouped)

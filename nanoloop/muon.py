@@ -84,9 +84,9 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimizers(list):
-    """Optimizers that step together: in float16, a bad gradient makes all skip the step.
+    """Optimizers that take or skip a step together.
 
-    GradScaler takes this for a single optimizer.
+    GradScaler takes this for a single optimizer: in float16, one bad gradient makes all skip.
     """
 
     @property
