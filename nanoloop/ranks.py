@@ -112,7 +112,8 @@ def mean(tensor: Tensor) -> Tensor:
 class Clock:
     """Seconds of training, and whether to stop: the same on all ranks.
 
-    They must leave the loop at the same step. stop: a StopFlag, or None. The two numbers travel between the CPUs while the GPUs compute.
+    They must leave the loop at the same step. stop: a StopFlag, or None. The two numbers travel
+    between the CPUs while the GPUs compute.
     """
 
     def __init__(self, seconds: float, stop):
