@@ -108,8 +108,8 @@ def run_job(arguments: str) -> None:
 
     arguments: the JSON list that bench.sides.run_in_process writes.
     """
-    end_with_parent()
     name, _, checkout, repeat, argv, folder = json.loads(arguments)
+    end_with_parent(Path(folder))
     options = read(argv)
     options = replace(options, seed=options.seed + repeat, out=folder)
     of_nanoloop, of_nanogpt = JOBS[name]

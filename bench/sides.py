@@ -102,12 +102,20 @@ def run_session(command: list[str], environment) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
-def end_with_parent() -> None:
-    """Kill this process and those it started as soon as standard input is closed."""
+def end_with_parent(folder: Path) -> None:
+    """Kill this process and those it started as soon as standard input is closed.
+
+    The folder of the job, which a killed parent leaves, is removed after them: they would write
+    into it again. The shell that does it is in another session, so it outlives them.
+    """
+    script = f'kill -KILL -{os.getpgrp()}; rm -rf "$0"'
 
     def wait() -> None:
         os.read(0, 1)
-        os.killpg(0, signal.SIGKILL)
+        try:
+            subprocess.run(["sh", "-c", script, str(folder)], start_new_session=True)
+        finally:
+            os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=wait, daemon=True).start()
 

@@ -313,21 +313,6 @@ def test_scaling_trains_each_depth(data_dir, monkeypatch, tmp_path, measured):
 # --------------------------------------------------------------------------------------------------
 # Processes
 
-PARENT = """
-import os, sys
-from bench.sides import run_session
-
-run_session([sys.executable, "-c", sys.argv[1]], os.environ)
-"""
-CHILD = """
-import os, sys, time
-from bench.sides import end_with_parent
-
-end_with_parent()
-open("started", "w").write(str(os.getpid()))
-time.sleep(600)
-"""
-
 
 def wait_until(condition) -> None:
     deadline = time.monotonic() + 120
@@ -345,17 +330,29 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def children(pid: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_a_measurement_ends_with_a_killed_benchmark(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", PARENT, CHILD]
-    started = tmp_path / "started"
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_a_killed_benchmark_leaves_no_job_and_no_folder(number, data_dir, tmp_path):
+    length = ["--target_loss=0.01", "--max_steps=10_000_000"]
+    command = [sys.executable, "-P", "-m", "bench", *SMALL, f"--data={data_dir}", *length]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+
+    def folders() -> list[Path]:
+        return list(tmp_path.glob("nanoloop-bench-*"))
+
+    def trains() -> bool:
+        return any((folder / "log.jsonl").is_file() for folder in folders())
+
     with subprocess.Popen(command, cwd=tmp_path, env=environment) as parent:
-        wait_until(lambda: started.is_file() and started.read_text())
-        child = int(started.read_text())
-        assert is_running(child)
-        parent.send_signal(signal.SIGKILL)
-    wait_until(lambda: not is_running(child))
+        wait_until(lambda: parent.poll() is not None or trains())
+        jobs = children(parent.pid)
+        assert jobs and all(map(is_running, jobs))
+        parent.send_signal(number)
+    wait_until(lambda: not any(map(is_running, jobs)) and not folders())
 
 
 def test_a_row_of_figures_can_be_compared_again(data_dir, measured):
