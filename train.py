@@ -301,7 +301,7 @@ def train(config: TrainConfig, stop: StopFlag | None = None) -> dict:
     # Rank 0 prepares missing data first; the others find it.
     data = ranks.in_turn(lambda: open_data(prepare_missing(config.data, config.prepare)))
     check_folder(out, config.resume or config.eval_only, config.overwrite)
-    start, is_resumed = checkpoint.find_start(out, config.resume, config.init_from)
+    start, is_resumed = checkpoint.find_start(out, config)
     config = checkpoint.complete(config, start, data, is_resumed)
     batch_size, grad_accum = config.split_batch()
     batches = TrainBatches(
@@ -413,12 +413,15 @@ def train(config: TrainConfig, stop: StopFlag | None = None) -> dict:
 def main(argv: list[str]) -> int:
     config = read_options(TrainConfig, argv, "train.py config/NAME.py")
     config = replace(config, out=config.out or default_out(argv))
-    if ranks.restarts():  # torchrun starts a failed run again: resume it, whatever was asked first
+    # torchrun starts a failed run again: resume it, whatever was asked first.
+    if ranks.restarts() and not config.eval_only:
         config = replace(config, resume=True, overwrite=False)
     tune_process()
     with ranks.connected(), locked_run(Path(config.out), config.eval_only):
         summary = train(config, StopFlag())
-    return EXIT_RESUMABLE if "stopped_by" in summary else 0
+    # torchrun would take another code than 0 for a failure, and start the run again.
+    is_alone = ranks.local_rank() is None
+    return EXIT_RESUMABLE if is_alone and "stopped_by" in summary else 0
 
 
 if __name__ == "__main__":

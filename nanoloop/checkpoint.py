@@ -29,7 +29,7 @@ from nanoloop.files import (
 )
 from nanoloop.gpt2 import published_weights
 from nanoloop.options import UserError, reading, require
-from nanoloop.ranks import all_sum, in_turn, local, placed, rank, world_size
+from nanoloop.ranks import all_sum, in_turn, local, placed, rank, require_equal, world_size
 
 FORMAT = 3
 
@@ -221,10 +221,10 @@ def read_tensors(checkpoint: dict, like: dict[str, Tensor] | None = None) -> dic
     return checkpoint | {"folder": None, "model": weights, "optimizer": states}
 
 
-def load_latest(out: Path) -> dict | None:
+def load_latest(out: Path, rename: bool) -> dict | None:
     """Load the newest readable checkpoint of a run; return None if it has none.
 
-    A damaged one is renamed, so that the next save does not keep it in place of a good one.
+    rename: rename a damaged one, so that the next save does not keep it in place of a good one.
     """
     names = ("last.pt", "previous.pt", "best.pt")
     paths = [out / name for name in names if (out / name).exists()]
@@ -232,8 +232,9 @@ def load_latest(out: Path) -> dict | None:
         try:
             return load(path)
         except UserError as error:
-            print(f"warning: checkpoint skipped, and renamed to .damaged: {error}")
-            path.rename(path.with_suffix(".damaged"))
+            print(f"warning: checkpoint skipped: {error}")
+            if rename:
+                path.rename(path.with_suffix(".damaged"))
     require(not paths, f"no checkpoint in '{out}' can be read: type --overwrite=True to start anew")
     print(f"'{out}' has no checkpoint to resume: starting at step 0")
     return None
@@ -263,27 +264,36 @@ def load_weights(source: str) -> dict:
 # Starting a run
 
 
-def find_start(out: Path, resume: bool, init_from: str | None) -> tuple[dict | None, bool]:
+def find_start(out: Path, config) -> tuple[dict | None, bool]:
     """Return the checkpoint that a run starts from, and whether it resumes that run.
 
-    None means random weights. Raises UserError.
+    None means random weights. A run that is not resumed takes only the weights. Raises UserError.
     """
-    resumed = in_turn(lambda: load_latest(out)) if resume else None
-    if resumed is None and init_from:
-        return load_weights(init_from), False
-    return resumed, resumed is not None
+    if config.resume:
+        # An evaluation does not hold the lock: another run may be writing here.
+        resumed = in_turn(lambda: load_latest(out, rename=not config.eval_only))
+        if resumed:
+            return resumed, True
+    if config.init_from:
+        return load_weights(config.init_from) | {"optimizer": {}}, False
+    return None, False
 
 
 def complete(config, start: dict | None, data, resuming: bool):
     """Return a run's config with what its data and the checkpoint `start` fix.
 
     A resumed run keeps all that shapes it; fine-tuning may set another dropout and a smaller
-    block_size. Raises UserError where an option contradicts.
+    block_size. Raises UserError where an option contradicts, and where ranks differ.
     """
     require(
         start or not config.eval_only,
         "eval_only=True needs weights: type --init_from=RUN, or --resume=True for this run's",
     )
+    # The paths of one run may differ between machines.
+    shared = asdict(config) | dict.fromkeys(("out", "init_from", "prepare"))
+    shared |= {"data": data.fingerprint}
+    shared |= {key: (start or {}).get(key) for key in ("step", "seconds")}
+    require_equal(shared)
     tokenizer = data.tokenizer
     if start is None:
         source = "the data"
@@ -326,7 +336,7 @@ def restore(
 ) -> tuple[int, float, float]:
     """Load the checkpoint `start`; return the run's step, seconds of training and best loss.
 
-    A run that is not resumed takes only the weights. A table of positions may be longer than the
+    A run that is not resumed begins at step 0. A table of positions may be longer than the
     model's: its first rows are used. Learning rates stay.
     """
     if start is None:
@@ -336,12 +346,11 @@ def restore(
     weights = start["model"]
     current = model.state_dict()
     owners = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
-    states = start["optimizer"] if is_resumed else {}
     with reading("the checkpoint's weights do not fit the model", "name another checkpoint"):
         if "wpe.weight" in current:
             weights["wpe.weight"] = weights["wpe.weight"][: len(current["wpe.weight"])]
         model.load_state_dict({name: placed(w, current[name]) for name, w in weights.items()})
-        for name, state in states.items():
+        for name, state in start["optimizer"].items():
             p = params[name]
             owners[p].state[p] = {key: placed(value, p) for key, value in state.items()}
     if not is_resumed:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from nanoloop.options import UserError, first_line, require
-from nanoloop.ranks import local_rank
+from nanoloop.ranks import local_rank, require_equal
 
 # Dense bf16 operations per second of a card, from the data sheets, by a part of its name.
 PEAK_FLOPS = {
@@ -28,7 +28,7 @@ PEAK_FLOPS = {
 def pick_device(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     """Return the device, and the dtype of activations; "auto" picks the fastest.
 
-    Raises UserError where the machine does not have the device.
+    Raises UserError where the machine does not have the device, and where ranks differ.
     """
     if device == "auto":
         device = "mps" if torch.backends.mps.is_available() else "cpu"
@@ -43,6 +43,7 @@ def pick_device(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
         torch.cuda.set_device(picked)
     if dtype == "auto":
         dtype = fastest_dtype(picked)
+    require_equal({"device": picked.type, "dtype": dtype})
     return picked, getattr(torch, dtype)
 
 
@@ -169,10 +170,8 @@ def compile_model(model, batch_size: int, device: torch.device, wanted: bool | N
     network = torch.compile(model, dynamic=False)
     tokens = torch.zeros(batch_size, model.config.block_size, dtype=torch.long, device=device)
     try:
-        # Dropout must take no random number from the run. One tensor as tokens and targets would
-        # be compiled as a special case.
-        with torch.random.fork_rng():
-            network(tokens, tokens.clone()).backward()
+        # One tensor as tokens and targets would be compiled as a special case.
+        network(tokens, tokens.clone()).backward()
         if is_cuda:
             COMPILED_DEVICES.add("cuda")
     except Exception as error:  # no C++ compiler, no Triton, an old card: the types vary

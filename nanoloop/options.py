@@ -7,6 +7,7 @@ import os
 import runpy
 import signal
 import sys
+import time
 from contextvars import ContextVar
 from dataclasses import fields
 from pathlib import Path
@@ -139,10 +140,12 @@ def print_safely(*values, sep: str = " ") -> None:
 class StopFlag:
     """Notes the first SIGINT or SIGTERM, so that a run can save before it stops.
 
-    signal: its number, None until it comes. A second one ends the program at once.
+    signal: its number, None until it comes. A later one ends the program at once. One within 5
+    seconds is the same request: a launcher passes on what has reached its processes too.
     """
 
     signal: int | None = None
+    received: float = 0.0
 
     def listen(self) -> None:
         """Install the handlers, and ignore SIGHUP: a closed terminal does not stop a run."""
@@ -151,10 +154,15 @@ class StopFlag:
             signal.signal(number, self.handle)
 
     def handle(self, number: int, frame) -> None:
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL)
-        with contextlib.suppress(RuntimeError):  # the signal interrupts another print
-            print_safely("finishing this step and saving; a second signal stops at once")
+        now = time.monotonic()
+        if self.signal is None:
+            self.signal = number
+            self.received = now
+            with contextlib.suppress(RuntimeError):  # the signal interrupts another print
+                print_safely("finishing this step and saving; a signal after 5 s stops at once")
+        elif now - self.received > 5:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
 
 # -----------------------------------------------------------------------------

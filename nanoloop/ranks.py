@@ -9,6 +9,7 @@ the obvious thing or nothing.
 
 import contextlib
 import datetime
+import functools
 import os
 import re
 import sys
@@ -19,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from nanoloop.options import UserError, explain, first_line
+from nanoloop.options import UserError, explain, first_line, reading, require
 
 # -----------------------------------------------------------------------------
 # What torchrun tells each process by environment variables
@@ -54,12 +55,15 @@ def connected():
 
     When a rank fails, all end, and the first to fail gives the message.
     """
-    if "RANK" not in os.environ:
+    if not {"RANK", "WORLD_SIZE"} & set(os.environ):
         yield
         return
     # torch 2.13 warns of names that have no replacement in torch 2.11.
     warnings.simplefilter("ignore", FutureWarning)
-    store, number, count = next(dist.rendezvous("env://", timeout=datetime.timedelta(minutes=5)))
+    hint = "start with torchrun, or type `unset RANK WORLD_SIZE` for a single process"
+    patience = datetime.timedelta(minutes=5)
+    with reading("the processes of this run cannot connect", hint):
+        store, number, count = next(dist.rendezvous("env://", timeout=patience))
     # Each restart has a store of its own, or restarted ranks would talk to dead ones.
     store = dist.PrefixStore(f"start {restarts()}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -137,6 +141,22 @@ class Clock:
         return self.read()[1]
 
 
+def require_equal(values: dict) -> None:
+    """Raise UserError, on all ranks, where a value of one rank differs from rank 0's."""
+    gathered = [values]
+    if world_size() > 1:
+        gathered = [{}] * world_size()
+        dist.all_gather_object(gathered, values)
+    for number, found in enumerate(gathered):
+        for name, expected in gathered[0].items():
+            value = found.get(name)
+            require(
+                value == expected,
+                f"rank {number} has {name}={value}, rank 0 has {expected}: start all ranks with "
+                "one command, with data and runs on a file system that they share",
+            )
+
+
 def in_turn(action):
     """Return action(), called by rank 0 first: the other ranks may find what it creates."""
     result = None if rank() else action()
@@ -160,16 +180,28 @@ def replicate(network: nn.Module, is_sharded: bool = False) -> nn.Module:
     return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
+@functools.cache
+def device_mesh(device_type: str):
+    """Return all ranks as a line of devices."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh(device_type, (world_size(),))
+
+
 def shard(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Split every parameter of `model`, a GPT on the CPU, by rows over the ranks.
 
     A block's weights are gathered in `dtype` just before their use and freed after it, so no
-    device ever holds the complete model.
+    device ever holds the complete model. Raises UserError in a process without torchrun.
     """
-    from torch.distributed.device_mesh import init_device_mesh
+    require(
+        dist.is_initialized(),
+        "shard=True divides the model among ranks: type torchrun --nproc_per_node=N train.py …, or "
+        "leave it out",
+    )
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    mesh = init_device_mesh(device.type, (world_size(),))
+    mesh = device_mesh(device.type)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for module in (*model.h, model):
         fully_shard(module, mesh=mesh, mp_policy=policy)
@@ -213,33 +245,15 @@ def share_work(function, stack: Tensor, rows: int, is_sharded: bool) -> Tensor:
     or those that this rank keeps if `is_sharded`. Then each rank gathers the rows of its matrices
     and sends the rows of the results back.
     """
-    count = world_size()
-    if count == 1:
+    if world_size() == 1:
         return function(stack)
-    n = len(stack)
-    each = -(-n // count)  # matrices per rank
-    padding = stack.new_zeros(each * count - n, *stack.shape[1:])
-    stack = torch.cat([stack, padding])
-    if not is_sharded:
-        first = rank() * each
-        results = torch.empty_like(stack)
-        dist.all_gather_into_tensor(results, function(stack[first : first + each]))
-        return results[:n]
+    from torch.distributed.tensor import DTensor, Replicate, Shard
 
     columns = stack.size(2)
-    height = -(-rows // count)  # rows per rank, as torch.chunk splits them
-    heights = [min(height, max(0, rows - k * height)) for k in range(count)]
-    # Numbers exchanged with each rank: my matrices' rows there, and its matrices' rows here.
-    remote_sizes = [each * h * columns for h in heights]
-    local_sizes = [each * stack.size(1) * columns] * count
-
-    gathered = stack.new_empty(sum(remote_sizes))
-    dist.all_to_all_single(gathered, stack.flatten(), remote_sizes, local_sizes)
-    parts = gathered.split(remote_sizes)
-    matrices = [part.view(each, h, columns) for part, h in zip(parts, heights)]
-    results = function(torch.cat(matrices, dim=1))
-
-    sent = torch.cat([part.flatten() for part in results.split(heights, dim=1)])
-    returned = torch.empty_like(stack).flatten()
-    dist.all_to_all_single(returned, sent, local_sizes, remote_sizes)
-    return returned.view_as(stack)[:n]
+    shape = torch.Size([len(stack), rows, columns])
+    layout = {"shape": shape, "stride": (rows * columns, columns, 1)}
+    mesh = device_mesh(stack.device.type)
+    kept = [Shard(1) if is_sharded else Replicate()]
+    matrices = DTensor.from_local(stack, mesh, kept, **layout).redistribute(placements=[Shard(0)])
+    results = DTensor.from_local(function(matrices.to_local()), mesh, [Shard(0)], **layout)
+    return results.redistribute(placements=kept).to_local()

@@ -18,7 +18,7 @@ import torch
 import prepare_data
 import train
 from model import GPT, GPTConfig
-from nanoloop import checkpoint
+from nanoloop import checkpoint, options
 from nanoloop.device import require_memory
 from nanoloop.files import locked, replace_file, write_if_possible
 from nanoloop.options import EXIT_RESUMABLE, StopFlag, UserError, print_safely
@@ -121,13 +121,17 @@ def test_damaged_checkpoints_are_skipped_for_the_one_before(config, tmp_path, ca
     content = bytearray((run / "last.pt").read_bytes())
     content[len(content) // 2] ^= 1
     (run / "last.pt").write_bytes(content)
-    assert checkpoint.load_latest(run)["step"] == 1
+    before = sorted(os.listdir(run))
+    assert checkpoint.load_latest(run, rename=False)["step"] == 1
+    train.train(config(resume=True, eval_only=True))
+    assert sorted(os.listdir(run)) == before, "another run may be writing here"
+    assert checkpoint.load_latest(run, rename=True)["step"] == 1
     assert "skipped" in capsys.readouterr().out
     assert (run / "last.damaged").exists()
     (run / "previous.pt").write_bytes(b"")
     (run / "best.pt").unlink()
     with pytest.raises(UserError, match="no checkpoint in .* can be read: type --overwrite=True"):
-        checkpoint.load_latest(run)
+        checkpoint.load_latest(run, rename=True)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -145,15 +149,33 @@ def handlers():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_is_noted_and_the_second_ends_the_program(number, handlers, capsys):
+@pytest.mark.parametrize("later", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_noted_and_a_later_one_ends_the_program(
+    number, later, handlers, capsys, monkeypatch
+):
+    now = 100.0
+    monkeypatch.setattr(options.time, "monotonic", lambda: now)
     stop = StopFlag()
     stop.listen()
     assert stop.signal is None
     signal.raise_signal(number)
     assert stop.signal == number
-    assert signal.getsignal(number) is signal.SIG_DFL
     assert "finishing this step" in capsys.readouterr().out
     signal.raise_signal(signal.SIGHUP)  # ignored: a closed terminal
+
+    # `timeout` and launchers pass a signal on that the process has received too.
+    now += 1
+    signal.raise_signal(later)
+    signal.raise_signal(number)
+    assert stop.signal == number
+    assert signal.getsignal(later) == stop.handle
+
+    now += 5
+    raised = []
+    monkeypatch.setattr(options.signal, "raise_signal", raised.append)
+    stop.handle(later, None)
+    assert raised == [later]
+    assert signal.getsignal(later) is signal.SIG_DFL
 
 
 class SignalAfterTwoSteps(StopFlag):
