@@ -32,7 +32,7 @@ from corpus.claude import ClaudeConfig
 from corpus.curation import CurationConfig
 from corpus.documents import BatchReader
 from corpus.reading import Cursor, read, read_batches
-from corpus.sources import SHAKESPEARE_OPTIONS, find_units, token_files
+from corpus.sources import SHAKESPEARE_OPTIONS, default_tokenizer, find_units
 from corpus.workers import ordered_map
 from corpus.writer import Progress, Writer, finish, import_tokens
 from nanoloop.files import write_json
@@ -53,7 +53,8 @@ class PrepareConfig(CurationConfig, ClaudeConfig):
     tokenizer: str | None = None
     text_key: str | None = None  # the JSON field or the column that holds the text; None: text
     hf_config: str | None = None  # of a Hugging Face data set, such as sample-10BT
-    hf_split: str = "train"  # of a Hugging Face data set
+    # of a Hugging Face data set; None: train, with its official validation and test
+    hf_split: str | None = None
     max_documents: int | None = None  # stop after so many documents
     max_bytes: int | None = None  # stop after so many bytes of text
     val_fraction: float | None = None  # share of the text for validation; None: 0.05
@@ -86,20 +87,26 @@ def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
     is_free = config.overwrite or not final.exists()
     require(is_free, f"'{final}' exists: type --overwrite=True, or another --name")
     units = find_units(config, data_root, name)
+    config = replace(config, tokenizer=config.tokenizer or default_tokenizer(units))
     split_single_text(units, config)
-    texts = [unit for unit in units if unit.kind != "tokens"]
-    is_uniform = len(texts) in (0, len(units))
-    require(is_uniform, "some sources are ready tokens, others are text: prepare them separately")
+    to_read = [unit for unit in units if unit.note is None]
+    ready = [unit.path for unit in to_read if unit.kind == "tokens"]
+    texts = [unit for unit in to_read if unit.kind != "tokens"]
+    message = (
+        "some sources are ready tokens, others are text: prepare them separately. "
+        f"{ready[:1]} holds tokens, {[unit.path for unit in texts[:1]]} does not"
+    )
+    require(not ready or not texts, message)
     progress, tokenizer = resume(folder, make_plan(config, units))
     if tokenizer is None:
         tokenizer = make_tokenizer(config, texts)
         folder.mkdir(parents=True)
         write_json(folder / "tokenizer.json", tokenizer.to_json())
-    if texts:
+    if not ready:
         writer = Writer(config, folder, tokenizer, progress)
         encode(units, config, tokenizer, writer, f"encoding {final}")
     else:
-        import_tokens([Path(unit.path) for unit in units], folder, tokenizer, progress)
+        import_tokens(units, folder, tokenizer, progress)
     return finish(folder, final, tokenizer, progress)
 
 
@@ -107,11 +114,7 @@ def resolve(config: PrepareConfig) -> tuple[str, PrepareConfig]:
     """Return the folder's name, and the options, checked, with their defaults. Raises UserError."""
     message = "--source is empty: give python, shakespeare, or paths to text"
     require(config.source and all(config.source), message)
-    options = {"name": None, "tokenizer": "bpe:4096", "val_fraction": 0.05, "test_fraction": 0.05}
-    ready = [file for source in config.source for file in token_files(source)]
-    if ready:
-        is_nanogpt = ready[0].with_name("meta.pkl").exists()
-        options["tokenizer"] = "byte" if is_nanogpt else "gpt2"
+    options = {"name": None, "tokenizer": None, "val_fraction": 0.05, "test_fraction": 0.05}
     if config.source == ("shakespeare",):
         options |= SHAKESPEARE_OPTIONS
     for key in options:
@@ -151,6 +154,7 @@ def default_name(source):
 
 def split_single_text(units, config):
     """Split a single text by position: set the ends of train and of test, in bytes."""
+    units = [unit for unit in units if unit.note is None]
     if len(units) != 1 or units[0].kind != "text":
         return
     total = sum(len(block.payload) for block in read(units[0], config))
@@ -165,12 +169,13 @@ def make_plan(config, units):
     for key in ("workers", "strict", "overwrite"):
         del plan[key]
     listing = "\n".join(f"{Path(unit.path).name} {unit.size}" for unit in units)
+    listing = os.fsencode(listing)  # a name can be no valid UTF-8
     return plan | {
         "format": 4,
         "python_version": sys.version.split()[0],
         "source": list(config.source),
         "files": len(units),
-        "files_fingerprint": hashlib.sha256(listing.encode()).hexdigest()[:16],
+        "files_fingerprint": hashlib.sha256(listing).hexdigest()[:16],
     }
 
 

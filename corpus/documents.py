@@ -74,14 +74,16 @@ class BatchReader:
 
     def row(self, unit, document, view):
         digest = view.digest.tobytes()
-        split = split_of(digest, self.config.val_fraction, self.config.test_fraction)
+        val_fraction = 0 if "val" in unit.official else self.config.val_fraction
+        test_fraction = 0 if "test" in unit.official else self.config.test_fraction
+        split = split_of(digest, val_fraction, test_fraction)
         return Row(
             unit.source,
             document.where,
             document.text[:160],
             document.note,
             len(view.raw),
-            document.split or split,
+            document.split or unit.split or split,
         )
 
     def tokens(self, view):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from corpus import claude
 from corpus.compressed import read_chunks
-from corpus.sources import Unit
+from corpus.sources import HUB_HINT, Unit
 from nanoloop.options import UserError, reading, require
 
 BATCH_BYTES = 1_000_000  # of a source, for one worker at a time
@@ -102,6 +102,8 @@ def read(unit: Unit, config):
 def open_unit(unit, config):
     """Return an iterator of the blocks of a unit."""
     path = Path(unit.path)
+    if unit.note:
+        return iter([Block(b"", note=unit.note)])
     if unit.kind == "text":
         return cut_pieces(read_chunks(path), unit.cuts)
     if unit.kind == "jsonl":
@@ -117,12 +119,7 @@ def open_unit(unit, config):
 
 
 def read_hub(unit, config):
-    hint = (
-        "With a network, check the name, --hf_config and --hf_split, and run the same command "
-        "again. Without one, copy the files from elsewhere (hf download NAME --repo-type=dataset "
-        "--local-dir=FOLDER) and type --source=FOLDER; or take --source=python, or your own text"
-    )
-    with reading(f"--source={unit.source} could not be read", hint):
+    with reading(f"--source={unit.source} could not be read", HUB_HINT):
         yield from read_table(unit, config)
 
 
@@ -158,7 +155,8 @@ def open_table(unit, config, key):
     # Version 4 and later run no code of a data set.
     from datasets import load_dataset
 
-    data = load_dataset(unit.path, config.hf_config, split=config.hf_split, streaming=True)
+    name, _, split = unit.path.partition(":")
+    data = load_dataset(name, config.hf_config, split=split, streaming=True)
     names = data.column_names or list(next(iter(data)))
     return names, data.with_format("arrow").iter(batch_size=64)
 

@@ -5,19 +5,24 @@ tasks and prepared answers. reading.py reads what is found here.
 """
 
 import hashlib
+import json
+import os
+import re
 import shutil
 import sys
 import sysconfig
 import urllib.request
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from glob import glob
+from glob import has_magic as has_wildcard
 from pathlib import Path
 
 import numpy as np
 
-from nanoloop.data import FORMATS
+from nanoloop.data import FORMATS, SPLITS
 from nanoloop.files import replace_file, sha256_of_file
-from nanoloop.options import UserError, require
+from nanoloop.options import UserError, reading, require
 
 SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -35,15 +40,35 @@ NOT_LIBRARY = set(
     "test tests idle_test site-packages dist-packages _vendor _vendored __pycache__".split()
 )
 TABLES = ("parquet", "arrow")
+# What a file or a split is called, and the split it belongs to.
+SPLIT_WORDS = {"train": "train", "test": "test"}
+SPLIT_WORDS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
+# Files that say which others belong to a data set: where the list is, and the name in its rows.
+INDEXES = {
+    "meta.json": ("shards", "file"),
+    "state.json": ("_data_files", "filename"),
+    "dataset_dict.json": ("splits", None),
+}
+# Files that describe tables or ready tokens beside them; the last three are nanoGPT's.
+COMPANIONS = ["readme*", "license*", "dataset_info*", "state.json", "cache-*.arrow", "*.lock"]
+TOKEN_COMPANIONS = [*COMPANIONS, "input.txt", "meta.pkl", "prepare.py"]
+HUB_HINT = (
+    "With a network, check the name, --hf_config and --hf_split, and run the same command "
+    "again. Without one, copy the files from elsewhere (hf download NAME --repo-type=dataset "
+    "--local-dir=FOLDER) and type --source=FOLDER; or take --source=python, or your own text"
+)
 
 
 @dataclass
 class Unit:
     """Something to read from its beginning to its end.
 
-    kind: text, jsonl, parquet, arrow, hf, synthetic, claude or tokens. source: its name in the
-    report. size: bytes on disk. cuts: where a single text is split by position, in bytes: the end
-    of train and the end of test. answers: the path of the answers file, for the kind claude.
+    kind: text, jsonl, parquet, arrow, hf, synthetic, claude or tokens. path: for the kind hf,
+    NAME:SPLIT. source: its name in the report. size: bytes on disk. cuts: where a single text is
+    split by position, in bytes: the end of train and the end of test. answers: the path of the
+    answers file, for the kind claude. split: of all its documents, where its data set says so.
+    official: the held-out splits of its data set, to which no hash assigns a document. note: why it
+    is not read.
     """
 
     kind: str
@@ -52,6 +77,9 @@ class Unit:
     size: int = 0
     cuts: tuple = ()
     answers: Path | None = None
+    split: str | None = None
+    official: tuple = ()
+    note: str | None = None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -61,18 +89,19 @@ class Unit:
 def find_units(config, data_root: Path, name: str) -> list[Unit]:
     """Return what --source asks for, in the order of reading. Raises UserError.
 
+    What is found but not read is a unit with a note: the preparation counts it under this reason.
     config: a PrepareConfig. name: of the prepared folder.
     """
-    units = {}  # by path: a file that is named twice is read once
+    found = []
+    seen = {}
     for source in config.source:
         kind, _, rest = source.partition(":")
-        ready = token_files(source)
-        if kind in ("hf", "synthetic", "claude") and rest:
+        files = {}
+        if kind == "hf" and rest:
+            found += hub_units(rest, source, config)
+        elif kind in ("synthetic", "claude") and rest:
             answers = data_root / f"{name}.claude.jsonl"
-            units[source] = Unit(kind, rest, source, answers=answers)
-            continue
-        if ready:
-            files = dict.fromkeys(ready, source)
+            found.append(Unit(kind, rest, source, answers=answers))
         elif source == "python":
             files = python_files(config.include_site_packages)
         elif source == "shakespeare":
@@ -80,12 +109,25 @@ def find_units(config, data_root: Path, name: str) -> list[Unit]:
         elif source == "-":
             files = {save_standard_input(data_root, config.name or "stdin"): source}
         else:
-            files = text_files(source)
-        for file, label in files.items():
-            kind = "tokens" if ready else kind_of(file, config.text_key)
-            size = file.stat().st_size if file.exists() else 0  # a link can point nowhere
-            units.setdefault(str(file), Unit(kind, str(file), label, size))
+            found += listed_units(source, config, seen)
+        found += [file_unit(file, label, config) for file, label in files.items()]
+    units = {}  # a file that is named twice is read once
+    for unit in found:
+        key = (unit.kind, unit.path)
+        if unit.note is None or key not in units:
+            units[key] = unit
+    held_out = [unit.path for unit in units.values() if unit.split]
+    if held_out:
+        print(f"official splits are kept, such as {held_out[0]}: fractions divide the rest")
     return list(units.values())
+
+
+def file_unit(path, source, config):
+    """Return the unit of a file."""
+    is_tokens = path.suffix == ".bin" and (path.stem in SPLITS or has_magic(path))
+    kind = "tokens" if is_tokens else kind_of(path, config.text_key)
+    size = os.path.getsize(path) if os.path.exists(path) else 0  # a link can point nowhere
+    return Unit(kind, str(path), source, size)
 
 
 def kind_of(file, text_key):
@@ -93,6 +135,181 @@ def kind_of(file, text_key):
     if suffix in ("json", "stdin") and text_key:
         return "jsonl"
     return suffix if suffix in ("jsonl", *TABLES) else "text"
+
+
+# --------------------------------------------------------------------------------------------------
+# Files and folders
+
+
+def listed_units(source, config, seen):
+    """Return the units of a path, a folder or a pattern, each with its topmost folder.
+
+    seen: as in walk. A path that exists is no pattern, whatever characters it has.
+    """
+    expanded = os.path.expanduser(source)
+    root = Path(expanded)
+    if os.path.exists(root):
+        paths = [root]
+        root = root if root.is_dir() else root.parent
+    else:
+        paths = sorted(map(Path, glob(expanded, recursive=True)))
+        while has_wildcard(str(root)):
+            root = root.parent
+    hint = "give python, shakespeare, hf:NAME, synthetic:TASKS, - or paths (quote a glob)"
+    require(paths, f"--source={source} does not exist: {hint}")
+    units = []
+    for path in paths:
+        for file, note in walk(path, seen):
+            parts = file.relative_to(root).parts
+            label = parts[0] if len(parts) > 1 else source
+            unit = Unit("text", str(file), label) if note else file_unit(file, label, config)
+            unit.note = note
+            unit.split = split_in_words("/".join(parts))
+            units.append(unit)
+    require(units, f"--source={source} is a folder without files")
+    leave_out_companions(units)
+    keep_official_splits(units)
+    return units
+
+
+def walk(path, seen):
+    """Yield each file of a path, in order, with the reason why it is not read, or None.
+
+    seen: real paths to the names under which they are listed. What is listed is not listed again,
+    so a circle of links ends.
+    """
+    known = seen.setdefault(os.path.realpath(path), path)
+    if known is not path:
+        if known != path:
+            yield path, "left out: another name of what is read"
+        return
+    if not os.path.isdir(path):
+        # Reading says what is wrong with a link.
+        is_file = os.path.isfile(path) or not os.path.exists(path)
+        yield path, None if is_file else "left out: neither a file nor a folder"
+        return
+    try:
+        names = os.listdir(path)
+    except OSError:
+        yield path, "unreadable"
+        return
+    index, indexed = read_index(path)
+    for name in sorted({*names, *indexed}):
+        child = path / name
+        if index and name not in indexed:
+            yield child, f"left out: not named by {index}"
+        elif name.startswith("."):
+            yield child, "left out: hidden"
+        elif is_ours(child):
+            yield child, "left out: a prepared folder"
+        else:
+            yield from walk(child, seen)
+
+
+def read_index(folder):
+    """Return the index of a data set and the names that it lists; (None, []) if there is none.
+
+    The index of a prepared folder, of the library datasets, and of the cache of the hub.
+    """
+    for index, (key, field) in INDEXES.items():
+        try:
+            rows = json.loads((folder / index).read_bytes())[key]
+            return index, [str(row[field] if field else row) for row in rows]
+        except (OSError, ValueError, LookupError, TypeError):
+            continue  # a file of this name can be anything
+    try:
+        commit = (folder / "refs" / "main").read_text()
+    except (OSError, ValueError):
+        return None, []
+    return "refs/main", [f"snapshots/{commit.strip()}"]
+
+
+def is_ours(folder):
+    """Say whether a folder was prepared, or is being prepared."""
+    states = (folder / "meta.json", folder / "progress.json")
+    return os.path.isfile(folder / "tokenizer.json") and any(map(os.path.isfile, states))
+
+
+def leave_out_companions(units):
+    """Leave out the files that describe the tables or the ready tokens beside them."""
+    kinds = {unit.kind for unit in units if unit.note is None}
+    patterns = COMPANIONS if kinds & set(TABLES) else []
+    if "tokens" in kinds:
+        patterns = TOKEN_COMPANIONS
+    for unit in units:
+        path = Path(unit.path)
+        if "tokens" in kinds and path.suffix == ".bin":
+            unit.kind = "tokens"  # one with a damaged header is refused by name
+        elif any(fnmatch(path.name.lower(), pattern) for pattern in patterns):
+            unit.note = unit.note or "left out: describes what is beside it"
+
+
+def split_in_words(path):
+    """Return the split that a path names, by the last such word: latest_train.bin is no test."""
+    words = re.findall("[a-z]+", path.lower())
+    splits = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
+    return splits[-1] if splits else None
+
+
+def keep_official_splits(units):
+    """Keep the splits in the names of files where they are those of a data set.
+
+    Some file must be left for training: a hash divides it where an official split is missing. Text
+    counts only if every file names a split: test_model.py beside model.py names none.
+    """
+    files = [unit for unit in units if unit.note is None]
+    tables = [unit for unit in files if unit.kind != "text"]
+    splits = {unit.split for unit in tables or files}
+    official = splits & {"val", "test"}
+    if official == splits or (None in splits and not tables):
+        official = set()
+    for unit in units:
+        unit.official = official
+        if unit.split not in official or (tables and unit.kind == "text"):
+            unit.split = None
+
+
+def hub_units(name, source, config):
+    """Return the units of a data set of the Hugging Face hub, one for each split."""
+    splits = [config.hf_split]
+    if config.hf_split is None:
+        from datasets import get_dataset_split_names
+
+        with reading(f"--source={source} could not be read", HUB_HINT):
+            splits = get_dataset_split_names(name, config.hf_config)
+        message = f"{source} has no split 'train': give --hf_split, one of {', '.join(splits)}"
+        require("train" in splits, message)
+    units = []
+    for split in splits:
+        unit = Unit("hf", f"{name}:{split}", source, split=SPLIT_WORDS.get(split))
+        if config.hf_split is None and unit.split is None:
+            unit.note = "left out: a split that --hf_split does not name"
+        units.append(unit)
+    keep_official_splits(units)
+    return units
+
+
+def default_tokenizer(units):
+    """Return the tokenizer for these units: that of ready tokens, or a new one for text."""
+    ready = [Path(unit.path) for unit in units if unit.kind == "tokens" and unit.note is None]
+    if not ready:
+        return "bpe:4096"
+    if is_ours(ready[0].parent):
+        return str(ready[0].parent)
+    return "byte" if ready[0].with_name("meta.pkl").exists() else "gpt2"
+
+
+def has_magic(path):
+    """Say whether a file begins as llm.c's shards do."""
+    try:
+        begin = np.fromfile(path, dtype="<i4", count=1).tolist()
+    except OSError:
+        return False
+    return begin in [[magic] for magic, _ in FORMATS]
+
+
+# --------------------------------------------------------------------------------------------------
+# Text that comes with a name
 
 
 def python_files(include_site_packages):
@@ -111,42 +328,6 @@ def python_files(include_site_packages):
             if not NOT_LIBRARY & set(folders):
                 files[file] = [*folders, root.name][0]
     return files
-
-
-def text_files(source):
-    """Return the files of a path, a folder or a glob, each with its topmost folder.
-
-    Hidden files are left out. Tables stand alone: the other files beside them describe them.
-    """
-    files = {}
-    for path in sorted(map(Path, glob(source, recursive=True))) or [Path(source)]:
-        hint = "give python, shakespeare, hf:NAME, synthetic:TASKS, - or paths (quote a glob)"
-        require(path.exists(), f"--source={source} does not exist: {hint}")
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            parts = file.relative_to(path).parts
-            is_hidden = any(part.startswith(".") for part in parts)
-            if not is_hidden and (file.is_file() or file.is_symlink()):
-                files[file] = parts[0] if len(parts) > 1 else source
-    require(files, f"--source={source} is a folder without files")
-    tables = {file: label for file, label in files.items() if file.suffix[1:] in TABLES}
-    return tables or files
-
-
-def token_files(source):
-    """Return files of ready tokens: llm.c's shards, and nanoGPT's train.bin and val.bin."""
-    files = []
-    for path in map(Path, sorted(glob(source, recursive=True))):
-        files += sorted(path.glob("*.bin")) if path.is_dir() else [path]
-    return [
-        file
-        for file in files
-        if file.suffix == ".bin" and (file.stem in ("train", "val") or has_magic(file))
-    ]
-
-
-def has_magic(path):
-    """Say whether a file begins as llm.c's shards do."""
-    return np.fromfile(path, dtype="<i4", count=1).tolist() in [[magic] for magic, _ in FORMATS]
 
 
 def download_shakespeare(data_root):
