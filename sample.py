@@ -34,15 +34,15 @@ class SampleConfig:
     init_from: str | None = None  # instead of a run: gpt2, gpt2-medium, … or a local folder of it
     prompt: str = ""  # text to continue; FILE:PATH reads a file, - standard input; empty: none
     num_samples: int = 1  # number of continuations
-    max_new_tokens: int = (
-        300  # longest continuation; it ends earlier if the model ends the document
-    )
+    max_new_tokens: int = 300  # longest continuation; the model may end the document earlier
     temperature: float = 0.8  # 0: the most probable token; 1: the model's distribution
     top_k: int | None = 200  # sample among the k most probable tokens; None: all
     top_p: float | None = None  # sample among the fewest tokens with this probability; None: all
     seed: int | None = 1337  # the same seed gives the same text; None: a new text each time
     device: str = "auto"  # cpu, cuda, mps; auto: the fastest there is
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of activations
+
+    NEEDS = {"temperature": "top_k top_p seed"}
 
 
 def read_prompt(prompt: str) -> str:
@@ -99,6 +99,8 @@ def cast_weights(model: GPT, dtype: torch.dtype) -> None:
 def main(argv: list[str]) -> None:
     config = read_options(SampleConfig, argv, "sample.py", config_files=False)
     require(config.num_samples >= 1, f"num_samples must be at least 1, got {config.num_samples}")
+    is_one = config.init_from is None or config.run == SampleConfig.run
+    require(is_one, f"'{config.run}' and --init_from={config.init_from}: give one of them")
     prompt = read_prompt(config.prompt)
     device, dtype = pick_device(config.device, config.dtype)
     model, tokenizer = load_model(config.init_from or config.run, device, dtype)

@@ -24,7 +24,7 @@ Any option may still be set beside the dial, such as --max_tokens=100_000_000. T
 
 import math
 
-from nanoloop.options import dial
+from nanoloop.dial import dial
 
 data = "data/code"
 # Every installation has this text. A depth of 8 and more needs more than that.

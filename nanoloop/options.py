@@ -3,15 +3,18 @@
 import contextlib
 import difflib
 import errno
+import inspect
 import os
+import re
 import runpy
 import signal
 import sys
 import time
 from contextvars import ContextVar
-from dataclasses import fields
+from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
+from typing import get_origin, get_type_hints
 
 EXIT_RESUMABLE = 75  # exit code of a run that a signal stopped: EX_TEMPFAIL in sysexits.h
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -173,66 +176,61 @@ class StopFlag:
 FLAGS: ContextVar[list[str]] = ContextVar("FLAGS")
 
 
-def dial(name: str, default: int) -> int:
-    """Return N of --name=N, an option that only the calling config file has.
-
-    The file derives other options from it: `_depth = dial("depth", 12)`. Raises UserError unless
-    N is a whole number above 0.
-    """
-    flags = FLAGS.get([])
-    prefix = f"--{name}="
-    value = str(default)
-    for flag in [flag for flag in flags if flag.startswith(prefix)]:
-        flags.remove(flag)  # it is no option of the program
-        value = flag.removeprefix(prefix)
-    is_valid = value.isdecimal() and int(value) > 0
-    require(is_valid, f"--{name} must be a whole number above 0 such as {default}, got {value}")
-    return int(value)
-
-
 def read_options(cls: type, argv: list[str], program: str, config_files: bool = True):
+    """Return the instance of `cls` that `read_given` builds."""
+    return read_given(cls, argv, program, config_files)[0]
+
+
+def read_given(cls: type, argv: list[str], program: str, config_files: bool = True) -> tuple:
     """Build the dataclass `cls` from its defaults, then a config file, then flags.
 
     argv: flags `--key=value`, after an optional first argument that names a config file. The
     file's assignments are parsed as flags before the others: one parser, one type check, one
-    error text. A wrong value ends the program with exit code 2. Raises UserError for an unknown
-    key or a config file that cannot be run.
+    error text. `--help`, and a wrong value with exit code 2, end the program. Returns the instance
+    and the set of the options that file and flags give. Raises UserError for an option that is
+    unknown or without effect, a repeated list, and a config file that cannot be run.
     """
     import tyro
 
     flags = list(argv)
-    file_flags = []
-    path = None
+    values = {}
     if config_files and flags and not flags[0].startswith("-"):
-        path = Path(flags.pop(0))
-        file_flags = read_config_file(path, flags)
-    require_known(file_flags, cls, str(path))
-    require_known(flags, cls, "the command line")
-    try:
-        return tyro.cli(
-            cls,
-            args=file_flags + flags,
-            prog=f"python {program}",
-            use_underscores=True,
-            config=(tyro.conf.FlagConversionOff,),
-        )
-    except SystemExit as exit:
-        if exit.code and path:
-            print(f"(from {path} first, then from the command line)", file=sys.stderr)
-        raise
+        path = flags.pop(0)
+        values = read_config_file(Path(path), flags)
+        program = f"{program.partition(' config')[0]} {path}"
+    if "--help" in flags or "-h" in flags:
+        print_help(cls, program, values)
+        sys.exit(0)
+    types = get_type_hints(cls)
+    file_flags = [f"--{name}={value}" for name, value in values.items()]
+    require_known(file_flags, types, program)
+    switches = [f"--{name}" for name, kind in types.items() if kind in (bool, bool | None)]
+    flags = [f"{flag}=True" if flag in switches else flag for flag in flags]
+    names = require_known(flags, types, "the command line")
+    for name in {name for name in names if names.count(name) > 1}:
+        is_list = get_origin(types[name]) is tuple
+        require(not is_list, f"--{name} is repeated: give all its values to one, --{name}=A B")
+        print(f"note: --{name} is repeated: the last one counts", file=sys.stderr)
+    config = tyro.cli(
+        cls,
+        args=file_flags + flags,
+        prog=f"python {program}",
+        use_underscores=True,
+        config=(tyro.conf.FlagConversionOff,),
+    )
+    require_effect(config, values, names)
+    return config, {*values, *names}
 
 
-def read_config_file(path: Path, flags: list[str]) -> list[str]:
-    """Run a config file in its own namespace and return its assignments as flags.
+def read_config_file(path: Path, flags: list[str]) -> dict:
+    """Run a config file in its own namespace and return its assignments.
 
     Names that begin with _, modules, functions and classes are scratch. flags: of the command
     line; a dial takes its own out.
     """
-    others = ", ".join(sorted(map(str, path.parent.glob("*.py")))) or "none"
-    require(
-        path.is_file(),
-        f"config file '{path}' does not exist. Python files in '{path.parent}': {others}",
-    )
+    files = {*path.parent.glob("*.py"), *Path("config").glob("*.py")}
+    others = ", ".join(sorted(map(str, files))) or "none"
+    require(path.is_file(), f"config file '{path}' does not exist. Python files: {others}")
     token = FLAGS.set(flags)
     try:
         values = runpy.run_path(str(path))
@@ -242,19 +240,69 @@ def read_config_file(path: Path, flags: list[str]) -> list[str]:
         raise UserError(f"config file '{path}' stopped with {first_line(error)}") from None
     finally:
         FLAGS.reset(token)
-    return [
-        f"--{key}={value}"
+    is_clear = "'None'" not in map(repr, values.values())
+    require(is_clear, f"config file '{path}' has the text 'None': write None, or another text")
+    return {
+        key: value
         for key, value in values.items()
         if not (key.startswith("_") or callable(value) or isinstance(value, ModuleType))
-    ]
+    }
 
 
-def require_known(flags: list[str], cls: type, source: str) -> None:
-    names = [field.name for field in fields(cls)] + ["help"]
+def require_known(flags: list[str], known: dict, source: str) -> list[str]:
+    """Return the names of the options in the flags. Raises UserError for an unknown one."""
+    names = []
     for flag in flags:
-        key = flag.removeprefix("--").split("=")[0].replace("-", "_")
-        if not flag.startswith("--") or key in names or key.startswith("tyro"):
+        if not flag.startswith("--"):
             continue
-        nearest = difflib.get_close_matches(key, names, n=1)
-        hint = f"did you mean --{nearest[0]}?" if nearest else "--help shows all options"
-        raise UserError(f"unknown option {flag} in {source}: {hint}")
+        name = flag[2:].partition("=")[0].replace("-", "_")
+        names.append(name)
+        words = set(name.split("_"))
+        similar = [other for other in known if words <= set(other.split("_"))]
+        similar = similar or difflib.get_close_matches(name, known, n=1)
+        others = " or --".join(similar)
+        hint = f"did you mean --{others}?" if similar else "--help shows all options"
+        require(name in known, f"unknown option {flag} in {source}: {hint}")
+    return names
+
+
+def require_effect(config, assigned: dict, names: list[str]) -> None:
+    """Refuse flags that have no effect beside the other options; of a file's options, say so.
+
+    NEEDS of the config's class lists options by what they need: "KEY=PATTERN", or "KEY" that is
+    neither None, False nor 0. Raises UserError.
+    """
+    needs = getattr(config, "NEEDS", {})
+    for need, options in needs.items():
+        key, _, pattern = need.partition("=")
+        value = getattr(config, key)
+        instead = needs.get(f"{key}={value}", f"another {key}")
+        if fnmatch(str(value), pattern) if pattern else value:
+            continue
+        for name in {*assigned, *names} & set(options.split()):
+            message = f"{name} has no effect with {key}={value}: use {instead}"
+            require(name not in names, f"--{message}")
+            print("note:", message, file=sys.stderr)
+
+
+def print_help(cls: type, program: str, values: dict) -> None:
+    """Print the options of a class as its source has them: by section, with their comments.
+
+    values: those of a config file. The options of a base class stand below the comment that ends
+    with its name, else last.
+    """
+    text = f"usage: python {program} --option=value …\n\n"
+    for base in cls.__mro__[:-1]:
+        head, title, tail = text.partition(f": {base.__name__}\n")
+        body = re.split("    def |    NEEDS", inspect.getsource(base))[0]
+        text = head + title + body + tail
+    for line in text.splitlines():
+        option = re.match(r"    (\w+): (.+?)(?: = (.+?))?(?:  # (.+))?$", line)
+        if option:
+            name, kind, default, comment = option.groups("")
+            dashes = "" if "Positional" in kind else "--"
+            flag = f"{dashes}{name}={values.get(name, default)}".replace("\n", "\\n")
+            choices = kind.removeprefix("Literal") if "Literal" in kind else ""
+            print(flag.ljust(28), comment, choices)
+        elif not line.startswith(("@", "class ")):
+            print(line.strip(' "'))

@@ -41,7 +41,7 @@ LINES = [
     "(" * 300,
     "0" * 5000,
     "\ttab = {}",
-    "from nanoloop.options import dial\n_d = dial({}, {})",
+    "from nanoloop.dial import dial\n_d = dial({}, {})",
 ]
 
 

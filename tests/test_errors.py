@@ -6,6 +6,7 @@ Nothing is written or destroyed. A defect of the program keeps its traceback.
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,10 @@ MISTAKES = {
     "train --resume=maybe": ["--resume", "maybe", "True"],
     "train --activation=relu3": ["relu3", "--activation", "swiglu"],
     "train --n_layer": ["--n_layer"],
+    "train --lr=1": ["did you mean --muon_lr or --embed_lr", "--final_lr?"],
+    "train --batch_size=8": ["did you mean --micro_batch_size?"],
+    "sample out/a --init_from=gpt2": ["out/a", "--init_from=gpt2", "one of them"],
+    "sample --temperature=0 --top_p=0.5": ["--top_p has no effect with temperature=0"],
     # values that do not fit each other
     "train --n_embd=33": ["n_embd=33", "n_head=2"],
     "train --batch_tokens=100": ["batch_tokens=100", "32"],
@@ -68,10 +73,12 @@ MISTAKES = {
     "train exit.py": ["exit.py", "SystemExit"],
     "train typo.py": ["typo.py", "--lerning_rate=1", "did you mean --learning_rate?"],
     "train type.py": ["type.py", "--n_layer", "many", "INT"],
+    "train none.py": ["none.py", "'None'", "write None"],
     "train depth.py --depth=0": ["--depth", "above 0", "got 0"],
     "train depth.py --depth=x": ["--depth", "such as 12", "got x"],
     # preparation
     "prepare": ["--source"],
+    "prepare --source=text.txt --source=empty.txt": ["--source is repeated", "--source=A B"],
     "prepare --source=nothing": ["nothing", "python, shakespeare"],
     "prepare --source=empty": ["--source=empty", "without files"],
     "prepare --source=empty.txt": ["empty.txt", "1 empty"],
@@ -99,7 +106,8 @@ FILES = {
     "exit.py": b"import sys\nsys.exit(0)",
     "typo.py": b"lerning_rate = 1",
     "type.py": b"n_layer = 'many'",
-    "depth.py": b"from nanoloop.options import dial\nn_layer = dial('depth', 12)",
+    "none.py": b"sample_prompt = 'None'",
+    "depth.py": b"from nanoloop.dial import dial\nn_layer = dial('depth', 12)",
 }
 
 
@@ -118,6 +126,12 @@ def folder(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def small(data_dir) -> list[str]:
     return [*RUN, f"--data={data_dir}"]
+
+
+def without(flags: list[str], *others: str) -> list[str]:
+    """Return the flags of options that the others do not set: repeating one is a mistake."""
+    names = [flag.partition("=")[0] for flag in others]
+    return [flag for flag in flags if flag.partition("=")[0] not in names]
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -139,10 +153,11 @@ def test_a_mistake_is_named_and_writes_nothing(typed, folder, small, command):
     program, *arguments = typed.split()
     before = contents(folder)
     if program == "train":
-        # A config file comes first, and the flags of the mistake last.
+        # A config file comes first, and sets the layers itself.
         files = [word for word in arguments if not word.startswith("--")]
         flags = [word for word in arguments if word.startswith("--")]
-        defaults = [flag for flag in small if not files or "n_layer" not in flag]
+        layers = ["--n_layer="] if files else []
+        defaults = without(small, *flags, *layers)
         result = command(train.main, *files, *defaults, *flags)
     else:
         main = {"prepare": prepare_data.main, "sample": sample.main}[program]
@@ -153,7 +168,8 @@ def test_a_mistake_is_named_and_writes_nothing(typed, folder, small, command):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_cuda_on_a_machine_without_it_is_refused(folder, small, command):
-    assert_message(command(train.main, *small, "--device=cuda"), "device=cuda", "--device=cpu")
+    flags = without(small, "--device=cuda")
+    assert_message(command(train.main, *flags, "--device=cuda"), "device=cuda", "--device=cpu")
 
 
 def test_several_processes_are_refused(folder, small, command, monkeypatch):
@@ -169,6 +185,29 @@ def test_scratch_names_in_a_config_file_are_no_options(folder, small, command):
     )
     assert command(train.main, "recipe.py", *small).code == 0
     assert (folder / "out" / "recipe" / "last.pt").exists()
+
+
+def test_the_last_of_a_repeated_flag_counts(folder, small, command):
+    result = command(train.main, *small, "--max_steps=1")
+    assert result.code == 0
+    assert result.err.count("--max_steps is repeated: the last one counts") == 1
+    assert checkpoint.load(Path("out/default/last.pt"))["step"] == 1
+
+
+def test_a_switch_alone_is_on(folder, small, command):
+    assert command(train.main, *small).code == 0
+    assert command(train.main, *small, "--overwrite", "--seed=7").code == 0
+    assert checkpoint.load(Path("out/default/last.pt"))["config"]["seed"] == 7
+
+
+def test_help_shows_a_recipes_values(folder, command):
+    (folder / "recipe.py").write_text("n_layer = 77\nsample_prompt = 'two\\nlines'\n")
+    result = command(train.main, "recipe.py", "--help")
+    assert result.code == 0
+    assert "\n--n_layer=77 " in result.out and "\n--sample_prompt=two\\nlines " in result.out
+    first = [line.split("=")[0] for line in result.out.splitlines() if line.startswith("--")]
+    assert sorted(first) == sorted(f"--{field.name}" for field in fields(train.TrainConfig))
+    assert first[0] == "--data"
 
 
 def test_flags_come_after_the_config_file(folder, small, command):
@@ -190,15 +229,16 @@ def test_a_run_is_never_overwritten_by_accident(folder, small, command):
 def test_a_mistake_together_with_overwrite_destroys_nothing(folder, small, command):
     assert command(train.main, *small).code == 0
     before = contents(folder / "out")
-    for mistake in (
-        "--block_size=65536 --batch_tokens=65536",
-        "--init_from=nothing.pt",
-        "--vocab_size=3",
-        "--data=nothing",
-        "--device=toaster",
-    ):
-        result = command(train.main, *small, *mistake.split(), "--overwrite=True")
-        assert result.code == 2, mistake
+    for mistake, word in {
+        "--block_size=65536 --batch_tokens=65536": "smaller --block_size",
+        "--init_from=nothing.pt": "does not exist",
+        "--vocab_size=3": "got 3",
+        "--data=nothing": "does not exist",
+        "--device=toaster": "toaster",
+    }.items():
+        flags = mistake.split()
+        result = command(train.main, *without(small, *flags), *flags, "--overwrite=True")
+        assert_message(result, word)
         assert contents(folder / "out") == before, mistake
 
 
@@ -209,7 +249,8 @@ def test_a_checkpoint_does_not_take_another_tokenizer(folder, small, command):
     for name, size in (("larger", 300), ("same_size", 257)):
         options = ["--source=empty", f"--name={name}", f"--tokenizer=bpe:{size}"]
         assert command(prepare_data.main, *options).code == 0
-        flags = [*small, f"--data=data/{name}", "--init_from=out/default", "--out=out/new"]
+        flags = [f"--data=data/{name}", "--init_from=out/default", "--out=out/new"]
+        flags += without(small, *flags)
         assert_message(command(train.main, *flags), f"data/{name}", "tokenizer")
         assert not Path("out/new").exists()
 
