@@ -19,6 +19,7 @@ RUN_FILES = (
     "last.pt",
     "previous.pt",
     "best.pt",
+    "wandb.id",
 )
 
 
@@ -224,13 +225,20 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def start_wandb(out: Path, config: dict):
+    """Begin a run of Weights & Biases, or continue the one that this folder has there."""
     import wandb
 
+    options = {"project": "nanoloop", "name": out.name, "dir": out, "config": config}
+    id_file = out / "wandb.id"
+    if id_file.exists():
+        options |= {"id": id_file.read_text(), "resume": "allow", "allow_val_change": True}
     try:
-        return wandb.init(project="nanoloop", name=out.name, dir=out, config=config)
+        run = wandb.init(**options)
     except wandb.Error as error:
         hint = "type `wandb login`, or set WANDB_MODE=offline"
         raise UserError(f"Weights & Biases did not start ({first_line(error)}): {hint}") from None
+    id_file.write_text(run.id)
+    return run
 
 
 def format_figures(figures: dict, separator: str) -> list[str]:

@@ -11,6 +11,7 @@ import resource
 import signal
 import stat
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -93,6 +94,20 @@ def test_a_resumed_log_drops_later_rows_and_a_row_cut_off_by_a_kill(tmp_path):
     RunLog(tmp_path, config, 2, 2.0, 1, 1.0, None)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
+
+
+def test_a_resumed_run_continues_its_run_of_wandb_and_a_new_one_does_not(tmp_path, monkeypatch):
+    ids = []
+
+    def init(id=None, **options):
+        ids.append(id)
+        return SimpleNamespace(id=id or f"new {len(ids)}")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Error=OSError))
+    config = {"batch_tokens": 10, "overwrite": False, "wandb": True, "eval_only": False}
+    for overwrite in (False, False, True, False):
+        RunLog(tmp_path, config | {"overwrite": overwrite}, 0, 0.0, 1, 1.0, None)
+    assert ids == [None, "new 1", None, "new 3"]
 
 
 def test_temporary_files_of_a_killed_run_are_removed_and_no_others(config, tmp_path):

@@ -694,7 +694,7 @@ def failing_wandb(good_calls: int) -> Callable[[], None]:
             raise ConnectionError("no route to host")
 
     def sabotage() -> None:
-        run = types.SimpleNamespace(log=log, summary={}, finish=lambda: None)
+        run = types.SimpleNamespace(id="id", log=log, summary={}, finish=lambda: None)
         sys.modules["wandb"] = types.SimpleNamespace(init=lambda **options: run)
 
     return sabotage
