@@ -7,6 +7,7 @@ of the text decides which.
 
     sample_row    in the workers: the line of a document in sample.jsonl
     study         what the sample shows
+    overlap.py    how much of val and test is in train
     write_report  the figures, the warnings (what was found, why it matters, what to do), the files
 """
 
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from corpus.curation import KINDS, View, share, sketch
+from corpus.overlap import overlap, read_blocks
 from nanoloop.data import SPLITS
 from nanoloop.files import replace_file, write_json
 
@@ -32,8 +34,8 @@ for key, kind in KINDS.items():  # where a range of bytes begins, in ascending o
 SCRIPTS = "Latin Greek Cyrillic Hebrew Arabic Indian Chinese Korean others".split()
 SAMPLE_BYTES = 8_000_000
 SPAN_BYTES = 10_000  # shorter repeated text is not counted
-# max_tokens of two recipes in config/; a test compares them.
-RECIPE_TOKENS = {"quickstart": 10_000_000, "gpt2": 2_500_000_000}
+# What recipes in config/ read: max_tokens; and the quickstart in its minute on two CPU cores.
+RECIPE_TOKENS = {"quickstart_on_cpu": 1_000_000, "quickstart": 10_000_000, "gpt2": 2_500_000_000}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -197,28 +199,26 @@ def count_tokens(shards, vocab_size, end_of_text):
     every = max(4, 1 + n_train // max(1, n_val))
     n_documents = 0
     for row, split in enumerate(SPLITS):
-        for shard in shards[split]:
-            for start in range(0, len(shard), 2**22):
-                # Pages that are read through the map would count as memory of this process.
-                offset = shard.offset + start * shard.itemsize
-                block = np.fromfile(shard.filename, shard.dtype, 2**22, offset=offset)
-                counts[row] += np.bincount(block, minlength=vocab_size)
-                if split == "train":
-                    starts = np.flatnonzero(block == end_of_text)
-                    ends = np.append(starts[1:], len(block))
-                    chosen = slice(-(n_documents + 1) % every, None, every)
-                    control = [block[:0]]
-                    for first, last in zip(starts[chosen], ends[chosen]):
-                        control.append(block[first:last])
-                    counts[3] += np.bincount(np.concatenate(control), minlength=vocab_size)
-                    n_documents += len(starts)
+        for block in read_blocks(shards[split], 2**22):
+            counts[row] += np.bincount(block, minlength=vocab_size)
+            if split == "train":
+                starts = np.flatnonzero(block == end_of_text)
+                ends = np.append(starts[1:], len(block))
+                chosen = slice(-(n_documents + 1) % every, None, every)
+                control = [block[:0]]
+                for first, last in zip(starts[chosen], ends[chosen]):
+                    control.append(block[first:last])
+                counts[3] += np.bincount(np.concatenate(control), minlength=vocab_size)
+                n_documents += len(starts)
     counts[0] -= counts[3]
     return counts
 
 
 def summarize(folder, progress, meta, tokenizer, shards):
     """Return all figures of the report as plain values."""
-    kept = dict(progress.kept)
+    kept = {}
+    for key in ("documents", "bytes"):
+        kept[key] = sum(row[key] for row in progress.splits.values())
     sample = []
     with open(folder / "sample.jsonl", encoding="utf-8") as file:
         for number, *document in map(json.loads, file):
@@ -229,7 +229,8 @@ def summarize(folder, progress, meta, tokenizer, shards):
     factor = kept["bytes"] / max(1, figures["sample"]["bytes"])
     for key in ("words", "encoded", "binary", "repeated"):
         kept[key] = round(factor * figures["sample"][key])
-    figures["examples"]["largest"] = progress.largest
+    if progress.largest:
+        figures["examples"]["largest"] = progress.largest
     for rule, row in progress.dropped.items():
         figures["examples"][rule] = row["examples"]
     languages = {name: row["bytes"] for name, row in figures["language"].items()}
@@ -252,25 +253,32 @@ def summarize(folder, progress, meta, tokenizer, shards):
     ranks = 2 ** np.arange(len(order).bit_length())
     by_rank = used[order[ranks - 1]]
     n_train = max(1, int(train.sum() + control.sum()))
+    bytes_per_token = share(kept["bytes"], n_tokens)
+    tokenizer_name = meta.get("tokenizer") or "byte"
+    # The user chose one of tiktoken's: not trained on this text, nor needed for a mixture.
+    is_published = not tokenizer_name.startswith("bpe:") and not Path(tokenizer_name).exists()
     return figures | {
         "meta": meta,
         "kept": kept,
         "dropped": progress.dropped,
+        "faults": progress.notes,
         "source": progress.sources,
-        "split": {name: row for name, row in progress.splits.items() if row["documents"]},
+        "split": {name: row for name, row in progress.splits.items() if row["tokens"]},
         "lengths": progress.lengths,
-        "repeated_bytes": kept["repeated"],
         "main_language": main_language,
         "foreign": 1 - share(languages[main_language], sum(languages.values())),
         "tokens": n_tokens,
-        "bytes_per_token": share(kept["bytes"], n_tokens),
+        "train_tokens": n_train,
+        "bytes_per_token": bytes_per_token,
         "tokens_per_word": share(n_tokens, kept["words"]),
         "vocabulary": tokenizer.vocab_size,
+        "tokenizer_is_published": is_published,
         "vocabulary_used": share(len(order), tokenizer.vocab_size),
         "most_frequent": shown(order[:20]),
         "least_frequent": shown(order[:-21:-1]),
         "by_rank": np.log2(by_rank).round(2).tolist(),
         "epochs": {name: count / n_train for name, count in RECIPE_TOKENS.items()},
+        "overlap_with_train": overlap(shards, tokenizer, bytes_per_token),
         "divergence": {"val": divergence(val, train), "chance": divergence(control, train)},
     }
 

@@ -7,11 +7,12 @@ import random
 import runpy
 from collections import Counter
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from corpus import report
+from corpus import overlap, report
 from corpus.bpe import train_bpe
 from corpus.curation import View
 from corpus.documents import Row
@@ -29,7 +30,7 @@ from corpus.report import (
 from corpus.writer import Progress, Writer
 from nanoloop.data import SPLITS, open_shard
 from nanoloop.tokenizer import load_tokenizer
-from prepare_data import PrepareConfig
+from prepare_data import PrepareConfig, prepare
 from tests.conftest import ROOT
 
 
@@ -65,6 +66,11 @@ def good_corpus(count: int = 200) -> list[tuple]:
 @pytest.fixture(scope="module")
 def tokenizer():
     return train_bpe("bpe:1000", [text for _, _, _, text in good_corpus()])
+
+
+@pytest.fixture(scope="module")
+def russian_tokenizer():
+    return train_bpe("bpe:1000", [russian(seed) for seed in range(100)])
 
 
 class Corpus:
@@ -152,6 +158,21 @@ def other_source():
     return [("archive", f"a{i}.txt", "train", prose(i + 9000, 4000)) for i in range(100)]
 
 
+def known_validation():
+    """Validation is part of a long document of train, below other headings."""
+    long = prose(4321, 8000)
+    parts = [f"{prose(i, 40)} {long[6000 * i :][:6000]}" for i in range(8)]
+    rows = [("shelf 0", "long.txt", "train", long)]
+    return rows + [("shelf 1", f"part{i}", "val", part) for i, part in enumerate(parts)]
+
+
+def repeating_text():
+    """A single text that repeats itself is split by position."""
+    page = prose(77, 2000)
+    parts = {"train": 18 * page, "test": page, "val": page}
+    return [("s", "log.txt", split, text) for split, text in parts.items()]
+
+
 PLANTED = {
     one_document: "one document dominates: 'big.txt'",
     other_source: "one source dominates: 'archive'",
@@ -162,6 +183,7 @@ PLANTED = {
     binary: "binary data",
     other_language: "several languages or scripts",
     other_validation: "validation is unlike train",
+    known_validation: "held-out text is in train",
 }
 
 
@@ -171,16 +193,17 @@ def test_a_planted_fault_is_named(plant, tokenizer, tmp_path):
     assert any(warning.startswith(PLANTED[plant]) for warning in warnings), warnings
 
 
-def test_all_planted_faults_together_are_named_with_a_reason_and_what_to_do(tmp_path):
+def test_all_planted_faults_together_are_named_with_a_reason_and_what_to_do(
+    russian_tokenizer, tmp_path
+):
     """Except for the dominating source, beside which the others would be small."""
-    tokenizer = train_bpe("bpe:1000", [russian(seed) for seed in range(100)])
     plants = [plant for plant in PLANTED if plant is not other_source]
     documents = good_corpus()
     for plant in plants:
         documents += plant()
-    warnings = Corpus(documents, tokenizer, tmp_path).warnings(name="bad")
+    warnings = Corpus(documents, russian_tokenizer, tmp_path).warnings(name="bad", tokenizer="gpt2")
     page = (tmp_path / "report.html").read_text()
-    expected = [PLANTED[plant] for plant in plants] + ["the tokenizer does not fit", "little text"]
+    expected = [PLANTED[plant] for plant in plants] + ["the tokenizer does not fit"]
     for name in expected:
         assert any(warning.startswith(name) for warning in warnings), name
         assert name.split(":")[0] in page
@@ -189,16 +212,45 @@ def test_all_planted_faults_together_are_named_with_a_reason_and_what_to_do(tmp_
         assert len(advice) > 40
 
 
-def test_a_tokenizer_of_another_language_is_named(tmp_path):
-    other = train_bpe("bpe:1000", [russian(seed) for seed in range(100)])
-    warnings = Corpus(good_corpus(50), other, tmp_path).warnings()
-    assert any("the tokenizer does not fit" in warning for warning in warnings)
-    assert any("of the vocabulary's 1,000 tokens occur" in warning for warning in warnings)
+def test_a_text_that_repeats_itself_is_named_with_advice_for_a_single_text(tokenizer, tmp_path):
+    warnings = Corpus(repeating_text(), tokenizer, tmp_path).warnings()
+    held_out, spans, *_ = warnings
+    assert held_out.startswith("held-out text is in train: 100.0% of val and 100.0% of test")
+    assert spans.startswith("very long repeated spans")
+    assert not any("--duplicates" in warning for warning in warnings)
 
 
-def test_bytes_are_no_misfit(tmp_path):
-    warnings = Corpus(good_corpus(50), load_tokenizer("byte"), tmp_path).warnings()
-    assert not any("tokenizer" in warning or "vocabulary" in warning for warning in warnings)
+def test_a_language_that_was_asked_for_is_no_fault(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(View, "language", property(lambda view: "en" if view.text < "о" else "ru"))
+    corpus = Corpus(good_corpus(40) + other_language(), tokenizer, tmp_path)
+    for languages, is_named in ((None, True), ("all", True), ("en,ru", False)):
+        warnings = corpus.warnings(languages=languages)
+        assert any("several languages" in warning for warning in warnings) == is_named
+
+
+@pytest.mark.parametrize("rule, is_named", [("min_words=50", True), ("near duplicate", False)])
+def test_what_rules_drop_is_a_sum_and_copies_are_no_fault(rule, is_named, tokenizer, tmp_path):
+    documents = good_corpus(20)
+    n_bytes = sum(len(text) for *_, text in documents)
+    documents += [("shelf 0", f"{i}", "train", "x" * n_bytes, rule) for i in range(3)]
+    warnings = Corpus(documents, tokenizer, tmp_path).warnings()
+    named = [warning for warning in warnings if warning.startswith("more was dropped than kept")]
+    assert len(named) == is_named
+    assert all("3 of 23 documents, 75.0% of the text" in warning for warning in named)
+    page = (tmp_path / "report.html").read_text()
+    assert "<b>3</b>of 23 documents dropped, 75.0% of the text" in page
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bpe:1000", "FOLDER", "byte"])
+def test_only_a_tokenizer_that_may_be_exchanged_is_blamed(name, russian_tokenizer, tmp_path):
+    """It was not trained on this text, and no other folder that is mixed with it needs it."""
+    tokenizer = load_tokenizer("byte") if name == "byte" else russian_tokenizer
+    name = name.replace("FOLDER", str(tmp_path))
+    warnings = Corpus(good_corpus(50), tokenizer, tmp_path).warnings(tokenizer=name)
+    misfits = [warning for warning in warnings if "tokenizer" in warning]
+    expected = ["the tokenizer does not fit", "only "] if name == "gpt2" else []
+    assert len(misfits) == len(expected)
+    assert all(map(str.startswith, misfits, expected))
 
 
 def test_an_empty_split_is_named_unless_none_was_wanted(tokenizer, tmp_path):
@@ -209,12 +261,16 @@ def test_an_empty_split_is_named_unless_none_was_wanted(tokenizer, tmp_path):
 
 
 def test_epochs_are_those_of_the_recipes(tokenizer, tmp_path):
-    epochs = Corpus(good_corpus(20), tokenizer, tmp_path).figures()["epochs"]
+    corpus = Corpus(good_corpus(20), tokenizer, tmp_path)
+    epochs = corpus.figures()["epochs"]
     texts = [text for _, _, split, text in good_corpus(20) if split == "train"]
     n_train = sum(1 + len(tokenizer.encode(text)) for text in texts)
     for name in ("quickstart", "gpt2"):
         recipe = runpy.run_path(str(ROOT / "config" / f"{name}.py"))
         assert epochs[name] == recipe["max_tokens"] / n_train
+    [warning] = [warning for warning in corpus.warnings() if warning.startswith("little text")]
+    assert f"them {1_000_000 // n_train} times on two CPU cores" in warning
+    assert f"--max_tokens={4 * n_train}." in warning
 
 
 def test_a_known_language_counts_more_than_the_script(tokenizer, tmp_path, monkeypatch):
@@ -334,6 +390,86 @@ def test_near_copies_are_estimated_from_a_sample_of_any_size(tokenizer, tmp_path
         assert part[name] == pytest.approx(everything[name], abs=0.08)
     assert part["kept"]["bytes"] == everything["kept"]["bytes"]
     assert part["kept"]["words"] == pytest.approx(everything["kept"]["words"], rel=0.02)
+
+
+# --------------------------------------------------------------------------------------------------
+# The overlap of the held-out splits with train
+
+
+def map_shards(folder, **splits) -> dict:
+    """Write lists of shards, of tokens each, and map them."""
+    shards = {}
+    for split, parts in splits.items():
+        shards[split] = []
+        for number, tokens in enumerate(parts):
+            path = folder / f"{split}_{number}.bin"
+            np.array(tokens, dtype="<u2").tofile(path)
+            shards[split].append(np.memmap(path, "<u2", "r"))
+    return shards
+
+
+def windows_of(tokens, size: int, counted: bool) -> list[tuple]:
+    """Return the windows by slicing, each with its position; 0 is end-of-text."""
+    found = []
+    for start in range(len(tokens)):
+        window = list(tokens[start : start + size])
+        if 0 in window[1:]:
+            window = window[: window.index(0, 1)]
+        if not counted or len(window) == size or window[0] == 0:
+            found.append(tuple(window))
+    return found
+
+
+@pytest.mark.parametrize("block", [40, 2**18])
+def test_the_overlap_is_the_share_of_windows_that_train_holds(block, tmp_path, monkeypatch):
+    """In documents of 1 to 60 tokens, in several shards and blocks, against slices of lists."""
+    monkeypatch.setattr(overlap, "BLOCK", block)
+    rng = random.Random(1)
+    known = [[0] + rng.choices(range(1, 9), k=rng.randrange(60)) for _ in range(60)]
+    train = sum(known, [])
+    new = [[0] + rng.choices(range(1, 9), k=rng.randrange(60)) for _ in range(20)]
+    inside = [[0] + text[3:40] for text in known[20:40]]
+    val = sum(known[:20] + new + inside, [])
+    shards = map_shards(tmp_path, train=[train[:300], train[300:]], val=[val], test=[])
+    tokenizer = SimpleNamespace(vocab_size=9, end_of_text=0)
+    shares = overlap.overlap(shards, tokenizer, bytes_per_token=25)
+    in_train = set(windows_of(train, 8, counted=False))
+    windows = windows_of(val, 8, counted=True)
+    expected = sum(window in in_train for window in windows) / len(windows)
+    assert 0.4 < expected < 0.9
+    assert shares == {"val": pytest.approx(expected), "test": None}
+
+
+def test_a_large_split_is_looked_at_in_a_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr(overlap, "WINDOWS", 1000)
+    rng = random.Random(2)
+    train = [0, *rng.choices(range(1, 500), k=30_000)]
+    val = train[:3001] + [0, *rng.choices(range(1, 500), k=7000)]
+    shards = map_shards(tmp_path, train=[train], val=[val], test=[val[:3001]])
+    tokenizer = SimpleNamespace(vocab_size=500, end_of_text=0)
+    shares = overlap.overlap(shards, tokenizer, bytes_per_token=6)
+    assert shares == {"val": pytest.approx(0.3, abs=0.02), "test": 1.0}
+
+
+def test_ready_tokens_have_a_report_too(tmp_path):
+    """Short documents that are in two splits, as another program wrote them."""
+    (tmp_path / "ready").mkdir()
+    rows = [[256, *b"name %d" % i] for i in range(400)]
+    for split, part in (("train", rows[:300]), ("val", rows[200:])):
+        path = tmp_path / "ready" / f"{split}.bin"
+        np.array(sum(part, []), dtype="<u2").tofile(path)
+    config = PrepareConfig(source=(str(tmp_path / "ready"),), name="own", tokenizer="byte")
+    folder = prepare(config, tmp_path)
+    figures = json.loads((folder / "report.json").read_text())
+    assert figures["overlap_with_train"] == {"val": 0.5, "test": None}
+    assert figures["kept"]["documents"] == 500
+    assert [found.split(":")[0] for found, _ in figures["warnings"]] == [
+        "held-out text is in train",
+        "little text",
+    ]
+    page = (folder / "report.html").read_text()
+    assert "<b>50.0%</b>of val is in train word for word" in page
+    assert "near copy" not in page  # nobody looked for one
 
 
 # --------------------------------------------------------------------------------------------------
