@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from corpus.curation import Seen
+from corpus.documents import Row
 from corpus.reading import Cursor
 from corpus.report import write_report
-from corpus.sources import has_magic
+from corpus.sources import has_magic, is_ours, split_in_words
 from nanoloop.data import FORMATS, HEADER_BYTES, HEADER_INTS, SPLITS, open_shard
 from nanoloop.files import link_or_copy, replace_folder, sha256_of_file, write_json
-from nanoloop.options import UserError, require
-from nanoloop.tokenizer import Tokenizer
+from nanoloop.options import UserError, reading, require
+from nanoloop.tokenizer import Tokenizer, load_tokenizer
 
 COMMIT_SECONDS = 3.0  # between two notes of the progress
 HELD_BYTES = 128_000_000  # of tokens that wait to be written
@@ -83,8 +84,8 @@ class Writer:
         # A long text has several rows: its fault counts once.
         if row.note and progress.fault != [row.note, row.where]:
             hint = "Correct it, leave it out, or type --strict=False to count faults"
-            is_fault = self.config.strict and row.note != "empty"
-            require(not is_fault, f"{row.where}: {row.note}. {hint}")
+            is_fault = not row.note.startswith(("empty", "left out"))
+            require(not (self.config.strict and is_fault), f"{row.where}: {row.note}. {hint}")
             progress.fault = [row.note, row.where]
             count_example(progress.notes, row.note, row)
         if row.drop_rule:
@@ -182,22 +183,37 @@ def append_tokens(folder, split, position, tokens, shard_tokens):
 # Ready tokens
 
 
-def import_tokens(paths, folder, tokenizer, progress):
-    """Import llm.c's shards as links, nanoGPT's bare uint16 as new shards.
+def import_tokens(units, folder, tokenizer, progress):
+    """Import llm.c's shards as links, bare tokens as new shards. Raises UserError.
 
-    A name with val or test in it decides the split. Raises UserError.
+    The word val or test in a name decides the split.
     """
+    for unit in units:
+        if unit.note:
+            row = Row(unit.source, unit.path, "", unit.note, 0, "train")
+            count_example(progress.notes, unit.note, row)
+    paths = [Path(unit.path) for unit in units if unit.note is None]
     bare = [path for path in paths if not has_magic(path)]
-    message = f"{bare[:1]} has no header, others have one: import them separately"
+    message = (
+        f"{bare[:1]} does not begin as a shard of llm.c, others do: download it again if it is "
+        "one, or import it separately"
+    )
     require(len(bare) in (0, len(paths)), message)
-    has_val = any("val" in path.name for path in paths)
+    splits = {path: split_in_words(path.name) or "train" for path in paths}
     message = (
         f"none of these {len(paths)} token files has 'val' in its name: rename one, data_val.bin"
     )
-    require(has_val, message)
-    for path in paths:
-        split = next((split for split in ("val", "test") if split in path.name), "train")
-        tokens = np.memmap(path, "<u2", "r") if bare else open_shard(path, "Download it again")
+    require("val" in splits.values(), message)
+    for parent in {path.parent for path in paths if is_ours(path.parent)}:
+        is_same = load_tokenizer(str(parent)).fingerprint == tokenizer.fingerprint
+        hint = f"type --tokenizer={parent}, and import tokens of another tokenizer separately"
+        require(is_same, f"{parent} has another tokenizer than {tokenizer.name}: {hint}")
+    n_documents = 0
+    for path, split in splits.items():
+        vocab_size = tokenizer.vocab_size
+        hint = "Download or copy it again"
+        tokens = open_bare(path, vocab_size) if bare else open_shard(path, hint)
+        require(len(tokens), f"{path} holds no token. {hint}")
         if path.with_name("meta.pkl").exists():
             tokens = decode_nanogpt(path, tokens, tokenizer)
         counts = progress.splits[split]
@@ -205,18 +221,42 @@ def import_tokens(paths, folder, tokenizer, progress):
             block = tokens[start : start + 2**24]
             message = (
                 f"{path} holds token {block.max()}, the tokenizer {tokenizer.name} has "
-                f"{tokenizer.vocab_size}: name the tokenizer of these tokens by --tokenizer"
+                f"{vocab_size}: name the tokenizer of these tokens by --tokenizer"
             )
-            require(block.max() < tokenizer.vocab_size, message)
+            require(block.max() < vocab_size, message)
+            block = block.astype(tokenizer.dtype)
             if bare:
                 shard_tokens = progress.plan["shard_tokens"]
                 append_tokens(folder, split, counts["tokens"], block, shard_tokens)
             counts["tokens"] += len(block)
             counts["bytes"] += int(tokenizer.token_bytes[block].sum())
             counts["documents"] += int((block == tokenizer.end_of_text).sum())
+        n_documents += counts["documents"]
         if not bare:
             index = len(list(folder.glob(f"{split}_*.bin")))
             link_or_copy(path, folder / f"{split}_{index:06d}.bin")
+    if not n_documents:
+        print(
+            f"warning: end-of-text ({tokenizer.end_of_text}) never occurs in these tokens: either "
+            f"they are one long text, or their tokenizer is not {tokenizer.name} (--tokenizer)"
+        )
+
+
+def open_bare(path, vocab_size):
+    """Return the tokens of a file without a header, memory-mapped. Raises UserError.
+
+    The widest type of which all tokens are in the vocabulary: read as a narrower one, the upper
+    halves would be tokens 0. With a wider one than the file's, two tokens are one large number.
+    """
+    size = path.stat().st_size
+    is_even = size % 2 == 0 < size
+    require(is_even, f"{path} holds {size:,} bytes, not tokens of two: download or copy it again")
+    for dtype in ("<u8", "<u4"):
+        if size % np.dtype(dtype).itemsize == 0:
+            tokens = np.memmap(path, dtype, "r")
+            if tokens[: 2**20].max() < vocab_size:
+                return tokens
+    return np.memmap(path, "<u2", "r")
 
 
 def decode_nanogpt(path, ids, tokenizer):
@@ -232,7 +272,8 @@ def decode_nanogpt(path, ids, tokenizer):
     require(text.is_file(), message)
     is_byte = tokenizer.name == "byte"
     require(is_byte, f"{path} holds characters: type --tokenizer=byte, or prepare {text}")
-    characters = np.array(sorted(set(text.read_text(encoding="utf-8"))))
+    with reading(f"{text} cannot be read", "copy nanoGPT's input.txt again"):
+        characters = np.array(sorted(set(text.read_text(encoding="utf-8"))))
     is_same = ids.max() < len(characters)
     require(is_same, f"{path} has more characters than {text}: it is another text")
     content = characters[ids].tobytes().decode("utf-32").encode()
