@@ -12,7 +12,7 @@ import shutil
 import sys
 import sysconfig
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from glob import glob
 from glob import has_magic as has_wildcard
@@ -78,7 +78,7 @@ class Unit:
     cuts: tuple = ()
     answers: Path | None = None
     split: str | None = None
-    official: tuple = ()
+    official: set = field(default_factory=set)
     note: str | None = None
 
 
@@ -116,9 +116,12 @@ def find_units(config, data_root: Path, name: str) -> list[Unit]:
         key = (unit.kind, unit.path)
         if unit.note is None or key not in units:
             units[key] = unit
-    held_out = [unit.path for unit in units.values() if unit.split]
+    held_out = [unit.path for unit in units.values() if unit.split and unit.kind != "tokens"]
     if held_out:
-        print(f"official splits are kept, such as {held_out[0]}: fractions divide the rest")
+        print(
+            f"official val and test are kept: {len(held_out):,} of the files, such as "
+            f"{held_out[0]}. --val_fraction and --test_fraction divide what has none"
+        )
     return list(units.values())
 
 
@@ -196,8 +199,10 @@ def walk(path, seen):
     index, indexed = read_index(path)
     for name in sorted({*names, *indexed}):
         child = path / name
+        if name == index:
+            continue
         if index and name not in indexed:
-            yield child, f"left out: not named by {index}"
+            yield child, f"left out: not in {index}"
         elif name.startswith("."):
             yield child, "left out: hidden"
         elif is_ours(child):
@@ -211,10 +216,10 @@ def read_index(folder):
 
     The index of a prepared folder, of the library datasets, and of the cache of the hub.
     """
-    for index, (key, field) in INDEXES.items():
+    for index, (key, column) in INDEXES.items():
         try:
             rows = json.loads((folder / index).read_bytes())[key]
-            return index, [str(row[field] if field else row) for row in rows]
+            return index, [str(row[column] if column else row) for row in rows]
         except (OSError, ValueError, LookupError, TypeError):
             continue  # a file of this name can be anything
     try:
@@ -264,8 +269,9 @@ def keep_official_splits(units):
     if official == splits or (None in splits and not tables):
         official = set()
     for unit in units:
-        unit.official = official
-        if unit.split not in official or (tables and unit.kind == "text"):
+        is_beside = unit.kind == "text" and tables
+        unit.official = set() if is_beside else official
+        if unit.split not in unit.official:
             unit.split = None
 
 
