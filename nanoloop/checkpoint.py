@@ -8,9 +8,11 @@ plain values and the checksums of the other files. Reading either executes nothi
 import json
 import math
 import shutil
+import sys
 import warnings
 import zipfile
 from collections import defaultdict
+from collections.abc import Set
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import get_type_hints
@@ -226,17 +228,27 @@ def load_latest(out: Path, rename: bool) -> dict | None:
 
     rename: rename a damaged one, so that the next save does not keep it in place of a good one.
     """
-    names = ("last.pt", "previous.pt", "best.pt")
+    hint = "type --overwrite=True to start anew"
+    latest = load_first(out, ("last.pt", "previous.pt", "best.pt"), hint, rename)
+    if latest is None:
+        print(f"'{out}' has no checkpoint to resume: starting at step 0")
+    return latest
+
+
+def load_first(out: Path, names: tuple, hint: str, rename: bool = False) -> dict | None:
+    """Load the first readable checkpoint of these names; return None if there is none.
+
+    Raises UserError with the hint if all are damaged.
+    """
     paths = [out / name for name in names if (out / name).exists()]
     for path in paths:
         try:
             return load(path)
         except UserError as error:
-            print(f"warning: checkpoint skipped: {error}")
+            print(f"warning: checkpoint skipped: {error}", file=sys.stderr)
             if rename:
                 path.rename(path.with_suffix(".damaged"))
-    require(not paths, f"no checkpoint in '{out}' can be read: type --overwrite=True to start anew")
-    print(f"'{out}' has no checkpoint to resume: starting at step 0")
+    require(not paths, f"no checkpoint in '{out}' can be read: {hint}")
     return None
 
 
@@ -246,9 +258,9 @@ def load_weights(source: str) -> dict:
     Raises UserError.
     """
     path = Path(source)
-    if path.is_dir() and list(path.glob("*.pt")):
-        best = path / "best.pt"
-        path = best if best.exists() else path / "last.pt"
+    best = load_first(path, ("best.pt", "last.pt", "previous.pt"), "name another run")
+    if best:
+        return read_tensors(best)
     if path.suffix == ".pt":
         return read_tensors(load(path))
     is_gpt2 = source.startswith("gpt2") or (path / "config.json").is_file()
@@ -279,11 +291,12 @@ def find_start(out: Path, config) -> tuple[dict | None, bool]:
     return None, False
 
 
-def complete(config, start: dict | None, data, resuming: bool):
+def complete(config, start: dict | None, data, resuming: bool, given: Set[str] = frozenset()):
     """Return a run's config with what its data and the checkpoint `start` fix.
 
     A resumed run keeps all that shapes it; fine-tuning may set another dropout and a smaller
-    block_size. Raises UserError where an option contradicts, and where ranks differ.
+    block_size. given: names of options that the user set, perhaps to their defaults. Raises
+    UserError where an option contradicts, and where ranks differ.
     """
     require(
         start or not config.eval_only,
@@ -322,9 +335,11 @@ def complete(config, start: dict | None, data, resuming: bool):
             del fixed["dropout"]
             fixed["block_size"] = min(config.block_size, fixed["block_size"])
     for name, value in fixed.items():
-        given = getattr(config, name)
-        is_free = given in (getattr(type(config), name), value)
-        require(is_free, f"{source} needs {name}={value}, got {given}: leave the option out")
+        asked = getattr(config, name)
+        is_default = asked == getattr(type(config), name)
+        is_free = asked is None or name not in given
+        message = f"{source} needs {name}={value}, got {asked}: leave the option out"
+        require(asked == value or (is_default and is_free), message)
     try:
         return replace(config, **fixed)
     except ValueError as error:

@@ -137,21 +137,22 @@ class Data:
 
 
 class Mixture:
-    """Several prepared folders with one tokenizer: FOLDER:SHARE,FOLDER:SHARE,…
+    """Several prepared folders with one tokenizer: FOLDER:SHARE,FOLDER:SHARE,… or FOLDER,FOLDER,…
 
-    sources: name of the folder to (share, Data); the shares sum to 1. tokenizer, fingerprint: as in
-    Data. Raises UserError.
+    Without shares, each folder has the same. sources: name of the folder to (share, Data); the
+    shares sum to 1. tokenizer, fingerprint: as in Data. Raises UserError.
     """
 
     def __init__(self, spec: str):
         self.folder = spec
-        parts = [part.rpartition(":") for part in spec.split(",")]
+        weighted = spec if ":" in spec else spec.replace(",", ":1,") + ":1"
+        parts = [part.rpartition(":") for part in weighted.split(",")]
         try:
             shares = [float(share) for _, _, share in parts]
         except ValueError:
             shares = [0.0]
         is_valid = all(0 < share < math.inf for share in shares)
-        expected = "a folder, or FOLDER:SHARE,FOLDER:SHARE with shares above 0"
+        expected = "a folder, FOLDER,FOLDER, or FOLDER:SHARE,FOLDER:SHARE with shares above 0"
         require(is_valid, f"--data must be {expected}, such as data/a:0.65,data/b:0.35, got {spec}")
         datas = [Data(folder) for folder, _, _ in parts]
         self.tokenizer = datas[0].tokenizer
@@ -171,7 +172,7 @@ class Mixture:
 
 def open_data(spec: str) -> Data | Mixture:
     """Open the data that --data names: a folder, or a mixture of several. Raises UserError."""
-    if Path(spec).exists() or ":" not in spec:
+    if Path(spec).exists() or not set(spec) & set(":,"):
         return Data(spec)
     return Mixture(spec)
 

@@ -52,6 +52,13 @@ def kinds(tokens: np.ndarray) -> list[str]:
 # Shares
 
 
+def test_folders_without_shares_have_equal_ones(folders):
+    shares = dict.fromkeys(folders, 1)
+    data = open_data(",".join(folders.values()))
+    assert data.fingerprint == open_mixture(folders, **shares).fingerprint
+    assert {share for share, _ in data.sources.values()} == {1 / 3}
+
+
 @pytest.mark.parametrize("shares", [(0.65, 0.35), (0.5, 0.3, 0.2), (1, 1, 1), (0.98, 0.015, 0.005)])
 def test_at_every_moment_each_source_has_had_its_share(folders, shares):
     data = open_mixture(folders, **dict(zip(folders, shares)))

@@ -97,6 +97,18 @@ def test_a_checkpoint_with_another_tokenizer_than_its_models_is_refused(
     assert done.code == 2 and done.err.startswith("error: ") and "bad.pt" in done.err, done.err
 
 
+def test_a_damaged_best_checkpoint_is_passed_over(run, command, tmp_path):
+    shutil.copy(run / "last.pt", tmp_path)
+    (tmp_path / "best.pt").write_bytes((run / "last.pt").read_bytes()[:5000])
+    result = command(sample.main, tmp_path, "--max_new_tokens=4")
+    assert result.code == 0 and result.out
+    assert "checkpoint skipped" in result.err and "best.pt" in result.err
+    (tmp_path / "last.pt").write_bytes(b"")
+    result = command(sample.main, tmp_path)
+    assert result.code == 2 and "name another run" in result.err
+    assert {path.name for path in tmp_path.iterdir()} == {"best.pt", "last.pt"}
+
+
 def test_a_checkpoint_of_another_version_says_so(run, command, tmp_path):
     saved = torch.load(run / "last.pt", weights_only=True)
     torch.save(saved | {"format": 99}, tmp_path / "future.pt")

@@ -324,7 +324,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_previous_one(config, tmp_path, 
     content = (tmp_path / "run/last.pt").read_bytes()
     (tmp_path / "run/last.pt").write_bytes(content[: len(content) // 2])
     train.train(replace(options, resume=True))
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().err
     assert "warning: checkpoint skipped" in printed and "last.pt" in printed
     assert (tmp_path / "run/last.damaged").exists()
     assert_identical(expected, final_weights(tmp_path / "run"))
