@@ -32,12 +32,12 @@ def read_blocks(shards, size):
             yield np.fromfile(shard.filename, shard.dtype, size, offset=offset)
 
 
-def hash_windows(shards, size, end_of_text, codes):
+def hash_windows(shards, size, end_of_text):
     """Yield (hashes, is_counted) of the windows at all positions, in blocks.
 
     A window ends behind `size` tokens, a power of 2, or with its document. Counted are the complete
-    ones, and the first of each document, which is all of a short one. codes: a random uint64 for
-    each token.
+    ones, and the first of each document, which is all of a short one. A hash is a polynomial of
+    the tokens, modulo 2**64 (Karp and Rabin 1987).
     """
     tokens = np.zeros(0, dtype=int)
     padding = np.full(size - 1, end_of_text)
@@ -45,7 +45,7 @@ def hash_windows(shards, size, end_of_text, codes):
         tokens = np.concatenate([tokens, block])
         is_first = tokens == end_of_text
         document = np.cumsum(is_first)
-        hashes = codes[tokens]
+        hashes = tokens.astype(np.uint64) + 1
         factor = np.array([FACTOR])
         length = 1
         while length < size:  # a window is two of half its length
@@ -61,25 +61,23 @@ def hash_windows(shards, size, end_of_text, codes):
         tokens = tokens[count:]
 
 
-def overlap(shards, tokenizer, bytes_per_token):
+def overlap(shards, end_of_text, bytes_per_token):
     """Return the share of the windows of val and of test that are in train.
 
     shards: mapped tokens by split. An empty split has None.
     """
-    size = 2 ** round(math.log2(WINDOW_BYTES / max(1, bytes_per_token)))
-    codes = np.random.default_rng(0).integers(2**64, size=tokenizer.vocab_size, dtype=np.uint64)
-    options = (size, tokenizer.end_of_text, codes)
+    size = 2 ** round(math.log2(WINDOW_BYTES / np.clip(bytes_per_token, 1, WINDOW_BYTES)))
     held_out = {}
     for split in ("val", "test"):
         every = 1 + sum(map(len, shards[split])) // WINDOWS
-        windows = hash_windows(shards[split], *options)
+        windows = hash_windows(shards[split], size, end_of_text)
         chosen = [hashes[is_counted][::every] for hashes, is_counted in windows]
         held_out[split] = np.concatenate(chosen)
     known = np.unique(np.concatenate(list(held_out.values())))
     is_likely = np.zeros(2**22, dtype=bool)
     is_likely[known >> SHIFT] = True
     is_found = np.zeros(len(known), dtype=bool)
-    for hashes, _ in hash_windows(shards["train"], *options):
+    for hashes, _ in hash_windows(shards["train"], size, end_of_text):
         is_found |= np.isin(known, hashes[is_likely[hashes >> SHIFT]])
     shares = {}
     for split, hashes in held_out.items():

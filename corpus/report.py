@@ -278,7 +278,7 @@ def summarize(folder, progress, meta, tokenizer, shards):
         "least_frequent": shown(order[:-21:-1]),
         "by_rank": np.log2(by_rank).round(2).tolist(),
         "epochs": {name: count / n_train for name, count in RECIPE_TOKENS.items()},
-        "overlap_with_train": overlap(shards, tokenizer, bytes_per_token),
+        "overlap_with_train": overlap(shards, tokenizer.end_of_text, bytes_per_token),
         "divergence": {"val": divergence(val, train), "chance": divergence(control, train)},
     }
 

@@ -7,7 +7,6 @@ import random
 import runpy
 from collections import Counter
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -431,8 +430,7 @@ def test_the_overlap_is_the_share_of_windows_that_train_holds(block, tmp_path, m
     inside = [[0] + text[3:40] for text in known[20:40]]
     val = sum(known[:20] + new + inside, [])
     shards = map_shards(tmp_path, train=[train[:300], train[300:]], val=[val], test=[])
-    tokenizer = SimpleNamespace(vocab_size=9, end_of_text=0)
-    shares = overlap.overlap(shards, tokenizer, bytes_per_token=25)
+    shares = overlap.overlap(shards, 0, bytes_per_token=25)
     in_train = set(windows_of(train, 8, counted=False))
     windows = windows_of(val, 8, counted=True)
     expected = sum(window in in_train for window in windows) / len(windows)
@@ -446,9 +444,14 @@ def test_a_large_split_is_looked_at_in_a_sample(tmp_path, monkeypatch):
     train = [0, *rng.choices(range(1, 500), k=30_000)]
     val = train[:3001] + [0, *rng.choices(range(1, 500), k=7000)]
     shards = map_shards(tmp_path, train=[train], val=[val], test=[val[:3001]])
-    tokenizer = SimpleNamespace(vocab_size=500, end_of_text=0)
-    shares = overlap.overlap(shards, tokenizer, bytes_per_token=6)
+    shares = overlap.overlap(shards, 0, bytes_per_token=6)
     assert shares == {"val": pytest.approx(0.3, abs=0.02), "test": 1.0}
+
+
+def test_a_token_may_be_longer_than_a_window(tmp_path):
+    shards = map_shards(tmp_path, train=[[0, 5, 6]], val=[[0, 6]], test=[[0, 7]])
+    shares = overlap.overlap(shards, 0, bytes_per_token=1000)
+    assert shares == {"val": 1.0, "test": 0.5}  # end-of-text is a window too
 
 
 def test_ready_tokens_have_a_report_too(tmp_path):
