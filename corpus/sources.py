@@ -15,7 +15,6 @@ import urllib.request
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from glob import glob
-from glob import has_magic as has_wildcard
 from pathlib import Path
 
 import numpy as np
@@ -149,15 +148,12 @@ def listed_units(source, config, seen):
 
     seen: as in walk. A path that exists is no pattern, whatever characters it has.
     """
-    expanded = os.path.expanduser(source)
-    root = Path(expanded)
-    if os.path.exists(root):
-        paths = [root]
-        root = root if root.is_dir() else root.parent
-    else:
-        paths = sorted(map(Path, glob(expanded, recursive=True)))
-        while has_wildcard(str(root)):
-            root = root.parent
+    root = Path(os.path.expanduser(source))
+    paths = [root]
+    if not os.path.exists(root):
+        paths = sorted(map(Path, glob(str(root), recursive=True)))
+    while not os.path.isdir(root):
+        root = root.parent
     hint = "give python, shakespeare, hf:NAME, synthetic:TASKS, - or paths (quote a glob)"
     require(paths, f"--source={source} does not exist: {hint}")
     units = []

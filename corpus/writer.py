@@ -208,7 +208,6 @@ def import_tokens(units, folder, tokenizer, progress):
         is_same = load_tokenizer(str(parent)).fingerprint == tokenizer.fingerprint
         hint = f"type --tokenizer={parent}, and import tokens of another tokenizer separately"
         require(is_same, f"{parent} has another tokenizer than {tokenizer.name}: {hint}")
-    n_documents = 0
     for path, split in splits.items():
         vocab_size = tokenizer.vocab_size
         hint = "Download or copy it again"
@@ -231,11 +230,10 @@ def import_tokens(units, folder, tokenizer, progress):
             counts["tokens"] += len(block)
             counts["bytes"] += int(tokenizer.token_bytes[block].sum())
             counts["documents"] += int((block == tokenizer.end_of_text).sum())
-        n_documents += counts["documents"]
         if not bare:
             index = len(list(folder.glob(f"{split}_*.bin")))
             link_or_copy(path, folder / f"{split}_{index:06d}.bin")
-    if not n_documents:
+    if not any(counts["documents"] for counts in progress.splits.values()):
         print(
             f"warning: end-of-text ({tokenizer.end_of_text}) never occurs in these tokens: either "
             f"they are one long text, or their tokenizer is not {tokenizer.name} (--tokenizer)"
