@@ -36,7 +36,7 @@ from corpus.sources import SHAKESPEARE_OPTIONS, default_tokenizer, find_units
 from corpus.workers import ordered_map
 from corpus.writer import Progress, Writer, finish, import_tokens
 from nanoloop.files import write_json
-from nanoloop.options import read_options, require, run_program
+from nanoloop.options import UserError, read_options, require, run_program
 from nanoloop.tokenizer import Tokenizer, load_tokenizer
 
 SMALL_BYTES = 4_000_000  # a smaller source is not worth the start of workers
@@ -92,11 +92,12 @@ def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
     to_read = [unit for unit in units if unit.note is None]
     ready = [unit.path for unit in to_read if unit.kind == "tokens"]
     texts = [unit for unit in to_read if unit.kind != "tokens"]
-    message = (
-        "some sources are ready tokens, others are text: prepare them separately. "
-        f"{ready[:1]} holds tokens, {[unit.path for unit in texts[:1]]} does not"
-    )
-    require(not ready or not texts, message)
+    if ready and texts:
+        raise UserError(
+            "some sources are ready tokens, others are text: prepare them separately. "
+            f"{ready[0]} holds tokens, {texts[0].path} does not. "
+            f"Type --source='{Path(ready[0]).parent}/*.bin' for the tokens"
+        )
     progress, tokenizer = resume(folder, make_plan(config, units))
     if tokenizer is None:
         tokenizer = make_tokenizer(config, texts)

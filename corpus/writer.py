@@ -194,11 +194,11 @@ def import_tokens(units, folder, tokenizer, progress):
             count_example(progress.notes, unit.note, row)
     paths = [Path(unit.path) for unit in units if unit.note is None]
     bare = [path for path in paths if not has_magic(path)]
-    message = (
-        f"{bare[:1]} does not begin as a shard of llm.c, others do: download it again if it is "
-        "one, or import it separately"
-    )
-    require(len(bare) in (0, len(paths)), message)
+    if 0 < len(bare) < len(paths):
+        raise UserError(
+            f"{bare[0]} does not begin as a shard of llm.c, others do: download it again if it is "
+            "one, or import it separately"
+        )
     splits = {path: split_in_words(path.name) or "train" for path in paths}
     message = (
         f"none of these {len(paths)} token files has 'val' in its name: rename one, data_val.bin"
