@@ -297,11 +297,12 @@ def print_help(cls: type, program: str, values: dict) -> None:
         body = re.split("    def |    NEEDS", inspect.getsource(base))[0]
         text = head + title + body + tail
     for line in text.splitlines():
-        option = re.match(r"    (\w+): (.+?)(?: = (.+?))?(?:  # (.+))?$", line)
+        option = re.match(r"    (\w+): (.+?)(?: = .+?)?(?:  # (.+))?$", line)
         if option:
-            name, kind, default, comment = option.groups("")
+            name, kind, comment = option.groups("")
             dashes = "" if "Positional" in kind else "--"
-            flag = f"{dashes}{name}={values.get(name, default)}".replace("\n", "\\n")
+            value = values.get(name, getattr(cls, name, "…"))
+            flag = f"{dashes}{name}={value}".replace("\n", "\\n")
             choices = kind.removeprefix("Literal") if "Literal" in kind else ""
             print(flag.ljust(28), comment, choices)
         elif not line.startswith(("@", "class ")):

@@ -71,8 +71,10 @@ def try_one(options: TryOptions) -> int:
 def find(options: LogOptions) -> dict:
     """Return the trial whose id begins with options.id. Raises UserError."""
     trials = Ledger(Path(options.folder)).trials()
-    rows = [row for row in trials if options.id and row["id"].startswith(options.id)]
     latest = ", ".join(row["id"] for row in trials[-5:]) or "none"
+    folder = f"--folder={options.folder}"
+    require(options.id, f"type the id of a trial after the command; latest in {folder}: {latest}")
+    rows = [row for row in trials if row["id"].startswith(options.id)]
     message = f"{len(rows)} trials in {options.folder} begin with '{options.id}'; latest: {latest}"
     require(len(rows) == 1, message)
     return rows[0]

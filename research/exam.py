@@ -23,7 +23,7 @@ BATCH_SIZE = 64
 class ExamOptions:
     """Examine a trained model in synthetic tasks."""
 
-    run: Annotated[str, tyro.conf.Positional]  # folder of a run, or a checkpoint
+    run: Annotated[str, tyro.conf.Positional] = ""  # folder of a run, or a checkpoint
     tasks: str = "all"  # such as addition,sorting
     split: Literal["val", "test"] = "val"  # of the items
     count: int = 200  # items of each task, fewer where a task has not so many
@@ -70,6 +70,7 @@ def grade(model, tokenizer, paper: Paper) -> float:
 
 
 def main(options: ExamOptions) -> None:
+    require(options.run, "no run: type its folder after the command, such as exam out/quickstart")
     require(options.count >= 1, f"count must be at least 1, got {options.count}")
     names = task_names(options.tasks)
     device, dtype = pick_device(options.device, options.dtype)

@@ -233,7 +233,8 @@ def run(
     and returns its row.
     """
     program = shlex.split(agent)[:1]
-    require(program and shutil.which(program[0]), f"--agent={agent!r}: there is no such command")
+    require(program, "no agent: type its command, such as --agent='claude -p'")
+    require(shutil.which(program[0]), f"--agent={agent!r}: there is no such command")
     ledger = Ledger(folder)
     repo = open_repository(folder)
     recover(ledger, repo)

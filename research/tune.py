@@ -61,7 +61,10 @@ def read_values(text: str):
 
     kind, _, bounds = text.removesuffix(")").partition("(")
     if not bounds:
-        return CategoricalDistribution(text.split("|"))
+        choices = text.split("|")
+        if len(choices) == 1:
+            raise ValueError("a single value")
+        return CategoricalDistribution(choices)
     low, high = map(literal_eval, bounds.split(","))
     if kind == "int":
         return IntDistribution(low, high)
@@ -81,7 +84,8 @@ def search(
     """Return the Optuna study (arXiv:1907.10902) of `space` after `tries` settings.
 
     score(settings, seed, slot): returns bits per byte, or raises patch.Invalid. As many run at once
-    as there are slots. noise_sd: the noise floor; inf drops no setting. start: the first setting.
+    as there are slots. noise_sd: the noise floor; inf drops no setting. start: the first setting;
+    an option that it lacks is sampled.
     """
     import optuna
     from optuna.trial import TrialState
@@ -124,15 +128,33 @@ def search(
     return study
 
 
+def setting_of(recipe, space: dict) -> dict:
+    """Return the options of the recipe that the space can express, as it writes them."""
+    setting = {}
+    for name, values in space.items():
+        value = getattr(recipe, name)
+        choices = getattr(values, "choices", None)
+        if choices is not None:
+            value = str(value)
+            is_inside = value in choices
+        else:
+            is_inside = value is not None and values.low <= value <= values.high
+        if is_inside:
+            setting[name] = value
+    return setting
+
+
 def to_text(settings: dict) -> str:
     return " ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def main(options: TuneOptions) -> int:
+    from train import TrainConfig
+
+    space = read_space(options.space, {field.name for field in fields(TrainConfig)})
     setup = Setup(options, patch.ROOT)
-    space = read_space(options.space, {field.name for field in fields(setup.recipe)})
     noise = known_noise(setup.ledger, options)
-    start = {name: getattr(setup.recipe, name) for name in space}
+    start = setting_of(setup.recipe, space)
 
     def score(settings: dict, seed: int, slot: Slot) -> float:
         """Score a run with these options on the validation split. Raises Invalid."""

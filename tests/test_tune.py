@@ -3,12 +3,14 @@
 The score is a formula instead of a run. tests/slow/test_search.py has the rest.
 """
 
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip("optuna")  # an optional library
 
 from nanoloop.options import UserError
-from research.tune import read_space, search
+from research.tune import read_space, search, setting_of
 
 SPACE_TEXT = "muon_lr=log(0.001,0.1) n_layer=int(1,6) activation=relu2|swiglu"
 NAMES = {"muon_lr", "n_layer", "activation", "decay", "seed", "data"}
@@ -41,6 +43,9 @@ def test_a_space_is_read_as_it_is_written(tmp_path):
         "muon_lr=log(0.1)",
         "muon_lr=range(1,2)",
         "n_layer=int(4,2)",
+        "decay=0.2,0.8",
+        "n_layer=[1,2,3]",
+        "activation=swiglu",
         "n_layer=int(a,4)",
         "seed=int(1,9)",
         "data=a|b",
@@ -55,6 +60,17 @@ def test_the_recipe_itself_is_tried_first(tmp_path):
     start = {"muon_lr": 0.02, "n_layer": 4, "activation": "swiglu"}
     study = search(SPACE, bowl, tmp_path, tries=3, seeds=1, start=start)
     assert study.trials[0].params == start == study.best_params
+
+
+def test_a_recipe_outside_the_space_is_tried_as_far_as_it_is_inside(tmp_path):
+    space = read_space(
+        "muon_lr=log(0.1,1) n_layer=2|4 activation=gelu|swiglu decay=int(0,1)", NAMES
+    )
+    recipe = SimpleNamespace(muon_lr=0.02, n_layer=4, activation="relu2", decay=None)
+    start = setting_of(recipe, space)
+    assert start == {"n_layer": "4"}
+    study = search(space, lambda *_: 1.0, tmp_path, tries=1, seeds=1, start=start)
+    assert study.trials[0].params["n_layer"] == "4"
 
 
 def test_a_search_resumes(tmp_path):
