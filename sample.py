@@ -9,6 +9,8 @@
 A checkpoint holds its tokenizer, so nothing else is needed.
 """
 
+import nanoloop.environment  # isort: skip # noqa: F401
+
 import codecs
 import sys
 from dataclasses import dataclass

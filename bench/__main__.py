@@ -25,6 +25,8 @@ Every option of train.py may be given too. These rules keep a comparison fair:
 Reading order: this file, sides.py, measure.py, race.py, text.py, scaling.py, peers.py, report.py.
 """
 
+import nanoloop.environment  # isort: skip # noqa: F401
+
 import json
 import shlex
 from dataclasses import dataclass, replace

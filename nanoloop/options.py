@@ -276,7 +276,7 @@ def require_effect(config, assigned: dict, names: list[str]) -> None:
     for need, options in needs.items():
         key, _, pattern = need.partition("=")
         value = getattr(config, key)
-        instead = needs.get(f"{key}={value}", f"another {key}")
+        instead = needs.get(f"{key}={value}", f"another --{key}")
         if fnmatch(str(value), pattern) if pattern else value:
             continue
         for name in {*assigned, *names} & set(options.split()):
@@ -295,7 +295,7 @@ def print_help(cls: type, program: str, values: dict) -> None:
     for base in cls.__mro__[:-1]:
         head, title, tail = text.partition(f": {base.__name__}\n")
         body = re.split("    def |    NEEDS", inspect.getsource(base))[0]
-        text = head + title + body + tail
+        text = head + title + "\n" + body + tail
     for line in text.splitlines():
         option = re.match(r"    (\w+): (.+?)(?: = .+?)?(?:  # (.+))?$", line)
         if option:

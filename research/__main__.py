@@ -13,6 +13,8 @@ Each explains its options with --help. Exit code of a trial: 0 kept, 1 rejected 
 mistake in the command, 3 refused or crashed.
 """
 
+import nanoloop.environment  # isort: skip # noqa: F401
+
 import json
 import sys
 from dataclasses import dataclass

@@ -79,6 +79,9 @@ MISTAKES = {
     # preparation
     "prepare": ["--source"],
     "prepare --source=text.txt --source=empty.txt": ["--source is repeated", "--source=A B"],
+    "prepare text.txt --duplicates_mb=4": ["--duplicates_mb has no effect", "duplicates=None"],
+    "prepare --source=text.txt --hf_config=x": ["--hf_config has no effect", "text.txt"],
+    "prepare text.txt nothing": ["--source=nothing does not exist"],
     "prepare --source=nothing": ["nothing", "python, shakespeare"],
     "prepare --source=empty": ["--source=empty", "without files"],
     "prepare --source=empty.txt": ["empty.txt", "1 empty"],
@@ -90,7 +93,7 @@ MISTAKES = {
     "prepare --source=text.txt --val_fraction=-0.1": ["-0.1"],
     "prepare --source=text.txt --name=../x": ["../x", "--name=mine"],
     "prepare --source=text.txt --shard_tokens=0": ["shard_tokens must be at least 1", "got 0"],
-    "prepare --source=text.txt --duplicates_mb=0": ["duplicates_mb must be at least 1", "got 0"],
+    "prepare text.txt --duplicates=near --duplicates_mb=0": ["duplicates_mb must be at least 1"],
     "prepare --source=text.txt --include_site_packages=True": ["--source=python"],
     "prepare --source=text.txt --tokeniser=byte": ["--tokeniser=byte", "did you mean --tokenizer?"],
 }
@@ -312,6 +315,15 @@ def test_a_mistake_ends_a_real_program_with_exit_code_2(tmp_path):
     assert run.returncode == 2
     assert "--n_layer" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("program", ["prepare_data.py", "sample.py", "-m research", "-m bench"])
+def test_a_python_without_the_libraries_is_told_the_environment(program):
+    """-S leaves installed libraries out, as a Python outside the environment does."""
+    run = run_python(ROOT, "-S", *program.split())
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: ") and run.stderr.count("\n") == 1
+    assert "source .venv/bin/activate" in run.stderr
 
 
 def test_a_user_error_is_a_value_error():
