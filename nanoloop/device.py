@@ -127,12 +127,17 @@ def require_memory(config, batch_size: int, trains_here: bool, limit: int | None
 
 
 def peak_memory_mb(device: torch.device | None = None) -> float:
-    """Return the most memory that this process has held, in MiB: of its GPU or main memory."""
+    """Return the most memory that this process has held, in MiB: of its GPU or main memory.
+
+    On Linux, mapped files do not count, such as shards: the system drops them where it needs room.
+    """
     if device and device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # macOS counts bytes, Linux kibibytes.
-    return usage / (2**20 if sys.platform == "darwin" else 2**10)
+    if sys.platform == "darwin":
+        return usage / 2**20  # macOS counts bytes, Linux kibibytes
+    mapped_pages = int(Path("/proc/self/statm").read_text().split()[2])
+    return usage / 2**10 - mapped_pages * resource.getpagesize() / 2**20
 
 
 def tune_process() -> None:

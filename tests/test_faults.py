@@ -6,6 +6,7 @@ Killed processes and real disks are in tests/slow/drill.py.
 import ast
 import contextlib
 import json
+import multiprocessing
 import os
 import resource
 import signal
@@ -13,6 +14,7 @@ import stat
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,7 +22,7 @@ import prepare_data
 import train
 from model import GPT, GPTConfig
 from nanoloop import checkpoint, options
-from nanoloop.device import require_memory
+from nanoloop.device import peak_memory_mb, require_memory
 from nanoloop.files import locked, replace_file, write_if_possible
 from nanoloop.options import EXIT_RESUMABLE, StopFlag, UserError, print_safely
 from nanoloop.runlog import RUN_FILES, RunLog
@@ -120,12 +122,12 @@ def test_temporary_files_of_a_killed_run_are_removed_and_no_others(config, tmp_p
 
 def test_a_folder_is_locked_for_others_and_free_afterwards(tmp_path):
     folder = tmp_path / "a" / "b"
-    with locked(folder, "first"):
+    with locked(folder / ".lock", "first"):
         with pytest.raises(UserError, match="second"):
-            with locked(folder, "second"):
+            with locked(folder / ".lock", "second"):
                 pass
     assert list(tmp_path.iterdir()) == [], "the folders existed only for the lock"
-    with locked(folder, "third"):
+    with locked(folder / ".lock", "third"):
         (folder / "file").touch()
     assert (folder / "file").exists()
 
@@ -265,6 +267,29 @@ def test_no_model_is_refused_that_the_memory_could_hold(options):
     require_memory(config, 0, True, limit=12 * weights + 24_000 * config.n_layer + 1)
     with pytest.raises(UserError, match="GB of memory.*smaller --n_layer"):
         require_memory(config, 0, True, limit=2 * weights)
+
+
+def measure_memory(path, results) -> None:
+    before = peak_memory_mb()
+    shard = np.memmap(path, "<u2")
+    shard.max()
+    mapped = peak_memory_mb()
+    held = [shard, b"1" * (64 << 20)]
+    results.put((mapped - before, peak_memory_mb() - mapped, len(held)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs fork and /proc")
+def test_the_memory_of_a_run_is_what_it_holds_without_the_data_it_has_mapped(tmp_path):
+    path = tmp_path / "shard"
+    path.write_bytes(bytes(64 << 20))
+    processes = multiprocessing.get_context("fork")  # the peak of a fork begins anew
+    results = processes.Queue()
+    process = processes.Process(target=measure_memory, args=(path, results))
+    process.start()
+    for_data, for_objects, _ = results.get(timeout=60)
+    process.join()
+    assert for_data < 16
+    assert for_objects > 48
 
 
 # ------------------------------------------------------------------------------------------------

@@ -16,9 +16,10 @@ import pytest
 import torch
 
 import train
-from nanoloop import checkpoint
+from nanoloop import checkpoint, ranks
+from nanoloop.data import open_data
 from nanoloop.muon import orthogonalize
-from nanoloop.options import run_program
+from nanoloop.options import UserError, run_program
 from nanoloop.ranks import share_work
 
 # The ranks are forks of a server that imports once what a run needs, so a run starts in a moment.
@@ -58,8 +59,13 @@ def flags(folder: Path, data_dir: Path, **options) -> list[str]:
     return [f"--{key}={value}" for key, value in values.items()]
 
 
-def run_ranks(count: int, folder: Path, data_dir: Path, **options) -> SimpleNamespace:
-    """Run train.py in `count` processes; return exit code, output and errors of all together."""
+def run_ranks(
+    count: int, folder: Path, data_dir: Path, last: dict | None = None, **options
+) -> SimpleNamespace:
+    """Run train.py in `count` processes; return exit code, output and errors of all together.
+
+    last: options that only the last rank has.
+    """
     if 0 < GPUS < count:
         pytest.skip(f"needs {count} GPUs")
     streams = [folder.with_name(f"{folder.name}.{name}") for name in ("out", "err")]
@@ -68,9 +74,10 @@ def run_ranks(count: int, folder: Path, data_dir: Path, **options) -> SimpleName
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = flags(folder, data_dir, **options)
     processes = []
     for rank in range(count):
+        changes = last if last and rank == count - 1 else {}
+        arguments = flags(folder, data_dir, **options | changes)
         variables = {"WORLD_SIZE": count, "RANK": rank, "LOCAL_RANK": rank}
         variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         if count == 1:
@@ -147,6 +154,49 @@ def test_a_mistake_is_reported_once_and_ends_all_ranks(data_dir, tmp_path):
     assert result.err.count("error: ") == 1
     assert "2 ranks" in result.err
     assert "Traceback" not in result.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "name, other",
+    [("step", 8), ("seconds", 0.5), ("data", "0123456789abcdef"), ("head_lr", 0.1), ("seed", 2)],
+)
+def test_ranks_of_different_runs_are_refused(name, other, config, data_dir, monkeypatch):
+    def gather(gathered, values):
+        gathered[:] = [values, values | {name: other}]
+
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    monkeypatch.setattr(ranks.dist, "all_gather_object", gather)
+    with pytest.raises(UserError, match=f"rank 1 has {name}={other}, rank 0 has .*one command"):
+        checkpoint.complete(config(), None, open_data(data_dir), resuming=False)
+
+
+def test_the_paths_of_one_run_may_differ_between_machines(config, data_dir, monkeypatch):
+    seen = []
+    monkeypatch.setattr(checkpoint, "require_equal", seen.append)
+    data = open_data(data_dir)
+    for change in ({"out": "here"}, {"out": "there"}, {"data": "elsewhere"}):
+        checkpoint.complete(config(**change), None, data, resuming=False)
+    assert seen[0] == seen[1] == seen[2]
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"WORLD_SIZE": "4"}, {"RANK": "0"}, {"RANK": "1", "WORLD_SIZE": "2"}, {"RANK": "one"}],
+)
+def test_half_of_a_launchers_variables_are_refused(variables, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="cannot connect .*torchrun, or type `unset RANK"):
+        with ranks.connected():
+            pass
+
+
+def test_sharding_in_a_single_process_is_refused_before_the_folder_is_written(config, tmp_path):
+    with pytest.raises(UserError, match="shard=True .*type torchrun"):
+        train.train(config(shard=True))
     assert not (tmp_path / "run").exists()
 
 

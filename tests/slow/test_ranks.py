@@ -14,7 +14,8 @@ import torch
 import sample
 from nanoloop import checkpoint
 from nanoloop.generate import generate
-from tests.conftest import ROOT
+from prepare_data import PrepareConfig, prepare
+from tests.conftest import ROOT, make_documents
 from tests.test_parallel import (
     assert_same_run,
     flags,
@@ -40,6 +41,11 @@ def wait_until(condition, process: subprocess.Popen) -> None:
     while not condition():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    command = ["pgrep", "-P", str(process.pid)]
+    return [int(pid) for pid in subprocess.check_output(command, text=True).split()]
 
 
 @pytest.mark.parametrize("is_sharded", [False, True])
@@ -96,6 +102,31 @@ def test_a_shard_that_was_changed_is_skipped_for_the_checkpoint_before(data_dir,
     assert (tmp_path / "run" / "last.damaged").exists()
 
 
+@pytest.mark.parametrize("difference", ["data", "step", "dtype", "momentum"])
+def test_ranks_that_do_not_share_one_run_end_before_a_step(difference, data_dir, tmp_path):
+    """Folders that each machine has for itself, and a command that was typed differently."""
+    folder = tmp_path / "run"
+    last = {"dtype": "bfloat16"} if difference == "dtype" else {"momentum": 0.9}
+    options = {}
+    if difference == "data":
+        source = tmp_path / "source"
+        source.mkdir()
+        for index, text in enumerate(make_documents(100, seed=1)):
+            (source / f"{index:03}.txt").write_text(text)
+        other = PrepareConfig(source=(str(source),), name="words", tokenizer="byte")
+        last = {"data": prepare(other, tmp_path / "data")}
+    if difference == "step":
+        for steps, name in ((2, "run"), (3, "other")):
+            assert run_ranks(1, tmp_path / name, data_dir, max_steps=steps).code == 0
+        last = {"out": tmp_path / "other"}
+        options = {"resume": True}
+    result = run_ranks(2, folder, data_dir, last, **options)
+    assert result.code == 2
+    assert result.err.count("error: ") == 1
+    assert f"rank 1 has {difference}=" in result.err
+    assert "Traceback" not in result.err
+
+
 @pytest.mark.parametrize("part", ["init_weights", "forward"])
 def test_torchrun_shows_file_and_line_of_a_defect_in_the_model(part, data_dir, tmp_path):
     for name in ("train.py", "model.py"):
@@ -133,10 +164,7 @@ def test_torchrun_restarts_a_run_whose_rank_was_killed(data_dir, tmp_path):
     launcher = ["--max_restarts=1", "--monitor_interval=0.2"]
     process = torchrun(2, ROOT / "train.py", arguments, *launcher)
     wait_until((folder / "last.pt").exists, process)
-    children = subprocess.run(
-        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
-    ).stdout.split()
-    os.kill(int(children[-1]), signal.SIGKILL)
+    os.kill(children(process)[-1], signal.SIGKILL)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert out.count("parameters on") == 2, "it started twice"
@@ -145,15 +173,36 @@ def test_torchrun_restarts_a_run_whose_rank_was_killed(data_dir, tmp_path):
     assert losses(folder)[-1] == pytest.approx(losses(tmp_path / "straight")[-1], rel=1e-6)
 
 
-def test_sigterm_saves_and_all_ranks_stop_at_one_step(data_dir, tmp_path):
-    """A cloud machine sends SIGTERM before it is taken away; the run can be resumed."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("receivers", ["torchrun", "all", "ranks", "one rank"])
+def test_a_signal_saves_and_all_ranks_stop_at_one_step(number, receivers, data_dir, tmp_path):
+    """A cloud machine sends SIGTERM before it is taken away, a scheduler to every process."""
     folder = tmp_path / "run"
     options = dict(max_steps=100_000, eval_interval=None, save_interval=None)
-    process = torchrun(2, ROOT / "train.py", flags(folder, data_dir, **options))
+    launcher = ["--max_restarts=2", "--monitor_interval=0.2"]
+    process = torchrun(2, ROOT / "train.py", flags(folder, data_dir, **options), *launcher)
     log = folder / "log.jsonl"
     wait_until(lambda: log.exists() and len(rows(folder)) >= 3, process)
-    process.send_signal(signal.SIGTERM)
+    started = children(process)
+    everyone = [process.pid, *started]
+    parts = {"torchrun": everyone[:1], "all": everyone, "ranks": started, "one rank": started[1:]}
+    for pid in parts[receivers]:
+        os.kill(pid, number)
     out, err = process.communicate(timeout=60)
     step = checkpoint.load(folder / "last.pt")["step"]
-    assert process.returncode != 0, err
+    assert process.returncode == (receivers in ("torchrun", "all")), err
     assert f"stopped and saved at step {step}" in out
+    assert out.count("parameters on") == 1, "torchrun does not start a stopped run again"
+
+
+def test_a_signal_ends_an_evaluation_on_all_ranks(data_dir, tmp_path):
+    folder = tmp_path / "run"
+    # A pass over the validation split with one sequence of 2 tokens at once takes long.
+    options = dict(block_size=2, batch_tokens=4, micro_batch_size=1, max_steps=100_000)
+    options |= dict(eval_interval=3, save_interval=3)
+    process = torchrun(2, ROOT / "train.py", flags(folder, data_dir, **options))
+    wait_until((folder / "last.pt").exists, process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert "stopped and saved at step 3" in out, err
+    assert "val_loss" not in (folder / "log.jsonl").read_text()
