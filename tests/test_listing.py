@@ -92,6 +92,13 @@ def test_linked_folders_are_read_once(tmp_path):
     }
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_is_named_is_read_though_a_folder_hides_it(tmp_path, order):
+    write(tmp_path, "a.txt", ".hidden")
+    sources = [tmp_path, tmp_path / ".hidden"][::order]
+    assert listed(tmp_path, *sources) == {".hidden": "text", "a.txt": "text"}
+
+
 def test_what_is_left_out_is_counted_and_is_no_fault(tmp_path):
     """Also where the name of a file is no UTF-8."""
     names = [b"na\xefve.txt", b"\xff\xfe/x.txt", b".hidd\xeen"]  # Latin-1, and no encoding at all
@@ -175,6 +182,7 @@ def test_the_files_of_a_data_set_are_those_of_its_index(tmp_path, write_set):
     read = [path for path, kind in found.items() if not kind.startswith("left out")]
     assert read == INDEXED[write_set]
     assert len(found) > len(read)
+    assert not found.keys() & {"state.json", "dataset_dict.json"}  # they are read as an index
 
 
 def test_a_file_that_only_looks_like_an_index_is_text(tmp_path):
@@ -216,6 +224,12 @@ def test_files_that_are_named_like_splits_keep_them(tmp_path, case):
         write(tmp_path, name)
     units = units_of(tmp_path)
     assert {os.path.relpath(unit.path, tmp_path): unit.split for unit in units} == SPLITS[case]
+
+
+def test_text_beside_tables_with_official_splits_is_divided(tmp_path):
+    write(tmp_path, "a.txt", "train.parquet", "test.parquet")
+    official = {unit.kind: unit.official for unit in units_of(tmp_path)}
+    assert official == {"text": set(), "parquet": {"test"}}
 
 
 def test_a_fraction_divides_only_what_has_no_official_split(tmp_path, capsys):
@@ -296,6 +310,7 @@ def test_words_in_the_names_of_tokens_decide_their_split(tmp_path, data_dir):
 def test_a_damaged_shard_is_refused_by_name(tmp_path, data_dir):
     write_tokens(tmp_path / "s" / "x_val_000000.bin", [256, 65], magic=20240520)
     write_tokens(tmp_path / "s" / "x_train_000001.bin", [256, 66], magic=0)
+    assert {unit.kind for unit in units_of(tmp_path / "s")} == {"tokens"}
     with pytest.raises(UserError, match="x_train_000001.bin does not begin as a shard"):
         imported(tmp_path, data_dir, tmp_path / "s")
 
