@@ -12,6 +12,8 @@ import resource
 import signal
 import stat
 import sys
+import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -149,6 +151,45 @@ def test_damaged_checkpoints_are_skipped_for_the_one_before(config, tmp_path, ca
     (run / "best.pt").unlink()
     with pytest.raises(UserError, match="no checkpoint in .* can be read: type --overwrite=True"):
         checkpoint.load_latest(run, rename=True)
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [("bfloat16", "float16"), ("float16", "bfloat16"), ("float32", "float16")],
+)
+def test_a_run_resumes_on_a_machine_with_another_dtype(before, after, config, tmp_path):
+    train.train(config(max_steps=2, dtype=before))
+    summary = train.train(config(max_steps=3, dtype=after, resume=True))
+    assert summary["val_loss"] < 6
+    last = checkpoint.load(tmp_path / "run" / "last.pt")
+    assert last["step"] == 3
+    assert bool(last["scaler"]) == (after == "float16")
+    assert {weight.dtype for weight in last["model"].values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("options", [{"resume": True}, {"init_from": "run", "out": "tuned"}])
+def test_a_checkpoint_is_not_kept_in_memory_while_the_run_trains(options, config, monkeypatch):
+    monkeypatch.chdir(Path(config().out).parent)
+    train.train(config(max_steps=1, out="run"))
+    loaded = []
+    load = checkpoint.load
+
+    def load_and_note(path):
+        found = load(path)
+        tensors = list(found["model"].values())
+        if not options.get("resume"):
+            tensors += [t for state in found["optimizer"].values() for t in state.values()]
+        loaded.extend(map(weakref.ref, tensors))
+        return found
+
+    def step(*arguments):
+        assert len(loaded) > 10
+        assert [tensor for tensor in loaded if tensor() is not None] == []
+        return torch.ones(())
+
+    monkeypatch.setattr(checkpoint, "load", load_and_note)
+    monkeypatch.setattr(train, "train_step", step)
+    train.train(config(max_steps=2, **{"out": "run"} | options))
 
 
 # ------------------------------------------------------------------------------------------------
