@@ -21,7 +21,9 @@ import nanoloop.environment  # isort: skip # noqa: F401
 
 import contextlib
 import hashlib
+import json
 import os
+import shutil
 import sys
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -31,15 +33,14 @@ from pathlib import Path
 from corpus.bpe import train_bpe, training_texts
 from corpus.claude import ClaudeConfig
 from corpus.curation import CurationConfig
-from corpus.destination import hidden, publish, require_free, restore, resume
 from corpus.documents import BatchReader
 from corpus.reading import Cursor, read, read_batches
 from corpus.sources import SHAKESPEARE_OPTIONS, default_tokenizer, find_units
 from corpus.workers import ordered_map
-from corpus.writer import Writer, describe, finish, import_tokens
-from nanoloop.files import locked, write_json
+from corpus.writer import Progress, Writer, finish, import_tokens
+from nanoloop.files import write_json
 from nanoloop.options import UserError, read_options, require, run_program
-from nanoloop.tokenizer import load_tokenizer
+from nanoloop.tokenizer import Tokenizer, load_tokenizer
 
 SMALL_BYTES = 4_000_000  # a smaller source is not worth the start of workers
 
@@ -88,37 +89,18 @@ def main(argv: list[str]) -> None:
 def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
     """Prepare data/<name>/ and return its path. Raises UserError.
 
-    Everything is written to a hidden folder beside it, which is renamed at the end. After a kill,
-    the same command resumes there, to the same bytes. A link leads to the folder that it names.
+    Everything is written to data/<name>.partial and renamed at the end. After a kill, the same
+    command resumes there, to the same bytes.
     """
     name, config = resolve(config)
     final = data_root / name
-    if final.is_symlink():
-        final = Path(os.path.realpath(final))
-    message = f"'{final}' is being prepared by another process: wait for its end, or type another"
-    with locked(hidden(final, "lock"), f"{message} --name"):
-        restore(final)
-        require_free(final, config.overwrite)
-        units = find_units(config, data_root, name)
-        try:
-            fill(units, config, final)
-        finally:
-            for unit in units:
-                if unit.source == "-":
-                    os.unlink(unit.path)
-        publish(hidden(final, "partial"), final, config.overwrite)
-    describe(final)
-    return final
-
-
-def fill(units, config, final):
-    """Complete the half-made folder of `final` with what the units hold. Raises UserError."""
+    folder = data_root / f"{name}.partial"
+    is_free = config.overwrite or not final.exists()
+    require(is_free, f"'{final}' exists: type --overwrite=True, or another --name")
+    units = find_units(config, data_root, name)
     config = replace(config, tokenizer=config.tokenizer or default_tokenizer(units))
     split_single_text(units, config)
     to_read = [unit for unit in units if unit.note is None]
-    for unit in to_read:
-        is_inside = Path(os.path.realpath(unit.path)).is_relative_to(os.path.realpath(final))
-        require(not is_inside, f"'{final}' holds the source {unit.path}: type another --name")
     ready = [unit.path for unit in to_read if unit.kind == "tokens"]
     texts = [unit for unit in to_read if unit.kind != "tokens"]
     if ready and texts:
@@ -127,19 +109,17 @@ def fill(units, config, final):
             f"{ready[0]} holds tokens, {texts[0].path} does not. "
             f"Type --source='{Path(ready[0]).parent}/*.bin' for the tokens"
         )
-    folder = hidden(final, "partial")
-    progress, tokenizer = resume(folder, make_plan(config, units), config.overwrite)
-    if (folder / "meta.json").exists():
-        return
+    progress, tokenizer = resume(folder, make_plan(config, units))
     if tokenizer is None:
         tokenizer = make_tokenizer(config, texts)
+        folder.mkdir(parents=True)
         write_json(folder / "tokenizer.json", tokenizer.to_json())
     if not ready:
         writer = Writer(config, folder, tokenizer, progress)
         encode(units, config, tokenizer, writer, f"encoding {final}")
     else:
         import_tokens(units, folder, tokenizer, progress)
-    finish(folder, final.name, tokenizer, progress)
+    return finish(folder, final, tokenizer, progress)
 
 
 def resolve(config: PrepareConfig) -> tuple[str, PrepareConfig]:
@@ -211,6 +191,27 @@ def make_plan(config, units):
     }
 
 
+def resume(folder, plan):
+    """Return the progress and the tokenizer of a killed preparation with this plan.
+
+    Of another one, delete the folder.
+    """
+    progress = Progress(plan)
+    try:
+        values = json.loads((folder / "progress.json").read_bytes())
+        tokenizer = Tokenizer.from_json(json.loads((folder / "tokenizer.json").read_bytes()))
+        is_same = values["plan"] == plan and values.keys() == vars(progress).keys()
+    except (OSError, ValueError, KeyError):
+        is_same = False
+    if not is_same:
+        shutil.rmtree(folder, ignore_errors=True)
+        return progress, None
+    vars(progress).update(values)
+    progress.cursor = Cursor(*progress.cursor)
+    print(f"resuming {folder}: {progress.cursor.unit:,} of {plan['files']:,} files are done")
+    return progress, tokenizer
+
+
 def make_tokenizer(config, units):
     """Train a tokenizer on the units, or load an existing one."""
     if not config.tokenizer.startswith("bpe:"):
@@ -244,6 +245,9 @@ def encode(units, config, tokenizer, writer, title):
             if writer.is_full():
                 break
         writer.commit(cursor)
+    for unit in units:
+        if unit.source == "-":
+            os.unlink(unit.path)
 
 
 if __name__ == "__main__":
