@@ -1,4 +1,4 @@
-"""Say what to do, on import, where this Python lacks a library that every program loads.
+"""Stop in one line, on import, where this Python lacks a library that training needs.
 
 A program imports it first: the others would end in a traceback.
 """
