@@ -7,7 +7,6 @@ plain values and the checksums of the other files. Reading either executes nothi
 
 import json
 import math
-import shutil
 import sys
 import warnings
 import zipfile
@@ -84,11 +83,8 @@ def save(path: Path, checkpoint: dict, keep_old: Path | None = None, sharded: bo
     checkpoint: as `pack` returns it. keep_old: the new name of the checkpoint it replaces.
     """
     if sharded:
-        return (
-            write_on_all_ranks(path, begin_folder)
-            and write_on_all_ranks(path, write_shards, checkpoint)
-            and write_on_all_ranks(path, end_folder, checkpoint, keep_old)
-        )
+        is_written = write_on_all_ranks(path, write_shards, checkpoint)
+        return is_written and write_on_all_ranks(path, end_folder, checkpoint, keep_old)
     if rank() > 0:
         return True
     return write_if_possible(
@@ -104,12 +100,6 @@ def write_on_all_ranks(path: Path, write, *arguments) -> bool:
 
 def partial_folder(path: Path) -> Path:
     return path.with_name(path.name + ".tmp")
-
-
-def begin_folder(path: Path) -> None:
-    if rank() == 0:
-        shutil.rmtree(partial_folder(path), ignore_errors=True)
-        partial_folder(path).mkdir()
 
 
 def write_shards(path: Path, checkpoint: dict) -> None:

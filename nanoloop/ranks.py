@@ -10,6 +10,7 @@ the obvious thing or nothing.
 import contextlib
 import datetime
 import functools
+import logging
 import os
 import re
 import sys
@@ -60,6 +61,8 @@ def connected():
         return
     # torch 2.13 warns of names that have no replacement in torch 2.11.
     warnings.simplefilter("ignore", FutureWarning)
+    # On CPUs it warns of how it exchanges rows in `share_work`.
+    logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)
     hint = "start with torchrun, or type `unset RANK WORLD_SIZE` for a single process"
     patience = datetime.timedelta(minutes=5)
     with reading("the processes of this run cannot connect", hint):

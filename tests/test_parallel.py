@@ -143,6 +143,7 @@ def test_two_ranks_learn_what_one_process_learns(is_sharded, single, data_dir, t
     result = run_ranks(2, tmp_path / "run", data_dir, shard=is_sharded)
     assert result.code == 0, result.err
     assert result.out.count("tokens a step") == 1, "only rank 0 prints"
+    assert result.err == "", "nothing to warn of"
     assert_same_run(tmp_path / "run", single)
 
 

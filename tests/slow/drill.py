@@ -600,9 +600,9 @@ def second_run(reference: Reference, is_long: bool) -> tuple[int, str]:
 
 
 def sigterm(reference: Reference, is_long: bool) -> tuple[int, str]:
-    """SIGTERM or Ctrl-C | saved, exit code 75; resumed to equal weights"""
+    """SIGTERM or Ctrl-C, once or passed on | saved, exit code 75; resumed to equal weights"""
     rng = random.Random(3)
-    tries = 20 if is_long else 2
+    tries = 20 if is_long else 4
     longest = 0.0
     stopped = 0
     for number in range(tries):
@@ -612,6 +612,9 @@ def sigterm(reference: Reference, is_long: bool) -> tuple[int, str]:
         time.sleep(rng.uniform(0, 1))
         started = time.monotonic()
         run.signal((signal.SIGTERM, signal.SIGINT)[number % 2])
+        if number // 2 % 2:  # a launcher passes it on
+            time.sleep(rng.uniform(0, 0.05))
+            run.signal(signal.SIGTERM)
         code = run.end()
         longest = max(longest, time.monotonic() - started)
         promise(code in (0, EXIT_RESUMABLE), f"exit code {code}: {run.tail()}")

@@ -98,7 +98,7 @@ def test_a_shard_that_was_changed_is_skipped_for_the_checkpoint_before(data_dir,
     file.write_bytes(content)
     result = run_ranks(2, tmp_path / "run", data_dir, shard=True, resume=True)
     assert result.code == 0, result.err
-    assert result.out.count("skipped") == 1
+    assert result.err.count("skipped") == 1
     assert (tmp_path / "run" / "last.damaged").exists()
 
 
