@@ -21,9 +21,7 @@ import nanoloop.environment  # isort: skip # noqa: F401
 
 import contextlib
 import hashlib
-import json
 import os
-import shutil
 import sys
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -33,15 +31,26 @@ from pathlib import Path
 from corpus.bpe import train_bpe, training_texts
 from corpus.claude import ClaudeConfig
 from corpus.curation import CurationConfig
+from corpus.destination import hidden, publish, require_free, restore, resume
 from corpus.documents import BatchReader
 from corpus.reading import Cursor, read, read_batches
 from corpus.sources import SHAKESPEARE_OPTIONS, default_tokenizer, find_units
 from corpus.workers import ordered_map
-from corpus.writer import Progress, Writer, finish, import_tokens
-from nanoloop.files import write_json
+from corpus.writer import Writer, describe, finish, import_tokens
+from nanoloop.files import locked, write_json
 from nanoloop.options import UserError, read_options, require, run_program
-from nanoloop.tokenizer import Tokenizer, load_tokenizer
+from nanoloop.tokenizer import load_tokenizer
 
+# Of integer options: the smallest value, and the bits of the largest.
+LIMITS = {
+    "shard_tokens": (1, 31),  # the header has the count as an int32
+    "max_documents": (1, 40),
+    "max_bytes": (4, 40),  # the longest character
+    "shuffle_buffer": (1, 40),
+    "seed": (0, 63),
+    "workers": (1, 10),
+    "duplicates_mb": (1, 30),
+}
 SMALL_BYTES = 4_000_000  # a smaller source is not worth the start of workers
 
 
@@ -58,8 +67,8 @@ class PrepareConfig(CurationConfig, ClaudeConfig):
     hf_config: str | None = None  # of a Hugging Face data set, such as sample-10BT
     # of a Hugging Face data set; None: train, with its official validation and test
     hf_split: str | None = None
-    max_documents: int | None = None  # stop after so many documents
-    max_bytes: int | None = None  # stop after so many bytes of text
+    max_documents: int | None = None  # at most so many documents, in all splits together
+    max_bytes: int | None = None  # at most so many bytes of text: the last document is cut
     val_fraction: float | None = None  # share of the text for validation; None: 0.05
     test_fraction: float | None = None  # share of the text for the final test; None: 0.05
     # write at least so many documents at a time in random order; None: in the order of the source
@@ -89,18 +98,37 @@ def main(argv: list[str]) -> None:
 def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
     """Prepare data/<name>/ and return its path. Raises UserError.
 
-    Everything is written to data/<name>.partial and renamed at the end. After a kill, the same
-    command resumes there, to the same bytes.
+    Everything is written to a hidden folder beside it, which is renamed at the end. After a kill,
+    the same command resumes there, to the same bytes. A link leads to the folder that it names.
     """
     name, config = resolve(config)
     final = data_root / name
-    folder = data_root / f"{name}.partial"
-    is_free = config.overwrite or not final.exists()
-    require(is_free, f"'{final}' exists: type --overwrite=True, or another --name")
-    units = find_units(config, data_root, name)
+    if final.is_symlink():
+        final = Path(os.path.realpath(final))
+    message = f"'{final}' is being prepared by another process: wait for its end, or type another"
+    with locked(hidden(final, "lock"), f"{message} --name"):
+        restore(final)
+        require_free(final, config.overwrite)
+        units = find_units(config, data_root, name)
+        try:
+            fill(units, config, final)
+        finally:
+            for unit in units:
+                if unit.source == "-":
+                    os.unlink(unit.path)
+        publish(hidden(final, "partial"), final, config.overwrite)
+    describe(final)
+    return final
+
+
+def fill(units, config, final):
+    """Complete the half-made folder of `final` with what the units hold. Raises UserError."""
     config = replace(config, tokenizer=config.tokenizer or default_tokenizer(units))
     split_single_text(units, config)
     to_read = [unit for unit in units if unit.note is None]
+    for unit in to_read:
+        is_inside = Path(os.path.realpath(unit.path)).is_relative_to(os.path.realpath(final))
+        require(not is_inside, f"'{final}' holds the source {unit.path}: type another --name")
     ready = [unit.path for unit in to_read if unit.kind == "tokens"]
     texts = [unit for unit in to_read if unit.kind != "tokens"]
     if ready and texts:
@@ -109,17 +137,19 @@ def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
             f"{ready[0]} holds tokens, {texts[0].path} does not. "
             f"Type --source='{Path(ready[0]).parent}/*.bin' for the tokens"
         )
-    progress, tokenizer = resume(folder, make_plan(config, units))
+    folder = hidden(final, "partial")
+    progress, tokenizer = resume(folder, make_plan(config, units), config.overwrite)
+    if (folder / "meta.json").exists():
+        return
     if tokenizer is None:
         tokenizer = make_tokenizer(config, texts)
-        folder.mkdir(parents=True)
         write_json(folder / "tokenizer.json", tokenizer.to_json())
     if not ready:
         writer = Writer(config, folder, tokenizer, progress)
         encode(units, config, tokenizer, writer, f"encoding {final}")
     else:
         import_tokens(units, folder, tokenizer, progress)
-    return finish(folder, final, tokenizer, progress)
+    finish(folder, final.name, tokenizer, progress)
 
 
 def resolve(config: PrepareConfig) -> tuple[str, PrepareConfig]:
@@ -141,17 +171,10 @@ def resolve(config: PrepareConfig) -> tuple[str, PrepareConfig]:
     shares = (config.val_fraction, config.test_fraction)
     message = f"val_fraction and test_fraction must be at least 0 with a sum below 1, got {shares}"
     require(min(shares) >= 0 and sum(shares) < 1, message)
-    for key in (
-        "shard_tokens",
-        "max_documents",
-        "max_bytes",
-        "shuffle_buffer",
-        "workers",
-        "duplicates_mb",
-    ):
+    for key, (first, bits) in LIMITS.items():
         value = getattr(config, key)
-        is_valid = value is None or 1 <= value < 2**40
-        require(is_valid, f"{key} must be at least 1 and below 2**40, got {value}")
+        is_valid = value is None or first <= value < 2**bits
+        require(is_valid, f"{key} must be at least {first} and below 2**{bits}, got {value}")
     is_python = "python" in config.source or not config.include_site_packages
     require(is_python, "--include_site_packages=True needs --source=python")
     return name, config
@@ -191,27 +214,6 @@ def make_plan(config, units):
     }
 
 
-def resume(folder, plan):
-    """Return the progress and the tokenizer of a killed preparation with this plan.
-
-    Of another one, delete the folder.
-    """
-    progress = Progress(plan)
-    try:
-        values = json.loads((folder / "progress.json").read_bytes())
-        tokenizer = Tokenizer.from_json(json.loads((folder / "tokenizer.json").read_bytes()))
-        is_same = values["plan"] == plan and values.keys() == vars(progress).keys()
-    except (OSError, ValueError, KeyError):
-        is_same = False
-    if not is_same:
-        shutil.rmtree(folder, ignore_errors=True)
-        return progress, None
-    vars(progress).update(values)
-    progress.cursor = Cursor(*progress.cursor)
-    print(f"resuming {folder}: {progress.cursor.unit:,} of {plan['files']:,} files are done")
-    return progress, tokenizer
-
-
 def make_tokenizer(config, units):
     """Train a tokenizer on the units, or load an existing one."""
     if not config.tokenizer.startswith("bpe:"):
@@ -245,9 +247,6 @@ def encode(units, config, tokenizer, writer, title):
             if writer.is_full():
                 break
         writer.commit(cursor)
-    for unit in units:
-        if unit.source == "-":
-            os.unlink(unit.path)
 
 
 if __name__ == "__main__":

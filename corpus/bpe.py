@@ -20,9 +20,10 @@ def training_texts(rows, config):
         if not row.content:
             continue
         n_documents += 1
+        text = row.content[: max_bytes - n_bytes].decode(errors="ignore")
         n_bytes += row.size
         if row.split == "train":
-            yield row.content.decode()
+            yield text
         if n_bytes >= max_bytes or n_documents == config.max_documents:
             return
 

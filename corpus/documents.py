@@ -64,10 +64,12 @@ class BatchReader:
             row = self.row(unit, document, view)
             # Rules and copies concern text that was found, not text that was generated.
             if row.size and unit.kind != "synthetic":
-                row.drop_rule = self.curator.judge(view)
+                row.drop_rule = self.curator.judge(view, is_file=unit.kind == "text")
                 row.signature = signature.tobytes()
             if row.size and row.drop_rule is None:
-                row.content = self.tokens(view) if self.tokenizer else view.raw
+                row.content = view.raw
+                if self.tokenizer:
+                    row.content = encode_document(view, self.tokenizer)
                 row.sample = sample_row(view, batch.bytes_before, row.split, row.where)
             rows.append(row)
         return batch.cursor, batch.used, rows
@@ -86,14 +88,14 @@ class BatchReader:
             document.split or unit.split or split,
         )
 
-    def tokens(self, view):
-        """Return end-of-text and the tokens of a text, as bytes."""
-        ids = self.tokenizer.encode(view.text)
-        # Bits per byte is exact because each byte of the text is in exactly one token.
-        n_bytes = self.tokenizer.token_bytes[ids].sum()
-        assert n_bytes == len(view.raw), f"tokens lose bytes of the text {view.text[:160]!r}"
-        content = np.append(self.tokenizer.end_of_text, ids)
-        return content.astype(self.tokenizer.dtype).tobytes()
+
+def encode_document(view: View, tokenizer) -> bytes:
+    """Return end-of-text and the tokens of a text, as bytes."""
+    ids = tokenizer.encode(view.text)
+    # Bits per byte is exact because each byte of the text is in exactly one token.
+    n_bytes = tokenizer.token_bytes[ids].sum()
+    assert n_bytes == len(view.raw), f"tokens lose bytes of the text {view.text[:160]!r}"
+    return np.append(tokenizer.end_of_text, ids).astype(tokenizer.dtype).tobytes()
 
 
 def split_of(digest: bytes, val_fraction: float, test_fraction: float) -> str:

@@ -1,48 +1,28 @@
-"""The end of a preparation: shards, meta.json and the report, in a folder that is renamed last."""
+"""What a preparation writes into its folder: shards, then the report and meta.json."""
 
 import hashlib
+import json
 import math
-import shutil
+import shlex
 import time
 from pathlib import Path
 
 import numpy as np
 
-from corpus.curation import Seen
-from corpus.documents import Row
+from corpus.curation import Seen, View
+from corpus.destination import Progress, discard
+from corpus.documents import Row, encode_document
 from corpus.reading import Cursor
 from corpus.report import write_report
 from corpus.sources import has_magic, is_ours, split_in_words
 from nanoloop.data import FORMATS, HEADER_BYTES, HEADER_INTS, SPLITS, open_shard
-from nanoloop.files import link_or_copy, replace_folder, sha256_of_file, write_json
+from nanoloop.files import link_or_copy, sha256_of_file, write_json
 from nanoloop.options import UserError, reading, require
 from nanoloop.tokenizer import Tokenizer, load_tokenizer
 
+LONGEST_CHARACTER = 4  # bytes in UTF-8
 COMMIT_SECONDS = 3.0  # between two notes of the progress
 HELD_BYTES = 128_000_000  # of tokens that wait to be written
-
-
-class Progress:
-    """What a killed preparation resumes from, and what the report counts; all plain values.
-
-    plan: source and options. cursor: how far it is. kept: counts of all documents. splits, sources,
-    notes, dropped: counts by name. lengths: documents by the bits of their size. largest: [size,
-    where, head] of the largest documents. fault: the last [note, where]. appended: bytes of the
-    files to which signatures and the sample are appended.
-    """
-
-    def __init__(self, plan: dict):
-        self.plan = plan
-        self.cursor = Cursor(0, 0, 0)
-        self.kept = {"documents": 0, "bytes": 0}
-        self.splits = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in SPLITS}
-        self.sources = {}
-        self.notes = {}
-        self.dropped = {}
-        self.lengths = [0] * 32
-        self.largest = []
-        self.fault = None
-        self.appended = {"signatures.bin": 0, "sample.jsonl": 0}
 
 
 class Writer:
@@ -55,7 +35,7 @@ class Writer:
         self.config = config
         self.folder = folder
         self.progress = progress
-        self.dtype = tokenizer.dtype
+        self.tokenizer = tokenizer
         self.seen = Seen(config)
         self.rows = []  # that wait to be written
         self.held_bytes = 0  # of their tokens
@@ -67,12 +47,15 @@ class Writer:
             while len(kept := np.fromfile(file, np.uint64, 1_000_000)):
                 self.seen.remember(kept)
 
+    def room(self):
+        """Return how many bytes of text the options still want, in all splits."""
+        return (self.config.max_bytes or math.inf) - self.progress.kept["bytes"]
+
     def is_full(self):
-        """Say whether the options want no more documents or bytes."""
-        kept = self.progress.kept
+        """Say whether the options want no more documents, or less than a character."""
         max_documents = self.config.max_documents or math.inf
-        max_bytes = self.config.max_bytes or math.inf
-        return kept["documents"] >= max_documents or kept["bytes"] >= max_bytes
+        is_complete = self.progress.kept["documents"] >= max_documents
+        return is_complete or self.room() < LONGEST_CHARACTER
 
     def add(self, row):
         """Take the next document. Raises UserError for a fault, with --strict=True."""
@@ -91,7 +74,19 @@ class Writer:
         if row.drop_rule:
             count_example(progress.dropped, row.drop_rule, row)
         elif row.size:
+            if row.size > self.room():
+                self.shorten(row)
             self.keep(row)
+
+    def shorten(self, row):
+        """Cut the text of a row to the room that is left, at the end of a character."""
+        raw = self.tokenizer.decode_bytes(np.frombuffer(row.content, self.tokenizer.dtype)[1:])
+        view = View(raw[: self.room()].decode(errors="ignore"))
+        row.size = len(view.raw)
+        row.content = encode_document(view, self.tokenizer)
+        if row.sample:
+            *values, _ = json.loads(row.sample)
+            row.sample = json.dumps([*values, view.text]) + "\n"
 
     def keep(self, row):
         progress = self.progress
@@ -134,7 +129,7 @@ class Writer:
             self.rows = [self.rows[i] for i in rng.permutation(len(self.rows))]
         for split, counts in progress.splits.items():
             parts = [row.content for row in self.rows if row.split == split]
-            tokens = np.frombuffer(b"".join(parts), dtype=self.dtype)
+            tokens = np.frombuffer(b"".join(parts), dtype=self.tokenizer.dtype)
             shard_tokens = self.config.shard_tokens
             append_tokens(self.folder, split, counts["tokens"], tokens, shard_tokens)
             counts["tokens"] += len(tokens)
@@ -282,13 +277,15 @@ def decode_nanogpt(path, ids, tokenizer):
 # The end
 
 
-def finish(partial: Path, final: Path, tokenizer: Tokenizer, progress: Progress) -> Path:
-    """Write meta.json and the report, and rename the folder. Raises UserError without train."""
-    rows = [*progress.notes.items(), *progress.dropped.items()]
-    notes = [f"{row['documents']:,} {name} (such as {row['examples'][0][1]})" for name, row in rows]
+def finish(folder: Path, name: str, tokenizer: Tokenizer, progress: Progress) -> None:
+    """Write the report, then meta.json. Raises UserError, and removes the folder, without train.
+
+    name: of the data folder that this one becomes.
+    """
     if progress.splits["train"]["tokens"] == 0:
-        shutil.rmtree(partial)
+        discard(folder)
         held_out = sum(progress.splits[split]["documents"] for split in ("val", "test"))
+        notes = list_notes(progress.notes, progress.dropped)
         found = "; ".join([f"{held_out:,} documents in val and test", *notes])
         raise UserError(
             f"--source={' '.join(progress.plan['source'])} has no training text: {found}. Give "
@@ -297,29 +294,40 @@ def finish(partial: Path, final: Path, tokenizer: Tokenizer, progress: Progress)
     shards = []
     opened = {split: [] for split in SPLITS}
     for split in SPLITS:
-        for path in sorted(partial.glob(f"{split}_*.bin")):
+        for path in sorted(folder.glob(f"{split}_*.bin")):
             tokens = open_shard(path, "Run the same command again")
             opened[split].append(tokens)
             row = {"file": path.name, "split": split, "tokens": len(tokens)}
             shards.append(row | {"sha256": sha256_of_file(path)})
-    write_json(partial / "meta.json", make_meta(shards, tokenizer, progress))
-    (partial / "sample.jsonl").touch()  # of ready tokens there is none
-    meta = progress.plan | {"name": final.name}
-    warnings = write_report(partial, progress, meta, tokenizer, opened)
-    for name in ("progress.json", *progress.appended):
-        (partial / name).unlink(missing_ok=True)
-    replace_folder(partial, final)
-    for split, counts in progress.splits.items():
+    (folder / "sample.jsonl").touch()  # of ready tokens there is none
+    write_report(folder, progress, progress.plan | {"name": name}, tokenizer, opened)
+    write_json(folder / "meta.json", make_meta(shards, tokenizer, progress))
+
+
+def list_notes(notes: dict, dropped: dict) -> list[str]:
+    """Return what was noted and dropped, each with its count and an example."""
+    rows = [*notes.items(), *dropped.items()]
+    return [f"{row['documents']:,} {name} (such as {row['examples'][0][1]})" for name, row in rows]
+
+
+def describe(folder: Path) -> None:
+    """Print what a complete data folder holds, and what to type next."""
+    meta = json.loads((folder / "meta.json").read_bytes())
+    report = json.loads((folder / "report.json").read_bytes())
+    for split, counts in meta["splits"].items():
         line = f"{split:5}  {counts['documents']:>8,} documents  {counts['tokens']:>13,} tokens"
         if counts["tokens"]:
             line += f", {counts['bytes'] / counts['tokens']:.2f} bytes per token"
         print(line)
+    notes = list_notes(report["faults"], report["dropped"])
     if notes:
         print(f"notes: {'; '.join(notes)}")
-    for warning in warnings:
-        print(f"warning: {warning}")
-    print(f"{final} is ready: a vocabulary of {tokenizer.vocab_size:,} tokens")
-    return final
+    for warning in report["warnings"]:
+        print(f"warning: {'. '.join(warning)}")
+    print(f"{folder} is ready: a vocabulary of {meta['tokenizer']['vocab_size']:,} tokens")
+    print(f"report: {folder / 'report.html'}")
+    flags = shlex.join([f"--data={folder}", f"--out=out/{folder.name}"])
+    print(f"to train on it: python train.py config/quickstart.py {flags}")
 
 
 def make_meta(shards, tokenizer, progress):

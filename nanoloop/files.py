@@ -55,15 +55,15 @@ def write_if_possible(path: Path, write, *arguments) -> bool:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, message: str):
-    """Hold a lock on `folder`. Raises UserError(message) where another process holds it.
+def locked(path: Path, message: str):
+    """Hold a lock on the file `path`. Raises UserError(message) where another process holds it.
 
     The system releases the lock when the process ends, however it ends. Folders that exist only
     for the lock are removed.
     """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
+    missing = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -74,9 +74,9 @@ def locked(folder: Path, message: str):
         yield
     finally:
         with contextlib.suppress(OSError):
-            (folder / ".lock").unlink()
-            for path in missing:
-                path.rmdir()
+            path.unlink()
+            for folder in missing:
+                folder.rmdir()
         lock.release()
 
 
@@ -93,8 +93,8 @@ def sha256_of_file(path: Path) -> str:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with its contents, if it exists."""
-    if path.is_dir():
+    """Remove a file, a link, or a folder with its contents, if it exists."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

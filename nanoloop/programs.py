@@ -10,18 +10,19 @@ from nanoloop.options import UserError, print_safely, require
 
 
 def prepare_missing(data: str, prepare: str | None) -> str:
-    """Return `data`; run prepare_data.py first if its options `prepare` name that missing folder.
+    """Return `data`, a folder that is prepared first if it is missing.
 
-    It runs in a process of its own, since its workers are interpreters that import the main
-    program. Raises UserError where it fails.
+    prepare: options of prepare_data.py, None for none; they count if their --name is this folder's.
+    A process of its own prepares, because workers import the main program. Raises UserError.
     """
     try:
         arguments = shlex.split(prepare or "")
     except ValueError as error:
         raise UserError(f"prepare={prepare}: {error}") from None
-    is_named = data.startswith("data/") and f"--name={data[5:]}" in arguments
-    if is_named and not Path(data).exists():
-        print(f"'{data}' does not exist, preparing it:")
+    folder = Path(data)
+    is_named = folder.parts[:-1] == ("data",) and f"--name={folder.name}" in arguments
+    if is_named and not folder.exists():
+        print_safely(f"'{data}' does not exist, preparing it:")
         is_prepared = run_script("prepare_data.py", arguments)
         require(is_prepared, "the data could not be prepared: see the message above")
     return data

@@ -43,7 +43,8 @@ def locked_run(out: Path, eval_only: bool):
     """Lock the folder of a run, on rank 0, for as long as the context is active."""
     if rank() > 0 or eval_only:
         return contextlib.nullcontext()
-    return locked(out, f"'{out}' is in use by another run: wait for its end, or type --out=FOLDER")
+    message = f"'{out}' is in use by another run: wait for its end, or type --out=FOLDER"
+    return locked(out / ".lock", message)
 
 
 @dataclass

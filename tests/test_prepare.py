@@ -1,6 +1,7 @@
 """Preparation: every byte is accounted for, a kill loses nothing, nothing half done is left."""
 
 import hashlib
+import os
 import subprocess
 import sys
 
@@ -164,29 +165,35 @@ def test_a_killed_preparation_resumes_to_the_same_bytes(
     resumed = prepare(config, tmp_path / "data")
     assert ("resuming" in capsys.readouterr().out) == (n_commits > 0)
     assert_same_files(resumed, expected)
-    assert not (tmp_path / "data" / "d.partial").exists()
+    assert os.listdir(tmp_path / "data") == ["d"]
 
 
-def test_other_options_do_not_resume_an_old_preparation(tmp_path, monkeypatch):
-    source = write_texts(tmp_path / "s", make_documents(30))
+def leave_half_made(config, root, monkeypatch):
+    """Prepare as if killed after the last commit; return the half-made folder."""
     with monkeypatch.context() as patched:
-        patched.setattr(prepare_data, "finish", lambda *arguments: None)
-        prepare(options(source), tmp_path)
-    assert (tmp_path / "d.partial" / "progress.json").exists()
-    data = Data(prepare(options(source, tokenizer="bpe:300"), tmp_path))
+        patched.setattr(prepare_data, "finish", None)
+        with pytest.raises(TypeError):
+            prepare(config, root)
+    return root / f".{config.name}.partial"
+
+
+def test_other_options_do_not_resume_an_old_preparation(tmp_path, monkeypatch, capsys):
+    source = write_texts(tmp_path / "s", make_documents(30))
+    leave_half_made(options(source), tmp_path, monkeypatch)
+    data = Data(prepare(options(source, tokenizer="bpe:300", overwrite=True), tmp_path))
     assert data.tokenizer.vocab_size == 300
     assert int(data.splits["train"].read(0, 50).max()) < 300
+    assert "half made with another tokenizer" in capsys.readouterr().out
 
 
 def test_progress_of_another_edition_is_not_resumed(tmp_path, monkeypatch):
     source = write_texts(tmp_path / "s", make_documents(10))
     expected = prepare(options(source), tmp_path / "expected")
-    with monkeypatch.context() as patched:
-        patched.setattr(prepare_data, "finish", lambda *arguments: None)
-        prepare(options(source), tmp_path)
-    progress = tmp_path / "d.partial" / "progress.json"
+    progress = leave_half_made(options(source), tmp_path, monkeypatch) / "progress.json"
     progress.write_text(progress.read_text().replace('"cursor"', '"place"'))
-    assert_same_files(prepare(options(source), tmp_path), expected)
+    with pytest.raises(UserError, match="is half made, with another format"):
+        prepare(options(source), tmp_path)
+    assert_same_files(prepare(options(source, overwrite=True), tmp_path), expected)
 
 
 def test_a_full_disk_keeps_what_is_done(tmp_path, monkeypatch, command):
@@ -312,4 +319,4 @@ def test_text_without_a_training_split_is_refused_with_what_was_found(tmp_path):
         (tmp_path / "s" / name).write_bytes(b"\x89PNG\0")
     with pytest.raises(UserError, match="no training text: 0 documents in val .*; 2 binary"):
         prepare(options(str(tmp_path / "s")), tmp_path / "data")
-    assert not list((tmp_path / "data").iterdir())
+    assert not (tmp_path / "data").exists()

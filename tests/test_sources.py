@@ -622,5 +622,5 @@ def test_a_killed_worker_is_named_and_the_preparation_resumes(tmp_path, monkeypa
         patched.setattr(corpus.writer.Writer, "commit", commit_and_kill_the_workers)
         with pytest.raises(UserError, match=r"a worker was killed \(out of memory\?\).*it resumes"):
             prepared(tmp_path, source, workers=2)
-    assert (tmp_path / "d.partial").exists()
+    assert (tmp_path / ".d.partial").exists()
     assert prepared(tmp_path, source).fingerprint == expected.fingerprint

@@ -328,7 +328,7 @@ def test_any_text(folder):
         if code == 0:
             Data(Path("data/new"))
         shutil.rmtree("data/new", ignore_errors=True)
-        shutil.rmtree("data/new.partial", ignore_errors=True)
+        shutil.rmtree("data/.new.partial", ignore_errors=True)
 
 
 def test_any_prompt(folder):

@@ -86,7 +86,7 @@ def test_ctrl_c_ends_all_processes_with_one_word(tmp_path, large):
     """A terminal sends it to all of them."""
     flags, _ = large
     process = start(flags, tmp_path)
-    while not (tmp_path / "data" / "d.partial" / "tokenizer.json").exists():
+    while not (tmp_path / "data" / ".d.partial" / "tokenizer.json").exists():
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate()  # until the last worker has closed its end

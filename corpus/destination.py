@@ -1,0 +1,140 @@
+"""Where a preparation writes, what it resumes from, and how an older data folder is replaced.
+
+    data/.NAME.partial     half made; a killed preparation resumes there
+    data/.NAME.replaced    the older folder, until it is removed
+    data/.NAME.lock        held by the one process that prepares NAME
+
+Only what a preparation has written is replaced or removed, whatever its folder is called.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+from corpus.reading import Cursor
+from nanoloop.data import SPLITS
+from nanoloop.files import remove, replace_folder
+from nanoloop.options import require
+from nanoloop.tokenizer import load_tokenizer
+
+# What a preparation writes into a folder; the last names are gone when it is complete.
+WRITTEN = re.compile(
+    r"((train|val|test)_\d{6,}\.bin|(meta|tokenizer|report)\.json|report\.html"
+    r"|progress\.json|signatures\.bin|sample\.jsonl)(\.tmp)?"
+)
+
+
+class Progress:
+    """What a killed preparation resumes from, and what the report counts; all plain values.
+
+    plan: source and options. cursor: how far it is. kept: counts of all documents. splits, sources,
+    notes, dropped: counts by name. lengths: documents by the bits of their size. largest: [size,
+    where, head] of the largest documents. fault: the last [note, where]. appended: bytes of the
+    files to which signatures and the sample are appended.
+    """
+
+    def __init__(self, plan: dict):
+        self.plan = plan
+        self.cursor = Cursor(0, 0, 0)
+        self.kept = {"documents": 0, "bytes": 0}
+        self.splits = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in SPLITS}
+        self.sources = {}
+        self.notes = {}
+        self.dropped = {}
+        self.lengths = [0] * 32
+        self.largest = []
+        self.fault = None
+        self.appended = {"signatures.bin": 0, "sample.jsonl": 0}
+
+
+def hidden(final: Path, purpose: str) -> Path:
+    """Return the name beside a data folder that a preparation uses for a purpose."""
+    return final.with_name(f".{final.name}.{purpose}")
+
+
+def require_written(folder: Path) -> None:
+    """Raise UserError if a preparation did not write all that is in the folder."""
+    for name in sorted(os.listdir(folder)):
+        message = f"'{folder}' holds '{name}', which no preparation wrote: move it away"
+        require(WRITTEN.fullmatch(name), f"{message}, or type another --name")
+
+
+def require_free(final: Path, overwrite: bool) -> None:
+    """Raise UserError unless `final` is missing or empty, or a data folder to overwrite."""
+    is_empty = final.is_dir() and not os.listdir(final)
+    if is_empty or not os.path.lexists(final):
+        return
+    is_ours = "prepared_from" in read_values(final / "meta.json")
+    require(is_ours, f"'{final}' exists, and no preparation wrote it: type another --name")
+    require_written(final)
+    require(overwrite, f"'{final}' exists: type --overwrite=True, or another --name")
+
+
+def restore(final: Path) -> None:
+    """Put back the older folder of a preparation that was killed while it replaced that."""
+    replaced = hidden(final, "replaced")
+    if not replaced.exists():
+        return
+    require_written(replaced)
+    if os.path.lexists(final):
+        remove(replaced)
+    else:
+        os.replace(replaced, final)
+
+
+def resume(partial: Path, plan: dict, overwrite: bool) -> tuple:
+    """Return what a killed preparation of this plan has left: its Progress and its tokenizer.
+
+    A new Progress and None if it has left nothing; the folder is empty then. What was done by
+    another plan is only deleted to overwrite it. Raises UserError.
+    """
+    progress = Progress(plan)
+    meta = read_values(partial / "meta.json")  # written last: nothing is missing
+    values = read_values(partial / "progress.json")
+    other = meta.get("prepared_from") or values.get("plan")
+    is_readable = meta or values.keys() == vars(progress).keys()
+    if other == plan and is_readable:
+        if not meta:
+            vars(progress).update(values)
+            progress.cursor = Cursor(*progress.cursor)
+        n_done = plan["files"] if meta else progress.cursor.unit
+        print(f"resuming {partial}: {n_done:,} of {plan['files']:,} files are done")
+        return progress, load_tokenizer(str(partial))
+    if other:
+        changed = [key for key in plan if other.get(key) != plan[key]] or ["format"]
+        message = f"'{partial}' is half made, with another {', '.join(changed)}"
+        hint = "type those options again to resume, --overwrite=True to delete it, or another"
+        require(overwrite, f"{message}: {hint} --name")
+        print(f"deleting {partial}, half made with another {', '.join(changed)}")
+    if partial.exists():
+        require_written(partial)
+        discard(partial)
+    partial.mkdir(parents=True)
+    return progress, None
+
+
+def discard(partial: Path) -> None:
+    """Remove a half-made folder. What says that it can be resumed goes first."""
+    for name in ("meta.json", "progress.json"):
+        (partial / name).unlink(missing_ok=True)
+    remove(partial)
+
+
+def publish(partial: Path, final: Path, overwrite: bool) -> None:
+    """Rename the complete folder `partial` to `final`. Raises UserError if that is not free."""
+    require_free(final, overwrite)
+    for name in ("progress.json", "signatures.bin", "sample.jsonl"):
+        (partial / name).unlink(missing_ok=True)
+    replaced = hidden(final, "replaced")
+    replace_folder(partial, final, keep_old=replaced)
+    remove(replaced)
+
+
+def read_values(path: Path) -> dict:
+    """Return the values of a file of JSON, {} if there is none."""
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,233 @@
+"""A preparation replaces and removes only what a preparation wrote, whenever it is killed."""
+
+import os
+import shutil
+from dataclasses import replace
+
+import pytest
+
+import prepare_data
+from corpus.destination import hidden, publish
+from nanoloop.data import Data
+from nanoloop.files import locked
+from nanoloop.options import UserError
+from prepare_data import prepare
+from tests.conftest import make_documents
+from tests.test_prepare import assert_same_files, leave_half_made, options, write_texts
+
+
+@pytest.fixture
+def source(tmp_path) -> str:
+    return write_texts(tmp_path / "s", make_documents(12))
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+def contents(folder) -> dict:
+    """Return what is at each path below a folder: bytes, the target of a link, None."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        content = path.read_bytes() if path.is_file() else None
+        found[str(path)] = os.readlink(path) if path.is_symlink() else content
+    return found
+
+
+# --------------------------------------------------------------------------------------------------
+# What is not ours
+
+
+def text_folder(final, source):
+    write_texts(final, ["my text " * 30])
+
+
+def model_folder(final, source):
+    final.mkdir()
+    for name in ("meta.json", "tokenizer.json"):
+        (final / name).write_text('{"model": "mine"}')
+
+
+def data_with_a_note(final, source):
+    prepare(options(source), final.parent)
+    (final / "notes.txt").write_text("what I saw in the report")
+
+
+def data_with_a_folder(final, source):
+    prepare(options(source), final.parent)
+    write_texts(final / "drafts", ["mine"])
+
+
+def plain_file(final, source):
+    final.write_text("mine")
+
+
+def link_to_texts(final, source):
+    final.symlink_to(source)
+
+
+def link_to_itself(final, source):
+    final.symlink_to(final)
+
+
+NOT_OURS = [
+    text_folder,
+    model_folder,
+    data_with_a_note,
+    data_with_a_folder,
+    plain_file,
+    link_to_texts,
+    link_to_itself,
+]
+
+
+@pytest.mark.parametrize("put", NOT_OURS, ids=lambda put: put.__name__)
+def test_a_destination_that_no_preparation_wrote_stays(root, source, put):
+    put(root / "d", source)
+    before = contents(root.parent)
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="which no preparation wrote|no preparation wrote it"):
+            prepare(options(source, overwrite=overwrite), root)
+        assert contents(root.parent) == before
+
+
+def test_a_destination_that_holds_the_source_stays(root, source):
+    tokens = str(prepare(options(source), root))
+    before = contents(root)
+    with pytest.raises(UserError, match="holds the source .*type another --name"):
+        prepare(options(tokens, overwrite=True), root)
+    assert {path: contents(root)[path] for path in before} == before
+
+
+def test_a_destination_that_is_filled_meanwhile_stays_and_the_work_waits(
+    root, source, monkeypatch, capsys
+):
+    finish = prepare_data.finish
+
+    def finish_late(*arguments):
+        finish(*arguments)
+        text_folder(root / "d", source)
+
+    monkeypatch.setattr(prepare_data, "finish", finish_late)
+    with pytest.raises(UserError, match="no preparation wrote it"):
+        prepare(options(source, overwrite=True), root)
+    assert (root / "d" / "000.txt").exists()
+    shutil.rmtree(root / "d")
+    monkeypatch.setattr(prepare_data, "make_tokenizer", None)
+    monkeypatch.setattr(prepare_data, "encode", None)
+    assert len(Data(prepare(options(source), root)).splits["train"])
+    assert "12 of 12 files are done" in capsys.readouterr().out
+
+
+NAMES = ["d.old", "d.partial", "d.lock", "d.tmp", "d.replaced", ".d", "d.d"]
+
+
+def test_names_like_temporary_ones_belong_to_the_user(root, source):
+    for name in NAMES:
+        write_texts(root / name, ["mine"])
+    before = contents(root)
+    prepare(options(source), root)
+    prepare(options(source, overwrite=True), root)
+    assert {path: contents(root)[path] for path in before} == before
+    assert sorted(os.listdir(root)) == sorted([*NAMES, "d"]), "nothing temporary is left"
+
+
+@pytest.mark.parametrize("purpose", ["partial", "replaced"])
+def test_a_folder_of_the_user_under_a_hidden_name_stays(root, source, purpose):
+    write_texts(hidden(root / "d", purpose), ["mine"])
+    before = contents(root)
+    with pytest.raises(UserError, match=rf"\.d\.{purpose}' holds '000.txt'.*move it away"):
+        prepare(options(source, overwrite=True), root)
+    assert contents(root) == before
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_link_as_destination_stays_and_what_it_names_is_written(root, source, exists):
+    disk = root.parent / "disk"
+    disk.mkdir()
+    expected = prepare(options(source), disk / "expected")
+    if exists:
+        prepare(options(source, tokenizer="bpe:260"), disk)
+    (root / "d").symlink_to(disk / "d")
+    prepare(options(source, overwrite=True), root)
+    assert (root / "d").readlink() == disk / "d"
+    assert_same_files(disk / "d", expected)
+    assert sorted(os.listdir(disk)) == ["d", "expected"]
+
+
+def test_an_empty_folder_is_free(root, source):
+    (root / "d").mkdir()
+    assert Data(prepare(options(source), root)).meta["splits"]
+
+
+# --------------------------------------------------------------------------------------------------
+# One writer, and what it resumes
+
+
+def test_one_process_at_a_time_prepares_a_name(root, source):
+    with locked(hidden(root / "d", "lock"), ""):
+        before = contents(root)
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match="/d' is being prepared by another process"):
+                prepare(options(source, overwrite=overwrite), root)
+        assert contents(root) == before
+        prepare(options(source, name="e"), root)
+    prepare(options(source), root)
+    assert sorted(os.listdir(root)) == ["d", "e"]
+
+
+@pytest.mark.parametrize("n_calls", range(10))
+def test_a_kill_in_the_last_second_loses_no_work(root, source, monkeypatch, n_calls):
+    expected = prepare(options(source), root / "expected")
+    fingerprints = [Data(expected).fingerprint]
+    final = prepare(options(source, tokenizer="bpe:260"), root)
+    fingerprints.append(Data(final).fingerprint)
+    config = options(source, overwrite=True)
+    calls = []
+
+    def killed(function):
+        def call(*arguments, **more):
+            calls.append(function)
+            if len(calls) == n_calls + 1:
+                raise KeyboardInterrupt
+            return function(*arguments, **more)
+
+        return call
+
+    def publish_until_killed(*arguments):
+        for module, name in [(os, "replace"), (os, "unlink"), (shutil, "rmtree")]:
+            patched.setattr(module, name, killed(getattr(module, name)))
+        publish(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare_data, "publish", publish_until_killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config, root)
+    with pytest.raises(UserError, match="exists: type --overwrite=True"):
+        prepare(options(source), root)
+    is_published = fingerprints.index(Data(final).fingerprint) == 0
+    assert is_published == (n_calls > 5)
+    if not is_published:
+        monkeypatch.setattr(prepare_data, "make_tokenizer", None)
+        monkeypatch.setattr(prepare_data, "encode", None)
+    assert_same_files(prepare(config, root), expected)
+    assert sorted(os.listdir(root)) == ["d", "expected"]
+
+
+OTHERS = [{"max_documents": 3}, {"duplicates": "exact"}, {"tokenizer": "bpe:260"}, {"source": "t"}]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=str)
+def test_half_made_work_is_deleted_only_when_asked_to(root, source, monkeypatch, tmp_path, other):
+    if "source" in other:
+        other = {"source": (write_texts(tmp_path / "t", make_documents(3)),)}
+    expected = prepare(options(source), root / "expected")
+    leave_half_made(options(source), root, monkeypatch)
+    before = contents(root)
+    changed = replace(options(source), **other)
+    with pytest.raises(UserError, match=f"is half made, with another .*{[*other][0]}.*--overwrite"):
+        prepare(changed, root)
+    assert contents(root) == before
+    assert_same_files(prepare(options(source), root), expected)
