@@ -20,7 +20,7 @@ muon_lr = 0.002
 embed_lr = 0.03
 head_lr = 0.001
 scalar_lr = 0.002
-learning_rate = 3e-5
+# With --optimizer=adamw type --learning_rate=3e-5.
 
 warmup = 0.05
 decay = 0.95

@@ -1,4 +1,4 @@
-"""Stop in one line, on import, where this Python lacks a library that training needs.
+"""Stop in one line, on import, where this Python lacks the libraries of training.
 
 A program imports it first: the others would end in a traceback.
 """

@@ -172,6 +172,17 @@ class StopFlag:
 # Options
 
 
+# Options of training by what they need to have an effect: "KEY=PATTERN", or "KEY" that is neither
+# None, False nor 0. Other classes of options have a table of their kind, NEEDS.
+NEEDS = {
+    "optimizer=muon": "muon_lr embed_lr head_lr scalar_lr momentum momentum_warmup",
+    "optimizer=adamw": "learning_rate",
+    "position=rope": "rope_base",
+    "window_pattern": "window_size",
+    "document_mask": "document_token",
+    "decay": "decay_shape final_lr",
+}
+
 # The flags of the command line, while its config file runs.
 FLAGS: ContextVar[list[str]] = ContextVar("FLAGS")
 
@@ -267,15 +278,11 @@ def require_known(flags: list[str], known: dict, source: str) -> list[str]:
 
 
 def require_effect(config, assigned: dict, names: list[str]) -> None:
-    """Refuse flags that have no effect beside the other options; of a file's options, say so.
-
-    NEEDS of the config's class lists options by what they need: "KEY=PATTERN", or "KEY" that is
-    neither None, False nor 0. Raises UserError.
-    """
-    needs = getattr(config, "NEEDS", {})
+    """Refuse flags that have no effect beside the other options; of a file's options, say so."""
+    needs = getattr(config, "NEEDS", NEEDS)
     for need, options in needs.items():
         key, _, pattern = need.partition("=")
-        value = getattr(config, key)
+        value = getattr(config, key, None)
         instead = needs.get(f"{key}={value}", f"another --{key}")
         if fnmatch(str(value), pattern) if pattern else value:
             continue

@@ -16,7 +16,7 @@ import prepare_data
 import sample
 import train
 from nanoloop import checkpoint
-from nanoloop.options import UserError, explain, run_program
+from nanoloop.options import NEEDS, UserError, explain, run_program
 from tests.conftest import ROOT, SMALL, make_documents
 
 RUN = [f"--{key}={value}" for key, value in SMALL.items()] + ["--max_steps=2"]
@@ -36,6 +36,12 @@ MISTAKES = {
     "train --batch_size=8": ["did you mean --micro_batch_size?"],
     "sample out/a --init_from=gpt2": ["out/a", "--init_from=gpt2", "one of them"],
     "sample --temperature=0 --top_p=0.5": ["--top_p has no effect with temperature=0"],
+    # options that have no effect beside the others
+    "train --learning_rate=6e-4": ["--learning_rate has no effect", "muon_lr embed_lr head_lr"],
+    "train --optimizer=adamw --momentum=0.9": ["--momentum has no effect", "use learning_rate"],
+    "train --position=learned --rope_base=100": ["--rope_base has no effect", "position=learned"],
+    "train --window_size=256": ["--window_size has no effect", "another --window_pattern"],
+    "train --decay=0 --final_lr=0.1": ["--final_lr has no effect", "decay=0"],
     # values that do not fit each other
     "train --n_embd=33": ["n_embd=33", "n_head=2"],
     "train --batch_tokens=100": ["batch_tokens=100", "32"],
@@ -213,6 +219,20 @@ def test_help_shows_a_recipes_values(folder, command):
     assert first[0] == "--data"
 
 
+def test_a_config_file_may_hold_the_rates_of_the_other_optimizer(folder, small, command):
+    (folder / "recipe.py").write_text("embed_lr = 0.5\nlearning_rate = 0.001\n")
+    result = command(train.main, "recipe.py", *small, "--optimizer=adamw")
+    assert result.code == 0
+    assert result.err == "note: embed_lr has no effect with optimizer=adamw: use learning_rate\n"
+
+
+def test_what_an_option_needs_names_options():
+    for cls in (train.TrainConfig, prepare_data.PrepareConfig, sample.SampleConfig):
+        names = {field.name for field in fields(cls)}
+        for need, options in getattr(cls, "NEEDS", NEEDS).items():
+            assert {need.partition("=")[0], *options.split()} <= names
+
+
 def test_flags_come_after_the_config_file(folder, small, command):
     (folder / "recipe.py").write_text("max_steps = 1\nn_layer = 3\n")
     assert command(train.main, "recipe.py", *small).code == 0
@@ -290,6 +310,9 @@ def test_a_defect_has_no_explanation(error, monkeypatch):
 # As the shell sees it
 
 
+PROGRAMS = ["prepare_data.py", "sample.py", "-m research", "-m bench"]
+
+
 def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, timeout=300
@@ -317,7 +340,7 @@ def test_a_mistake_ends_a_real_program_with_exit_code_2(tmp_path):
     assert "Traceback" not in run.stderr
 
 
-@pytest.mark.parametrize("program", ["prepare_data.py", "sample.py", "-m research", "-m bench"])
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_a_python_without_the_libraries_is_told_the_environment(program):
     """-S leaves installed libraries out, as a Python outside the environment does."""
     run = run_python(ROOT, "-S", *program.split())
