@@ -108,7 +108,8 @@ def run_program(main, many: bool = False) -> None:
             stream.reconfigure(errors="replace", line_buffering=True)
     try:
         is_single = os.environ.get("WORLD_SIZE", "1") == "1"
-        require(many or is_single, "this runs in one process: type python, not torchrun")
+        hint = "type python, not torchrun; or `unset WORLD_SIZE`"
+        require(many or is_single, f"this runs in one process, and WORLD_SIZE is set: {hint}")
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
         message = "interrupted"
