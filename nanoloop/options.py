@@ -202,8 +202,6 @@ def read_given(cls: type, argv: list[str], program: str, config_files: bool = Tr
     and the set of the options that file and flags give. Raises UserError for an option that is
     unknown or without effect, a repeated list, and a config file that cannot be run.
     """
-    import tyro
-
     flags = list(argv)
     values = {}
     if config_files and flags and not flags[0].startswith("-"):
@@ -213,6 +211,8 @@ def read_given(cls: type, argv: list[str], program: str, config_files: bool = Tr
     if "--help" in flags or "-h" in flags:
         print_help(cls, program, values)
         sys.exit(0)
+    import tyro  # not for --help, which should come at once
+
     types = get_type_hints(cls)
     file_flags = [f"--{name}={value}" for name, value in values.items()]
     require_known(file_flags, types, program)
