@@ -7,7 +7,11 @@ import numpy as np
 
 from corpus import synthetic
 from corpus.curation import Curator, View
+from corpus.formats import find_field, is_html
 from corpus.report import sample_row
+
+CONTROL = bytes(set(range(32)) - set(b"\t\n\f\r\x1b"))  # bytes that text has rarely
+HTML = "HTML, read with its tags (trafilatura or resiliparse make text of it)"
 
 
 @dataclass(slots=True)
@@ -117,14 +121,19 @@ def read_documents(unit, block, config):
     elif unit.kind == "synthetic":
         for index, split, text in synthetic.documents(unit.path, config.seed, block.payload):
             yield Document(text, None, f"{unit.source} {index}", split)
-    elif unit.kind == "jsonl":
+    elif unit.kind in ("jsonl", "json"):
+        separator = ":" if unit.kind == "jsonl" else " value "
         for number, line in enumerate(block.payload.split(b"\n"), block.number):
             if line.strip():
-                text, note = parse_line(line, config.text_key or "text")
-                yield Document(text, note, f"{unit.path}:{number}")
+                text, note, fields = parse_line(line, config.text_key or "text")
+                where = f"{unit.path}{separator}{number}"
+                if fields:
+                    where += f", which has {', '.join(fields)[:160]}"
+                yield Document(text, note, where)
     elif unit.kind == "text":
-        is_binary = b"\0" in block.payload
-        text, note = ("", "binary") if is_binary else decode(block.payload)
+        text, note = decode_text(block.payload)
+        if is_html(unit.path, text):
+            note = note or HTML
         yield Document(text, note, unit.path, block.split)
     else:
         for number, (value, cell_note) in enumerate(block.payload, block.number):
@@ -133,20 +142,39 @@ def read_documents(unit, block, config):
 
 
 def parse_line(line, key):
-    """Return (text, note) of a line of JSON."""
+    """Return (text, note, names of the fields where the text should be) of a line of JSON."""
     content, line_note = decode(line)
     try:
         row = json.loads(content.removeprefix("\ufeff"))
     except (ValueError, RecursionError):
-        return "", "broken JSON"
-    text, note = decode(row.get(key) if isinstance(row, dict) else None)
-    return text, note or line_note
+        return "", "broken JSON", []
+    fields = []
+    if isinstance(row, dict):
+        fields = list(row)
+        try:
+            row = find_field(row, key)
+        except (LookupError, TypeError):
+            return "", f"no field {key!r}: give --text_key", fields
+        fields = [f"{key}.{name}" for name in row] if isinstance(row, dict) else []
+    text, note = decode(row)
+    return text, note or line_note, fields
+
+
+def decode_text(content):
+    """Return (text, note) of a piece of a file. A few zero bytes stay in the text."""
+    if b"\0" not in content:
+        return decode(content)
+    n_control = len(content) - len(content.translate(None, CONTROL))
+    if n_control * 20 > len(content):
+        return "", "binary"
+    text, note = decode(content)
+    return text, note or "zero bytes in the text"
 
 
 def decode(value):
     """Return (text, note) of a value that should be a text, str or UTF-8."""
     if not isinstance(value, str | bytes):
-        return "", "no text"
+        return "", "no text" if value is None else f"{type(value).__name__} instead of text"
     if isinstance(value, str):
         value = value.encode("utf-8", "surrogatepass")  # JSON can spell half a character: \\ud800
     try:

@@ -5,15 +5,19 @@ unit are always the same, so a preparation that was killed resumes behind the la
 finished.
 """
 
-import gzip
+import codecs
+import io
+import json
 from bisect import bisect_right
-from collections import namedtuple
+from collections import deque, namedtuple
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, takewhile
+from operator import itemgetter
 from pathlib import Path
 
 from corpus import claude
-from corpus.compressed import read_chunks
+from corpus.compressed import read_chunks, read_head
+from corpus.formats import SEPARATORS, columns_of, is_text, read_header
 from corpus.sources import HUB_HINT, Unit
 from nanoloop.options import UserError, reading, require
 
@@ -22,6 +26,8 @@ BLOCK = 1_000_000  # bytes of lines that are read at a time
 PIECE = 4_000_000  # bytes: a longer text becomes several documents and is never held in memory
 LONGEST = 16_000_000  # bytes of a JSON line or a cell, which is held in memory
 TOO_LONG = "too long for one line or cell"
+BROKEN_END = "broken JSON: the rest is not read"
+UNEVEN_ROW = "more or fewer columns than the header"
 
 
 @dataclass(slots=True)
@@ -93,7 +99,7 @@ def read(unit: Unit, config):
     except (UserError, ImportError, MemoryError):
         raise
     except Exception as error:  # zlib, zstandard and pyarrow have errors of their own
-        is_system = isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile)
+        is_system = isinstance(error, OSError) and error.errno is not None
         note = "unreadable" if is_system else "corrupt file"
     if note:
         yield Block(b"", note=note)
@@ -108,6 +114,8 @@ def open_unit(unit, config):
         return cut_pieces(read_chunks(path), unit.cuts)
     if unit.kind == "jsonl":
         return cut_lines(read_chunks(path))
+    if unit.kind == "json":
+        return cut_values(read_chunks(path))
     if unit.kind == "synthetic":
         indices = range(config.max_documents or 10_000)
         return (Block(indices[first : first + 1000]) for first in indices[::1000])
@@ -124,17 +132,30 @@ def read_hub(unit, config):
 
 
 def read_table(unit, config):
-    """Yield a column of a table, 64 rows at a time."""
+    """Yield a column of a table, 64 rows at a time. Raises UserError for a column without text."""
+    import pyarrow.compute
+
     key = config.text_key or "text"
-    names, tables = open_table(unit, config, key)
-    hint = f"give --text_key, one of {', '.join(names)}"
-    require(key in names, f"{unit.path} has no column {key!r}: {hint}")
+    schema, tables = open_table(unit, config, key)
+    columns = columns_of(schema)
+    usable = [name for name, (_, kind) in columns.items() if is_text(kind)]
+    hint = f"give --text_key, one of {', '.join(usable[:20])}" if usable else "none has text"
+    require(key in columns, f"{unit.path} has no column {key!r}: {hint}")
+    (name, *parts), kind = columns[key]
+    require(is_text(kind), f"column {key!r} of {unit.path} holds {kind}, not text: {hint}")
     number = 1
     for table in tables:
-        for start in range(0, len(table), 64):
+        if table is None:
+            yield Block([(None, UNEVEN_ROW)], number)
+            number += 1
+            continue
+        column = table[name]
+        if parts:
+            column = pyarrow.compute.struct_field(column, parts)
+        for start in range(0, len(column), 64):
             cells = []
             # As bytes: nobody has checked the UTF-8.
-            for value in table[key].slice(start, 64).cast("large_binary").to_pylist():
+            for value in column.slice(start, 64).cast("large_binary").to_pylist():
                 is_long = value and len(value) > LONGEST
                 cells.append((None, TOO_LONG) if is_long else (value, None))
             yield Block(cells, number)
@@ -142,23 +163,92 @@ def read_table(unit, config):
 
 
 def open_table(unit, config, key):
-    """Return the names of the columns and an iterator of pyarrow tables."""
+    """Return the columns and an iterator of pyarrow tables, with None for a row that is none."""
     import pyarrow
     import pyarrow.parquet
 
+    if unit.kind == "csv":
+        return read_csv(unit.path, key)
     if unit.kind == "parquet":
         file = pyarrow.parquet.ParquetFile(unit.path, pre_buffer=False, buffer_size=2**20)
-        return file.schema_arrow.names, file.iter_batches(64, columns=[key])
+        return file.schema_arrow, file.iter_batches(64, columns=[key])
     if unit.kind == "arrow":
-        file = pyarrow.ipc.open_stream(pyarrow.OSFile(unit.path))
-        return file.schema.names, file
+        file = pyarrow.OSFile(unit.path)
+        if file.read(6) == b"ARROW1":
+            reader = pyarrow.ipc.open_file(file)
+            return reader.schema, map(reader.get_batch, range(reader.num_record_batches))
+        file.seek(0)
+        reader = pyarrow.ipc.open_stream(file)
+        return reader.schema, reader
     # Version 4 and later run no code of a data set.
     from datasets import load_dataset
 
     name, _, split = unit.path.partition(":")
     data = load_dataset(name, config.hf_config, split=split, streaming=True)
-    names = data.column_names or list(next(iter(data)))
-    return names, data.with_format("arrow").iter(batch_size=64)
+    tables = data.with_format("arrow").iter(batch_size=64)
+    first = next(tables)
+    return first.schema, chain([first], tables)
+
+
+def read_csv(path, key):
+    """Return the columns and an iterator of tables, with None for a row of another length."""
+    import pyarrow.csv
+
+    delimiter, names = read_header(read_head(path).decode(errors="replace").lstrip())
+    schema = pyarrow.schema([(name, pyarrow.large_binary()) for name in names])
+    uneven = deque()  # numbers of rows
+
+    def skip(row):
+        uneven.append(row.number - 1)  # the header is row 1
+        return "skip"
+
+    def read_rows():
+        chunks = read_chunks(path)
+        reader = pyarrow.csv.open_csv(
+            io.BufferedReader(ChunkFile(chunks), BLOCK),
+            pyarrow.csv.ReadOptions(block_size=LONGEST, use_threads=False),
+            pyarrow.csv.ParseOptions(
+                delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip
+            ),
+            pyarrow.csv.ConvertOptions(
+                check_utf8=False, include_columns=[key], column_types=schema
+            ),
+        )
+        number = 1
+        for batch in reader:
+            while len(batch):
+                if uneven and uneven[0] <= number:
+                    uneven.popleft()
+                    number += 1
+                    yield None
+                    continue
+                good = batch.slice(0, uneven[0] - number if uneven else len(batch))
+                batch = batch.slice(len(good))
+                number += len(good)
+                yield good
+        yield from (None for _ in uneven)
+        next(chunks, None)  # raises the fault of a damaged file
+
+    return schema, read_rows()
+
+
+class ChunkFile(io.RawIOBase):
+    """A file for pyarrow to read, from chunks that end with an empty one."""
+
+    def __init__(self, chunks):
+        self.chunks = takewhile(itemgetter(0), chunks)
+        self.pending = b""
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        if not self.pending:
+            self.pending, _ = next(self.chunks, (b"", 0))
+        part = self.pending[: len(buffer)]
+        self.pending = self.pending[len(part) :]
+        buffer[: len(part)] = part
+        return len(part)
 
 
 def cut_pieces(chunks, cuts):
@@ -217,3 +307,44 @@ def cut_lines(chunks):
         if len(pending) > LONGEST:
             pending.clear()
             is_skipping = True
+
+
+def cut_values(chunks):
+    """Cut the values of a JSON list, or one after the other, into blocks of one value a line.
+
+    Nothing behind a fault is read: where the next value begins is unknown.
+    """
+    decoder = json.JSONDecoder()
+    characters = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    pending = ""
+    number = 1  # of the first value in pending
+    n_open = 0  # lists
+    for chunk, used in chunks:
+        pending += characters.decode(chunk)
+        end = 0
+        values = []
+        while True:
+            between = SEPARATORS.match(pending, end)
+            try:
+                _, stop = decoder.raw_decode(pending, between.end())
+            except (ValueError, RecursionError):
+                break
+            if chunk and stop == len(pending):  # a number may go on
+                break
+            n_open += between[0].count("[") - between[0].count("]")
+            # Between the parts of a value a line break means nothing, inside a text it is no JSON.
+            values.append(pending[between.end() : stop].replace("\n", " "))
+            end = stop
+        if values:
+            payload = "\n".join(values).encode(errors="surrogateescape")
+            yield Block(payload, number, used)
+            number += len(values)
+        pending = pending[end:]
+        if len(pending) > LONGEST:
+            yield Block(b"", number, used, f"{TOO_LONG}: the rest is not read")
+            return
+    is_complete = SEPARATORS.fullmatch(pending) and n_open == pending.count("]") - pending.count(
+        "["
+    )
+    if not is_complete:
+        yield Block(b"", number, used, BROKEN_END)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from corpus.formats import KEYED, format_of
 from nanoloop.data import FORMATS, SPLITS
 from nanoloop.files import replace_file, sha256_of_file
 from nanoloop.options import UserError, reading, require
@@ -62,12 +63,12 @@ HUB_HINT = (
 class Unit:
     """Something to read from its beginning to its end.
 
-    kind: text, jsonl, parquet, arrow, hf, synthetic, claude or tokens. path: for the kind hf,
-    NAME:SPLIT. source: its name in the report. size: bytes on disk. cuts: where a single text is
-    split by position, in bytes: the end of train and the end of test. answers: the path of the
-    answers file, for the kind claude. split: of all its documents, where its data set says so.
-    official: the held-out splits of its data set, to which no hash assigns a document. note: why it
-    is not read.
+    kind: text, jsonl, json (values over several lines), csv, parquet, arrow, hf, synthetic, claude
+    or tokens. path: for the kind hf, NAME:SPLIT. source: its name in the report. size: bytes on
+    disk. cuts: where a single text is split by position, in bytes: the end of train and the end of
+    test. answers: the path of the answers file, for the kind claude. split: of all its documents,
+    where its data set says so. official: the held-out splits of its data set, to which no hash
+    assigns a document. note: why it is not read.
     """
 
     kind: str
@@ -115,6 +116,12 @@ def find_units(config, data_root: Path, name: str) -> list[Unit]:
         key = (unit.kind, unit.path)
         if unit.note is None or key not in units:
             units[key] = unit
+    kinds = {unit.kind for unit in units.values() if unit.note is None}
+    message = (
+        f"--text_key={config.text_key} names a field of JSON or a column of a table, and "
+        f"--source={' '.join(config.source)} has neither: leave --text_key out"
+    )
+    require(not (config.text_key and kinds) or kinds & set(KEYED), message)
     held_out = [unit.path for unit in units.values() if unit.split and unit.kind != "tokens"]
     if held_out:
         print(
@@ -127,16 +134,9 @@ def find_units(config, data_root: Path, name: str) -> list[Unit]:
 def file_unit(path, source, config):
     """Return the unit of a file."""
     is_tokens = path.suffix == ".bin" and (path.stem in SPLITS or has_magic(path))
-    kind = "tokens" if is_tokens else kind_of(path, config.text_key)
+    kind, note = ("tokens", None) if is_tokens else format_of(path, config.text_key)
     size = os.path.getsize(path) if os.path.exists(path) else 0  # a link can point nowhere
-    return Unit(kind, str(path), source, size)
-
-
-def kind_of(file, text_key):
-    suffix = Path(file.name.removesuffix(".gz").removesuffix(".zst")).suffix[1:]
-    if suffix in ("json", "stdin") and text_key:
-        return "jsonl"
-    return suffix if suffix in ("jsonl", *TABLES) else "text"
+    return Unit(kind, str(path), source, size, note=note)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def listed_units(source, config, seen):
             parts = file.relative_to(root).parts
             label = parts[0] if len(parts) > 1 else source
             unit = Unit("text", str(file), label) if note else file_unit(file, label, config)
-            unit.note = note
+            unit.note = note or unit.note
             unit.split = split_in_words("/".join(parts))
             units.append(unit)
     require(units, f"--source={source} is a folder without files")

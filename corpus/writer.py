@@ -285,11 +285,13 @@ def finish(folder: Path, name: str, tokenizer: Tokenizer, progress: Progress) ->
     if progress.splits["train"]["tokens"] == 0:
         discard(folder)
         held_out = sum(progress.splits[split]["documents"] for split in ("val", "test"))
-        notes = list_notes(progress.notes, progress.dropped)
-        found = "; ".join([f"{held_out:,} documents in val and test", *notes])
+        reasons = list_notes(progress.notes, progress.dropped)
+        if held_out:
+            hint = "lower --val_fraction and --test_fraction, or add text"
+            reasons.insert(0, f"all {held_out:,} documents are in val and test: {hint}")
+        found = "; ".join(reasons) or "nothing was found"
         raise UserError(
-            f"--source={' '.join(progress.plan['source'])} has no training text: {found}. Give "
-            "text in UTF-8, or lower --val_fraction and --test_fraction"
+            f"--source={' '.join(progress.plan['source'])} has no training text: {found}"
         )
     shards = []
     opened = {split: [] for split in SPLITS}

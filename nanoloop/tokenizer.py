@@ -72,7 +72,12 @@ class Tokenizer(Vocabulary):
         """Return the token ids of `text`, uint32. The names of special tokens are plain text."""
         if self.pattern is None or not text:
             return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32)
-        ids = self.encoder(text)
+        try:
+            ids = self.encoder(text)
+        except ValueError:
+            # The regular expressions of tiktoken give up on a million spaces in a row.
+            middle = len(text) // 2
+            return np.append(self.encode(text[:middle]), self.encode(text[middle:]))
         self.encoded_chars += len(text)
         if self.encoded_chars > ENCODER_CHARS:
             del self.encoder

@@ -1,9 +1,11 @@
 """Preparation: every byte is accounted for, a kill loses nothing, nothing half done is left."""
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -88,6 +90,53 @@ def test_a_single_text_is_split_by_position(tmp_path):
     config = options(str(tmp_path / "one.txt"), val_fraction=0.1, test_fraction=0.2)
     found = texts_by_split(prepare(config, tmp_path))
     assert found == {"train": [text[:700]], "test": [text[700:900]], "val": [text[900:]]}
+
+
+# Sources of more text than the limits: each is (name, content) of its files.
+BEYOND = {
+    "one text": [("a.txt", "tiny words " * 5000)],
+    "one text of wide characters": [("a.txt", "語🙂é" * 5000)],
+    "many texts": [(f"{i:02}.txt", text) for i, text in enumerate(make_documents(90))],
+    "two long texts": [("a.txt", "one " * 9000), ("b.txt", "two " * 9000)],
+    "one long line": [("a.jsonl", json.dumps({"text": "long line " * 9000}) + "\n")],
+    "official splits": [
+        (
+            f"{split}.jsonl",
+            "".join(json.dumps({"text": text}) + "\n" for text in make_documents(90)),
+        )
+        for split in ("test", "train", "validation")
+    ],
+}
+
+
+@pytest.mark.parametrize("limit", [{"max_bytes": 2001}, {"max_documents": 9}], ids=str)
+@pytest.mark.parametrize("case", BEYOND)
+def test_a_limit_holds_for_all_splits_together(tmp_path, case, limit):
+    (tmp_path / "s").mkdir()
+    for name, content in BEYOND[case]:
+        (tmp_path / "s" / name).write_text(content)
+    source = str(tmp_path / "s" / name) if len(BEYOND[case]) == 1 else str(tmp_path / "s")
+    folder = prepare(options(source, val_fraction=0.1, test_fraction=0.1, **limit), tmp_path)
+    splits = Data(folder).meta["splits"]
+    counts = {key: sum(split[key] for split in splits.values()) for key in ("documents", "bytes")}
+    assert counts["documents"] <= limit.get("max_documents", 10**9)
+    if "max_bytes" in limit:
+        assert 2001 - 4 < counts["bytes"] <= 2001, "the last document is cut between characters"
+    assert splits["train"]["bytes"] >= counts["bytes"] / 2, "held-out splits take their share"
+    if case.startswith(("one text", "official")) and "max_bytes" in limit:
+        assert splits["val"]["bytes"] and splits["test"]["bytes"]
+    texts = "".join(content for _, content in BEYOND[case])
+    for text in sum(texts_by_split(folder).values(), []):
+        assert text.strip() in texts and "\ufffd" not in text
+
+
+def test_no_text_beyond_a_limit_shapes_the_tokenizer(tmp_path):
+    text = "ab" * 500 + "xy" * 5000
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}))
+    config = options(str(tmp_path / "a.jsonl"), tokenizer="bpe:300", max_bytes=1000, val_fraction=0)
+    tokens = Data(prepare(replace(config, test_fraction=0), tmp_path)).tokenizer.tokens
+    assert b"abab" in tokens
+    assert not [token for token in tokens if len(token) > 1 and b"x" in token and b"<" not in token]
 
 
 def test_the_number_of_shards_changes_no_token(tmp_path):
@@ -286,7 +335,10 @@ def test_the_command_works_as_a_program_and_overwrites_nothing(tmp_path, monkeyp
     program = [sys.executable, str(ROOT / "prepare_data.py"), *flags]
     done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "data/text is ready" in done.stdout
+    *_, ready, report, hint = done.stdout.splitlines()
+    assert "data/text is ready" in ready
+    assert (tmp_path / report.removeprefix("report: ")).read_text().startswith("<!doctype html>")
+    assert hint.endswith("train.py config/quickstart.py --data=data/text --out=out/text")
     monkeypatch.chdir(tmp_path)
     again = command(prepare_data.main, *flags)
     assert again.code == 2
@@ -298,6 +350,8 @@ BAD = {
     "a sum below 1": {"val_fraction": 0.5, "test_fraction": 0.5},
     "max_documents must be at least 1": {"max_documents": 0},
     "workers must be at least 1": {"workers": -1},
+    "shard_tokens must be .* below 2\\*\\*31": {"shard_tokens": 2**31},
+    "seed must be at least 0": {"seed": -1},
     "needs --source=python": {"include_site_packages": True},
     "cannot name a folder": {"name": "a/b"},
     "--source=.* is a folder without files": {},
@@ -317,6 +371,6 @@ def test_text_without_a_training_split_is_refused_with_what_was_found(tmp_path):
     (tmp_path / "s").mkdir()
     for name in ("a.png", "b.png"):
         (tmp_path / "s" / name).write_bytes(b"\x89PNG\0")
-    with pytest.raises(UserError, match="no training text: 0 documents in val .*; 2 binary"):
+    with pytest.raises(UserError, match="no training text: 2 binary"):
         prepare(options(str(tmp_path / "s")), tmp_path / "data")
     assert not (tmp_path / "data").exists()

@@ -122,7 +122,7 @@ def test_another_field_can_hold_the_text_and_a_wrong_one_is_named(tmp_path):
     data = trained(tmp_path, tmp_path / "a.jsonl", text_key="body")
     assert texts_of(data) == ["x", "y"]
     parquet.write_table(pyarrow.table({"body": ["x"], "n": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="no column 'text': give --text_key, one of body, n"):
+    with pytest.raises(UserError, match="no column 'text': give --text_key, one of body$"):
         prepared(tmp_path, tmp_path / "a.parquet", name="p")
 
 
@@ -429,7 +429,9 @@ def test_broken_json_lines_are_counted_with_their_line(tmp_path):
     assert texts_of(data) == ["good", "�", "😀 ���", "last"]
     assert notes_of(data) == {
         "broken JSON": 2,
-        "no text": 3,
+        "int instead of text": 1,
+        "list instead of text": 1,
+        "no field 'text': give --text_key": 1,
         "empty": 1,
         "invalid UTF-8 replaced": 2,
     }

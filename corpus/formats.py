@@ -1,0 +1,154 @@
+"""What a file holds: its first bytes decide, and its name where they cannot."""
+
+import json
+import re
+from pathlib import Path
+
+from corpus.compressed import read_head
+
+PACKED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
+NAMES = {
+    ".json": "jsonl",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+}
+# Kinds whose documents are fields or columns, which --text_key names.
+KEYED = ("jsonl", "json", "csv", "parquet", "arrow", "hf")
+TABLE_STARTS = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"}
+# What is no text: its first bytes, its name, and what makes text of it.
+NO_TEXT = {
+    b"%PDF-": "PDF: make text of it with pdftotext",
+    b"%!PS": "PostScript: make text of it with ps2ascii",
+    b"{\\rtf": "RTF: make text of it with pandoc",
+    b"PK\x03\x04": "zip (.docx, .xlsx, .epub and .npz too): open it with unzip, or pandoc",
+    b"\xd0\xcf\x11\xe0": "an old document of Office: make text of it with libreoffice --convert-to",
+    b"Rar!\x1a": "rar: open it with unrar",
+    b"7z\xbc\xaf": "7z: open it with 7z x",
+    b"\x04\x22\x4d\x18": "lz4: open it with unlz4",
+    b"SQLite format 3\0": "SQLite: write its text to CSV with sqlite3 -csv",
+    b"\x93NUMPY": "an array of NumPy: write its text with Python",
+    b"\x89HDF": "HDF5: write its text with h5dump",
+    b"Obj\x01": "Avro: write its text with avro cat",
+    b"WARC/": "web pages in WARC: make text of them with trafilatura or resiliparse",
+    b"version https://git-lfs": "only a link of Git LFS: type git lfs pull",
+}
+TAR = "tar: open it with tar -xf"
+PACKED_TABLE = "a table in a compressed file: unpack it first, with gunzip or zstd -d"
+HTML_START = re.compile(r"\s*(<\?xml[^>]*>\s*)?<(!doctype html|html)\b", re.IGNORECASE)
+SEPARATORS = re.compile(r"[\s,\[\]]*")  # between the values of a JSON text, and its list's brackets
+
+
+def format_of(path: Path, text_key: str | None) -> tuple[str, str | None]:
+    """Return the kind of a file (see Unit), and the reason why it is not read, or None."""
+    head = read_head(path)
+    for beginning, note in NO_TEXT.items():
+        if head.startswith(beginning):
+            return "text", note
+    if head[257:262] == b"ustar":
+        return "text", TAR
+    is_packed = path.suffix.lower() in PACKED
+    for beginning, kind in TABLE_STARTS.items():
+        if head.startswith(beginning):
+            return kind, PACKED_TABLE if is_packed else None
+    kind = NAMES.get(suffix_of(path))
+    if kind in TABLE_STARTS.values() or kind == "csv":
+        return kind, None
+    text = head.decode(errors="replace").lstrip()
+    if kind == "jsonl" or is_json(text, text_key):
+        return json_layout(text), None
+    _, names = read_header(text)
+    return "csv" if len(names) > 1 and text_key in names else "text", None
+
+
+def suffix_of(path):
+    """Return the last suffix in lower case, not counting that of a compression."""
+    suffixes = [suffix.lower() for suffix in Path(path).suffixes]
+    if suffixes and suffixes[-1] in PACKED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def is_html(path, text):
+    return suffix_of(path) in (".html", ".htm", ".xhtml") or HTML_START.match(text) is not None
+
+
+# --------------------------------------------------------------------------------------------------
+# JSON
+
+
+def is_json(text, text_key):
+    """Say whether a text holds JSON objects with documents.
+
+    Source code and prose can begin with a bracket. So the first value must be a complete object,
+    nothing but JSON may follow it, and without `text_key` it must have the field "text".
+    """
+    if not text.startswith(("{", "[")):
+        return False
+    try:
+        value, end = json.JSONDecoder().raw_decode(text, SEPARATORS.match(text).end())
+    except (ValueError, RecursionError):
+        return False
+    follows = text[end:].lstrip()[:1]
+    is_object = isinstance(value, dict) and follows in ("", ",", "]", "{")
+    return is_object and (text_key is not None or "text" in value)
+
+
+def json_layout(text):
+    """Return "jsonl" where each line is a value, "json" for a list or values over several lines."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    is_spread = text.startswith("{") and len(lines) > 1 and not lines[1].startswith("{")
+    return "json" if is_spread or text.startswith("[") else "jsonl"
+
+
+def find_field(row, key):
+    """Return the value of a field. Raises LookupError or TypeError if there is none.
+
+    "a.b" is field b of field a, unless a field has this name.
+    """
+    name, dot, rest = key.partition(".")
+    if key in row or not dot:
+        return row[key]
+    return find_field(row[name], rest)
+
+
+# --------------------------------------------------------------------------------------------------
+# Tables
+
+
+def read_header(text):
+    """Return (delimiter, names of the columns) of the first line of a table in text."""
+    line, _, _ = text.partition("\n")
+    delimiter = max(",\t;|", key=line.count)
+    return delimiter, [name.strip().strip('"') for name in line.split(delimiter)]
+
+
+def columns_of(fields, path=()):
+    """Return the columns of a table and of its structs: {dotted name: (path, pyarrow type)}.
+
+    A column whose name contains a dot hides a part of a struct.
+    """
+    import pyarrow
+
+    columns = {}
+    for field in fields:
+        names = (*path, field.name)
+        if pyarrow.types.is_struct(field.type):
+            columns = columns_of(field.type, names) | columns
+        columns[".".join(names)] = (names, field.type)
+    return columns
+
+
+def is_text(kind):
+    """Say whether a column of this pyarrow type can hold text."""
+    import pyarrow
+
+    try:
+        pyarrow.nulls(0, kind).cast("large_binary")
+    except pyarrow.ArrowNotImplementedError:
+        return False
+    return True
