@@ -419,9 +419,7 @@ def main(argv: list[str]) -> int:
     tune_process()
     with ranks.connected(), locked_run(Path(config.out), config.eval_only):
         summary = train(config, StopFlag())
-    # torchrun would take another code than 0 for a failure, and start the run again.
-    is_alone = ranks.local_rank() is None
-    return EXIT_RESUMABLE if is_alone and "stopped_by" in summary else 0
+    return EXIT_RESUMABLE if "stopped_by" in summary else 0
 
 
 if __name__ == "__main__":

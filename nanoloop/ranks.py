@@ -52,9 +52,10 @@ def restarts() -> int:
 
 @contextlib.contextmanager
 def connected():
-    """Connect the ranks for the block; only rank 0 prints.
+    """Connect the ranks for the block; only rank 0 prints. Ends the program with exit code 0.
 
-    When a rank fails, all end, and the first to fail gives the message.
+    When a rank fails, all end, and the first to fail gives the message. A single process that no
+    launcher started goes on after the block.
     """
     if not {"RANK", "WORLD_SIZE"} & set(os.environ):
         yield
@@ -95,6 +96,8 @@ def connected():
     if number:
         # All files are written. An interpreter that had connection threads may abort at its end.
         os._exit(0)
+    # torchrun takes another code for a failure, and starts a run again that a signal has stopped.
+    sys.exit(0)
 
 
 def is_first(store: dist.Store) -> bool:
