@@ -124,6 +124,8 @@ def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
 def fill(units, config, final):
     """Complete the half-made folder of `final` with what the units hold. Raises UserError."""
     config = replace(config, tokenizer=config.tokenizer or default_tokenizer(units))
+    if config.max_bytes or config.max_documents:
+        units = sorted(units, key=is_for_training)  # the limit may end the reading
     split_single_text(units, config)
     to_read = [unit for unit in units if unit.note is None]
     for unit in to_read:
@@ -145,11 +147,16 @@ def fill(units, config, final):
         tokenizer = make_tokenizer(config, texts)
         write_json(folder / "tokenizer.json", tokenizer.to_json())
     if not ready:
-        writer = Writer(config, folder, tokenizer, progress)
+        official = set().union(*(unit.official for unit in texts))
+        writer = Writer(config, folder, tokenizer, progress, official)
         encode(units, config, tokenizer, writer, f"encoding {final}")
     else:
         import_tokens(units, folder, tokenizer, progress)
     finish(folder, final.name, tokenizer, progress)
+
+
+def is_for_training(unit):
+    return unit.split is None
 
 
 def resolve(config: PrepareConfig) -> tuple[str, PrepareConfig]:

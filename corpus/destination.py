@@ -1,4 +1,4 @@
-"""Where a preparation writes, what it resumes from, and how an older data folder is replaced.
+"""Where a preparation writes, and how that replaces an older data folder.
 
     data/.NAME.partial     half made; a killed preparation resumes there
     data/.NAME.replaced    the older folder, until it is removed
@@ -61,7 +61,7 @@ def require_written(folder: Path) -> None:
 
 
 def require_free(final: Path, overwrite: bool) -> None:
-    """Raise UserError unless `final` is missing or empty, or a data folder to overwrite."""
+    """Raise UserError unless `final` is missing, empty, or data to overwrite."""
     is_empty = final.is_dir() and not os.listdir(final)
     if is_empty or not os.path.lexists(final):
         return
@@ -72,7 +72,10 @@ def require_free(final: Path, overwrite: bool) -> None:
 
 
 def restore(final: Path) -> None:
-    """Put back the older folder of a preparation that was killed while it replaced that."""
+    """Put back the older folder if a preparation was killed between two renames.
+
+    Killed a moment later, the older folder is removed.
+    """
     replaced = hidden(final, "replaced")
     if not replaced.exists():
         return
@@ -84,10 +87,10 @@ def restore(final: Path) -> None:
 
 
 def resume(partial: Path, plan: dict, overwrite: bool) -> tuple:
-    """Return what a killed preparation of this plan has left: its Progress and its tokenizer.
+    """Return the Progress and the tokenizer that a killed preparation has left.
 
-    A new Progress and None if it has left nothing; the folder is empty then. What was done by
-    another plan is only deleted to overwrite it. Raises UserError.
+    A new Progress and None if it has left nothing of this plan; the folder is empty then. What was
+    done by another plan is only deleted to overwrite it. Raises UserError.
     """
     progress = Progress(plan)
     meta = read_values(partial / "meta.json")  # written last: nothing is missing
@@ -122,7 +125,7 @@ def discard(partial: Path) -> None:
 
 
 def publish(partial: Path, final: Path, overwrite: bool) -> None:
-    """Rename the complete folder `partial` to `final`. Raises UserError if that is not free."""
+    """Rename the complete folder `partial` to `final`; raise UserError if that is not free."""
     require_free(final, overwrite)
     for name in ("progress.json", "signatures.bin", "sample.jsonl"):
         (partial / name).unlink(missing_ok=True)

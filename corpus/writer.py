@@ -28,11 +28,20 @@ HELD_BYTES = 128_000_000  # of tokens that wait to be written
 class Writer:
     """Takes rows in order, finds copies, counts, and writes tokens.
 
-    progress: is in progress.json when all that it counts is on the disk.
+    progress: is in progress.json when all that it counts is on the disk. official: splits of a data
+    set that no fraction makes; of a limit each has its fraction at most.
     """
 
-    def __init__(self, config, folder: Path, tokenizer: Tokenizer, progress: Progress):
+    def __init__(
+        self,
+        config,
+        folder: Path,
+        tokenizer: Tokenizer,
+        progress: Progress,
+        official=frozenset(),
+    ):
         self.config = config
+        self.official = official
         self.folder = folder
         self.progress = progress
         self.tokenizer = tokenizer
@@ -57,6 +66,15 @@ class Writer:
         is_complete = self.progress.kept["documents"] >= max_documents
         return is_complete or self.room() < LONGEST_CHARACTER
 
+    def has_share(self, split):
+        """Say whether a split may have another document."""
+        fraction = getattr(self.config, f"{split}_fraction") if split in self.official else 1
+        for key in ("documents", "bytes"):
+            limit = getattr(self.config, f"max_{key}")
+            if limit and self.progress.splits[split][key] >= fraction * limit:
+                return False
+        return True
+
     def add(self, row):
         """Take the next document. Raises UserError for a fault, with --strict=True."""
         if self.is_full():
@@ -73,7 +91,7 @@ class Writer:
             count_example(progress.notes, row.note, row)
         if row.drop_rule:
             count_example(progress.dropped, row.drop_rule, row)
-        elif row.size:
+        elif row.size and self.has_share(row.split):
             if row.size > self.room():
                 self.shorten(row)
             self.keep(row)

@@ -166,13 +166,13 @@ def prepare_again(side: Side) -> dict:
 def prepare_killed(side: Side, name: str, like: str, file: str, size: int) -> dict:
     """Kill the preparation `like` when a file of it has `size` bytes, then run it to its end."""
     options = PREPARATIONS[like]
-    partial_folder = f"data/{name}.partial"
-    interrupt = {"signal": signal.SIGKILL, "path": f"{partial_folder}/{file}", "size": size}
+    pattern = f"data/*{name}.partial"  # hidden or not
+    interrupt = {"signal": signal.SIGKILL, "path": f"{pattern}/{file}", "size": size}
     flag = f"--name={name}"
     side.run("prepare_data.py", *options, flag, interrupt=interrupt, code=-signal.SIGKILL)
-    expect((side.folder / partial_folder).exists(), f"{partial_folder} did not survive the kill")
+    expect(list(side.folder.glob(pattern)), f"{pattern} did not survive the kill")
     result = prepare(side, name, options)
-    expect(not (side.folder / partial_folder).exists(), f"{partial_folder} is left")
+    expect(not list(side.folder.glob(pattern)), f"{pattern} is left")
     difference = first_difference(without_name(result), without_name(read_data_of(side, like)))
     expect(not difference, f"the resumed preparation differs from an unbroken one: {difference}")
     return result

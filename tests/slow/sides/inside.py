@@ -9,7 +9,7 @@ input brings a job a line, as JSON; each is answered by its exit code:
     output      file for what it prints
     stdin       file it reads as standard input; none: an empty one
     max_logits  logits that the model holds at once, to force the chunked loss on small sizes
-    interrupt   {"signal", "path", "size"}: send the signal when the file has so many bytes
+    interrupt   {"signal", "path", "size"}: send the signal when a file that fits has so many bytes
     ranks       run so many processes of the program, as torchrun does
 """
 
@@ -24,6 +24,7 @@ import sys
 import time
 import traceback
 import zlib
+from glob import glob
 
 import torch
 
@@ -240,7 +241,7 @@ def wait_for(child: int, interrupt: dict | None) -> int:
 
 
 def has_size(path: str, size: int) -> bool:
-    return os.path.exists(path) and os.path.getsize(path) >= size
+    return any(os.path.getsize(file) >= size for file in glob(path, include_hidden=True))
 
 
 def main() -> None:
