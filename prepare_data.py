@@ -17,7 +17,7 @@ workers turn what it reads into tokens (corpus/documents.py, corpus/curation.py)
 in order (corpus/writer.py).
 """
 
-import nanoloop.environment  # isort: skip # noqa: F401
+import nanoloop.environment  # noqa: F401, says how to install what is missing
 
 import contextlib
 import hashlib

@@ -9,7 +9,7 @@
 A checkpoint holds its tokenizer, so nothing else is needed.
 """
 
-import nanoloop.environment  # isort: skip # noqa: F401
+import nanoloop.environment  # noqa: F401, says how to install what is missing
 
 import codecs
 import sys

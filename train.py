@@ -9,6 +9,8 @@ A run writes to its folder, out/<name of the config file>/. Read from the top; t
 end of `train`.
 """
 
+import nanoloop.environment  # noqa: F401, says how to install what is missing
+
 import math
 import time
 from dataclasses import asdict, dataclass, replace
@@ -32,14 +34,7 @@ from nanoloop.device import (
     tune_process,
 )
 from nanoloop.muon import Muon, Optimizers
-from nanoloop.options import (
-    EXIT_RESUMABLE,
-    StopFlag,
-    is_utf8,
-    read_options,
-    require,
-    run_program,
-)
+from nanoloop.options import EXIT_RESUMABLE, StopFlag, is_utf8, read_given, require, run_program
 from nanoloop.programs import prepare_missing, sample_run
 from nanoloop.runlog import RunLog, check_folder, default_out, locked_run, resumed_summary
 
@@ -68,6 +63,8 @@ class TrainConfig(GPTConfig):
     max_steps: int | None = None  # the run ends after this many optimizer steps …
     max_tokens: int | None = None  # … or tokens …
     max_seconds: float | None = None  # … or seconds of training, whichever comes first
+
+    # size and parts of the model: GPTConfig
 
     # optimizer
     optimizer: Literal["muon", "adamw"] = "muon"  # Muon for hidden matrices, or AdamW for all
@@ -272,8 +269,7 @@ def train_step(network, optimizers, scaler, batches, step: int, config, device) 
     torch.manual_seed(hash((config.seed, step, ranks.rank())))
     total = torch.zeros((), device=device)
     for micro_step in range(batches.grad_accum):
-        is_last = micro_step == batches.grad_accum - 1
-        ranks.sync_gradients(network, is_last)
+        ranks.sync_gradients(network, micro_step == batches.grad_accum - 1)
         tokens, targets = batches(step, micro_step, ranks.rank())
         loss = network(to_device(tokens, device), to_device(targets, device)) / batches.grad_accum
         scaler.scale(loss).backward()
@@ -288,11 +284,12 @@ def train_step(network, optimizers, scaler, batches, step: int, config, device) 
 
 
 @kernel_priority()
-def train(config: TrainConfig, stop: StopFlag | None = None) -> dict:
+def train(config: TrainConfig, stop: StopFlag | None = None, given=frozenset()) -> dict:
     """Do the run that `config` describes; return its summary. Raises UserError.
 
     stop: listens for Ctrl-C and SIGTERM. After a signal the run takes the step under way, saves,
-    and the summary has "stopped_by", the number of the signal.
+    and the summary has "stopped_by", the number of the signal. given: the names of options that the
+    user set, perhaps to their defaults.
     """
     # Check all that the run needs before its folder is written.
     started = time.perf_counter()
@@ -302,7 +299,7 @@ def train(config: TrainConfig, stop: StopFlag | None = None) -> dict:
     data = ranks.in_turn(lambda: open_data(prepare_missing(config.data, config.prepare)))
     check_folder(out, config.resume or config.eval_only, config.overwrite)
     start, is_resumed = checkpoint.find_start(out, config)
-    config = checkpoint.complete(config, start, data, is_resumed)
+    config = checkpoint.complete(config, start, data, is_resumed, given)
     batch_size, grad_accum = config.split_batch()
     batches = TrainBatches(
         data,
@@ -336,9 +333,7 @@ def train(config: TrainConfig, stop: StopFlag | None = None) -> dict:
     # The loop calls `network`, which has the weights of `model` and may be compiled and wrapped.
     compiled = compile_model(model, batch_size, device, config.compile)
     network = ranks.replicate(compiled, config.shard)
-    # Parameters, FLOPs per token, and the peak FLOPs per second of the devices.
-    size = describe(model, device, batches)
-    log = RunLog(out, asdict(config), step, seconds, *size)
+    log = RunLog(out, asdict(config), step, seconds, *describe(model, device, batches))
 
     def save(name: str, keep_old: Path | None = None) -> bool:
         """Write a checkpoint of the current step; return False if the disk fails."""
@@ -411,14 +406,14 @@ def train(config: TrainConfig, stop: StopFlag | None = None) -> dict:
 
 
 def main(argv: list[str]) -> int:
-    config = read_options(TrainConfig, argv, "train.py config/NAME.py")
+    config, given = read_given(TrainConfig, argv, "train.py config/NAME.py")
     config = replace(config, out=config.out or default_out(argv))
     # torchrun starts a failed run again: resume it, whatever was asked first.
     if ranks.restarts() and not config.eval_only:
         config = replace(config, resume=True, overwrite=False)
     tune_process()
     with ranks.connected(), locked_run(Path(config.out), config.eval_only):
-        summary = train(config, StopFlag())
+        summary = train(config, StopFlag(), given)
     return EXIT_RESUMABLE if "stopped_by" in summary else 0
 
 

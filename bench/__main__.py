@@ -25,7 +25,7 @@ Every option of train.py may be given too. These rules keep a comparison fair:
 Reading order: this file, sides.py, measure.py, race.py, text.py, scaling.py, peers.py, report.py.
 """
 
-import nanoloop.environment  # isort: skip # noqa: F401
+import nanoloop.environment  # noqa: F401, says how to install what is missing
 
 import json
 import shlex

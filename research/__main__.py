@@ -13,7 +13,7 @@ Each explains its options with --help. Exit code of a trial: 0 kept, 1 rejected 
 mistake in the command, 3 refused or crashed.
 """
 
-import nanoloop.environment  # isort: skip # noqa: F401
+import nanoloop.environment  # noqa: F401, says how to install what is missing
 
 import json
 import sys

@@ -233,6 +233,17 @@ def test_what_an_option_needs_names_options():
             assert {need.partition("=")[0], *options.split()} <= names
 
 
+@pytest.mark.parametrize("flag", ["--n_layer=12", "--activation=relu2", "--seed=1337"])
+def test_a_checkpoint_refuses_another_value_that_is_the_default(flag, folder, small, command):
+    other = {"--n_layer=": "2", "--activation=": "gelu", "--seed=": "5"}
+    first = [name + value for name, value in other.items()]
+    rest = without(small, *first)
+    assert command(train.main, *first, *rest).code == 0
+    assert command(train.main, *rest, "--resume=True").code == 0
+    result = command(train.main, *rest, "--resume=True", flag)
+    assert_message(result, "the checkpoint needs", flag.removeprefix("--").partition("=")[0])
+
+
 def test_flags_come_after_the_config_file(folder, small, command):
     (folder / "recipe.py").write_text("max_steps = 1\nn_layer = 3\n")
     assert command(train.main, "recipe.py", *small).code == 0
@@ -310,7 +321,7 @@ def test_a_defect_has_no_explanation(error, monkeypatch):
 # As the shell sees it
 
 
-PROGRAMS = ["prepare_data.py", "sample.py", "-m research", "-m bench"]
+PROGRAMS = ["train.py", "prepare_data.py", "sample.py", "-m research", "-m bench"]
 
 
 def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
