@@ -12,10 +12,12 @@ import pytest
 import corpus.reading
 import corpus.sources
 import corpus.writer
+import nanoloop.programs
 import prepare_data
 from corpus.sources import python_files
 from nanoloop.data import Data
 from nanoloop.options import UserError
+from nanoloop.programs import prepare_missing
 from prepare_data import PrepareConfig, prepare
 from tests.conftest import ROOT, make_documents
 
@@ -374,3 +376,16 @@ def test_text_without_a_training_split_is_refused_with_what_was_found(tmp_path):
     with pytest.raises(UserError, match="no training text: 2 binary"):
         prepare(options(str(tmp_path / "s")), tmp_path / "data")
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("data", ["data/mine", "data/mine/", "./data/mine"])
+def test_missing_data_is_prepared_with_options_that_keep_their_quotes(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    programs = []
+    monkeypatch.setattr(
+        nanoloop.programs, "run_script", lambda *call: programs.append(call) or True
+    )
+    options = "--source='my texts' \"it's.txt\" --name=mine"
+    assert prepare_missing(data, options) == data
+    assert prepare_missing("data/other", options) == "data/other"
+    assert programs == [("prepare_data.py", ["--source=my texts", "it's.txt", "--name=mine"])]

@@ -4,15 +4,18 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from corpus.workers import ordered_map
+from nanoloop.data import Data
 from nanoloop.options import UserError
 from prepare_data import PrepareConfig, prepare
 from tests import worker_tasks
@@ -80,6 +83,76 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path, large):
             assert process.returncode == 0, errors
     assert kills > 1
     assert_same_files(tmp_path / "data" / "d", expected)
+
+
+def kill_at_event(number, config, root) -> bool:
+    """Prepare in a process that dies before its event `number` in the file system.
+
+    Return whether it came so far: the name of each event is one of sys.audit's.
+    """
+    pid = os.fork()
+    if pid == 0:
+        events = []
+
+        def count(event, arguments):
+            is_write = event == "open" and str(arguments[1])[0] in "wax"
+            if is_write or event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link"):
+                events.append(event)
+                if len(events) > number:
+                    os._exit(1)
+
+        sys.addaudithook(count)
+        with open(os.devnull, "w") as sys.stdout:
+            prepare(config, root)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    return status != 0
+
+
+@pytest.mark.parametrize("kind", ["text", "tokens"])
+def test_killed_at_every_moment_it_ends_with_the_same_bytes(tmp_path, kind, monkeypatch):
+    """Over an older folder, which is complete, or comes back, until the new one is."""
+    for name, seed in [("old", 1), ("new", 2)]:
+        (tmp_path / name).mkdir()
+        for index, text in enumerate(make_documents(9, seed)):
+            (tmp_path / name / f"{index}.txt").write_text(text)
+    options = {"name": "d", "tokenizer": "byte", "val_fraction": 0.6}
+    config = PrepareConfig(source=(str(tmp_path / "new"),), overwrite=True, **options)
+    if kind == "tokens":
+        tokens = prepare(config, tmp_path / "tokens")
+        config = replace(config, source=(str(tokens),), tokenizer=None)
+    expected = prepare(config, tmp_path / "expected")
+    older = prepare(PrepareConfig(source=(str(tmp_path / "old"),), **options), tmp_path / "older")
+    root = tmp_path / "data"
+    number = 0
+    is_killed = True
+    while is_killed:
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.copytree(older, root / "d")
+        is_killed = kill_at_event(number, config, root)
+        if number % 2:  # first another command, which is refused
+            with pytest.raises(UserError, match="type --overwrite=True"):
+                prepare(replace(config, overwrite=False), root)
+            assert Data(root / "d").fingerprint in {
+                Data(older).fingerprint,
+                Data(expected).fingerprint,
+            }
+        assert_same_files(prepare(config, root), expected)
+        assert os.listdir(root) == ["d"]
+        number += 1
+    assert number > 20
+
+
+def test_two_preparations_of_one_name_destroy_nothing(tmp_path, large):
+    """Started together: one does the work, the other is refused or finds it done."""
+    flags, expected = large
+    processes = [start(flags, tmp_path) for _ in range(2)]
+    outputs = [process.communicate() for process in processes]
+    assert sorted(process.returncode for process in processes) == [0, 2]
+    errors = "".join(errors for _, errors in outputs)
+    assert "is being prepared by another process" in errors or "exists" in errors
+    assert_same_files(tmp_path / "data" / "d", expected)
+    assert os.listdir(tmp_path / "data") == ["d"]
 
 
 def test_ctrl_c_ends_all_processes_with_one_word(tmp_path, large):
