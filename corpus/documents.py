@@ -7,11 +7,10 @@ import numpy as np
 
 from corpus import synthetic
 from corpus.curation import Curator, View
-from corpus.formats import find_field, is_html
+from corpus.formats import HTML, find_field, is_html
 from corpus.report import sample_row
 
 CONTROL = bytes(set(range(32)) - set(b"\t\n\f\r\x1b"))  # bytes that text has rarely
-HTML = "HTML, read with its tags (trafilatura or resiliparse make text of it)"
 
 
 @dataclass(slots=True)

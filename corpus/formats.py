@@ -6,7 +6,7 @@ from pathlib import Path
 
 from corpus.compressed import read_head
 
-PACKED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
+PACKED = re.compile(r"\.(gz|zst|zstd|bz2|xz)$", re.IGNORECASE)
 NAMES = {
     ".json": "jsonl",
     ".jsonl": "jsonl",
@@ -39,6 +39,7 @@ NO_TEXT = {
 }
 TAR = "tar: open it with tar -xf"
 PACKED_TABLE = "a table in a compressed file: unpack it first, with gunzip or zstd -d"
+HTML = "HTML, read with its tags (trafilatura or resiliparse make text of it)"
 HTML_START = re.compile(r"\s*(<\?xml[^>]*>\s*)?<(!doctype html|html)\b", re.IGNORECASE)
 SEPARATORS = re.compile(r"[\s,\[\]]*")  # between the values of a JSON text, and its list's brackets
 
@@ -51,10 +52,9 @@ def format_of(path: Path, text_key: str | None) -> tuple[str, str | None]:
             return "text", note
     if head[257:262] == b"ustar":
         return "text", TAR
-    is_packed = path.suffix.lower() in PACKED
     for beginning, kind in TABLE_STARTS.items():
         if head.startswith(beginning):
-            return kind, PACKED_TABLE if is_packed else None
+            return kind, PACKED_TABLE if PACKED.search(path.name) else None
     kind = NAMES.get(suffix_of(path))
     if kind in TABLE_STARTS.values() or kind == "csv":
         return kind, None
@@ -67,10 +67,7 @@ def format_of(path: Path, text_key: str | None) -> tuple[str, str | None]:
 
 def suffix_of(path):
     """Return the last suffix in lower case, not counting that of a compression."""
-    suffixes = [suffix.lower() for suffix in Path(path).suffixes]
-    if suffixes and suffixes[-1] in PACKED:
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
+    return Path(PACKED.sub("", str(path))).suffix.lower()
 
 
 def is_html(path, text):
@@ -93,8 +90,8 @@ def is_json(text, text_key):
         value, end = json.JSONDecoder().raw_decode(text, SEPARATORS.match(text).end())
     except (ValueError, RecursionError):
         return False
-    follows = text[end:].lstrip()[:1]
-    is_object = isinstance(value, dict) and follows in ("", ",", "]", "{")
+    follows = text[end:].lstrip("] \t\r\n")[:1]
+    is_object = isinstance(value, dict) and follows in ("", ",", "{")
     return is_object and (text_key is not None or "text" in value)
 
 
@@ -122,7 +119,7 @@ def find_field(row, key):
 
 def read_header(text):
     """Return (delimiter, names of the columns) of the first line of a table in text."""
-    line, _, _ = text.partition("\n")
+    line, _, _ = text.lstrip().partition("\n")
     delimiter = max(",\t;|", key=line.count)
     return delimiter, [name.strip().strip('"') for name in line.split(delimiter)]
 

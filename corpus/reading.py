@@ -9,7 +9,7 @@ import codecs
 import io
 import json
 from bisect import bisect_right
-from collections import deque, namedtuple
+from collections import namedtuple
 from dataclasses import dataclass
 from itertools import chain, islice, takewhile
 from operator import itemgetter
@@ -145,9 +145,8 @@ def read_table(unit, config):
     require(is_text(kind), f"column {key!r} of {unit.path} holds {kind}, not text: {hint}")
     number = 1
     for table in tables:
-        if table is None:
-            yield Block([(None, UNEVEN_ROW)], number)
-            number += 1
+        if isinstance(table, Block):
+            yield table
             continue
         column = table[name]
         if parts:
@@ -163,12 +162,14 @@ def read_table(unit, config):
 
 
 def open_table(unit, config, key):
-    """Return the columns and an iterator of pyarrow tables, with None for a row that is none."""
+    """Return the columns and an iterator of pyarrow tables, or Blocks that are faults."""
     import pyarrow
     import pyarrow.parquet
 
     if unit.kind == "csv":
-        return read_csv(unit.path, key)
+        delimiter, names = read_header(read_head(unit.path).decode(errors="replace"))
+        schema = pyarrow.schema(dict.fromkeys(names, pyarrow.large_binary()))
+        return schema, read_csv(unit.path, key, delimiter)
     if unit.kind == "parquet":
         file = pyarrow.parquet.ParquetFile(unit.path, pre_buffer=False, buffer_size=2**20)
         return file.schema_arrow, file.iter_batches(64, columns=[key])
@@ -190,46 +191,33 @@ def open_table(unit, config, key):
     return first.schema, chain([first], tables)
 
 
-def read_csv(path, key):
-    """Return the columns and an iterator of tables, with None for a row of another length."""
+def read_csv(path, key, delimiter):
+    """Yield a column of a table in text as pyarrow tables, then a Block for each uneven row.
+
+    Blocks of LONGEST bytes are read: a row that is longer is a fault.
+    """
     import pyarrow.csv
 
-    delimiter, names = read_header(read_head(path).decode(errors="replace").lstrip())
-    schema = pyarrow.schema([(name, pyarrow.large_binary()) for name in names])
-    uneven = deque()  # numbers of rows
+    chunks = read_chunks(path)
+    uneven = []
 
     def skip(row):
-        uneven.append(row.number - 1)  # the header is row 1
+        number = row.number - 1  # the header is row 1
+        uneven.append(Block([(None, UNEVEN_ROW)], number))
         return "skip"
 
-    def read_rows():
-        chunks = read_chunks(path)
-        reader = pyarrow.csv.open_csv(
-            io.BufferedReader(ChunkFile(chunks), BLOCK),
-            pyarrow.csv.ReadOptions(block_size=LONGEST, use_threads=False),
-            pyarrow.csv.ParseOptions(
-                delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip
-            ),
-            pyarrow.csv.ConvertOptions(
-                check_utf8=False, include_columns=[key], column_types=schema
-            ),
-        )
-        number = 1
-        for batch in reader:
-            while len(batch):
-                if uneven and uneven[0] <= number:
-                    uneven.popleft()
-                    number += 1
-                    yield None
-                    continue
-                good = batch.slice(0, uneven[0] - number if uneven else len(batch))
-                batch = batch.slice(len(good))
-                number += len(good)
-                yield good
-        yield from (None for _ in uneven)
-        next(chunks, None)  # raises the fault of a damaged file
-
-    return schema, read_rows()
+    yield from pyarrow.csv.open_csv(
+        io.BufferedReader(ChunkFile(chunks), BLOCK),
+        pyarrow.csv.ReadOptions(block_size=LONGEST, use_threads=False),
+        pyarrow.csv.ParseOptions(
+            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip
+        ),
+        pyarrow.csv.ConvertOptions(
+            check_utf8=False, include_columns=[key], column_types={key: "large_binary"}
+        ),
+    )
+    yield from uneven
+    next(chunks, None)  # raises the fault of a damaged file
 
 
 class ChunkFile(io.RawIOBase):

@@ -94,6 +94,16 @@ def test_bytes_are_nanogpts_characters_on_ascii(byte):
     assert (byte.vocab_size, byte.end_of_text) == (257, 256)
 
 
+def test_a_run_that_a_regular_expression_gives_up_on_is_encoded(byte):
+    """tiktoken's stack is full before a million spaces; o200k_base has these last two parts."""
+    pattern = r"\p{L}+|\s*[\r\n]+|\s+(?!\S)|\s+"
+    tokenizer = Tokenizer("spaces", byte.tokens, byte.special, pattern)
+    text = "a" + " " * 1_000_000 + "b"
+    with pytest.raises(ValueError, match="backtracking"):
+        tokenizer.encoder(text)
+    assert bytes(tokenizer.encode(text).tolist()) == text.encode()
+
+
 # --------------------------------------------------------------------------------------------------
 # Training
 

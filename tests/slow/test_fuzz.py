@@ -20,6 +20,7 @@ import traceback
 from pathlib import Path
 
 import pyarrow
+import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import torch
@@ -277,6 +278,12 @@ def good_texts() -> dict[str, bytes]:
     rows = [json.dumps({"text": text, "split": "val"}) + "\n" for text in documents]
     lines = "".join(rows).encode()
     plain = "".join(documents).encode()
+    arrow_file = io.BytesIO()
+    with pyarrow.ipc.new_file(arrow_file, table.schema) as writer:
+        writer.write_table(table)
+    csv = io.BytesIO()
+    pyarrow.csv.write_csv(table, csv)
+    values = [json.loads(row) for row in rows]
     return {
         "a.txt": plain,
         "b.jsonl": lines,
@@ -288,6 +295,13 @@ def good_texts() -> dict[str, bytes]:
         "train.bin": bytes(3000),
         "h.bin": Path("data/words/val_000000.bin").read_bytes(),
         "i": plain,
+        "j.json": json.dumps(values).encode(),
+        "k.json.gz": gzip.compress(json.dumps(values, indent=1).encode()),
+        "l.csv": csv.getvalue(),
+        "m.csv.zst": zstandard.compress(csv.getvalue()),
+        "n.arrow": arrow_file.getvalue(),
+        "o.txt": plain.decode().encode("utf-16"),
+        "p": plain.decode().encode("utf-32-be"),
     }
 
 
@@ -295,6 +309,7 @@ PREPARATIONS = [
     "--strict=True",
     "--text_key=text",
     "--text_key=n",
+    "--text_key=text.n",
     "--duplicates=near",
     "--quality=gopher,c4",
     "--max_bytes=99",
