@@ -337,6 +337,8 @@ def download_shakespeare(data_root):
     path = data_root / "tinyshakespeare.txt"
     if path.is_file() and sha256_of_file(path) == SHAKESPEARE_SHA256:
         return path
+    hint = "move it away, or prepare it by --source=PATH"
+    require(not path.exists(), f"'{path}' is another text than {SHAKESPEARE_URL}: {hint}")
     print(f"downloading {SHAKESPEARE_URL}")
     try:
         with urllib.request.urlopen(SHAKESPEARE_URL, timeout=30) as response:
@@ -357,11 +359,11 @@ def download_shakespeare(data_root):
 def save_standard_input(data_root, stem):
     """Copy standard input to a file: it is read twice if a tokenizer is trained on it.
 
-    Each text has its own file name, so that another text is not taken for the first one.
+    Each text has its own hidden name, so that another text is not taken for the first one.
     """
     data_root.mkdir(parents=True, exist_ok=True)
-    for old in data_root.glob(f"{stem}.*.stdin"):  # of a process that was killed
+    for old in data_root.glob(f".{stem}.*.stdin"):  # of a process that was killed
         old.unlink()
-    path = data_root / f"{stem}.stdin"
+    path = data_root / f".{stem}.stdin"
     replace_file(path, lambda file: shutil.copyfileobj(sys.stdin.buffer, file, 2**20))
     return path.rename(path.with_suffix(f".{sha256_of_file(path)[:16]}.stdin"))

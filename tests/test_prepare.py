@@ -325,6 +325,10 @@ def test_shakespeare_is_downloaded_once_and_checked(tmp_path, monkeypatch):
     text.unlink()  # the second time it reads its copy
     again = prepare(PrepareConfig(source=("shakespeare",), overwrite=True), tmp_path / "data")
     assert Data(again).fingerprint == data.fingerprint
+    (tmp_path / "data" / "tinyshakespeare.txt").write_text("my notes on Hamlet")
+    with pytest.raises(UserError, match="is another text.*move it away"):
+        prepare(PrepareConfig(source=("shakespeare",), overwrite=True), tmp_path / "data")
+    assert (tmp_path / "data" / "tinyshakespeare.txt").read_text() == "my notes on Hamlet"
 
 
 # --------------------------------------------------------------------------------------------------

@@ -156,14 +156,15 @@ def test_folders_globs_and_files_give_files_in_a_fixed_order(tmp_path):
 @pytest.mark.parametrize("text_key", [None, "text"])
 def test_standard_input_is_a_text_or_with_text_key_json_lines(tmp_path, monkeypatch, text_key):
     content = json_lines(TEXTS) if text_key else "".join(TEXTS).encode()
-    (tmp_path / "d.0123.stdin").touch()  # a process that was killed has left it
+    (tmp_path / ".d.0123.stdin").touch()  # a process that was killed has left it
+    (tmp_path / "d.mine.stdin").touch()
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
     data = prepared(tmp_path, "-", text_key=text_key)
     # One text spells the separator. A text is split in three.
     assert len(texts_of(data)) == (len(TEXTS) + 1 if text_key else 4)
     n_bytes = sum(split["bytes"] for split in data.meta["splits"].values())
     assert n_bytes == len("".join(TEXTS).encode())
-    assert not list(tmp_path.glob("*.stdin"))
+    assert [path.name for path in tmp_path.glob("*.stdin")] == ["d.mine.stdin"]
 
 
 def test_synthetic_text_keeps_its_own_splits(tmp_path):
