@@ -8,38 +8,45 @@ Everything is off by default: rules for prose would drop most source code.
     Seen      in the main process: whether the same document, or nearly the same, came before
 """
 
+import contextlib
 import hashlib
 import importlib
 import json
 import re
 import tomllib
+import unicodedata
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal
 from zlib import crc32
 
 import numpy as np
+import regex
 from rbloom import Bloom
 
-from nanoloop.options import require
+from corpus.compressed import read_chunks
+from corpus.formats import format_of
+from nanoloop.options import reading, require
 
 SETS = tomllib.loads(Path(__file__).with_name("rules.toml").read_text(encoding="utf-8"))
 LINES = SETS.pop("LINES")
 KINDS = SETS.pop("KINDS")
+ENGLISH = SETS.pop("ENGLISH")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CurationConfig:
-    """What is left out. Raises UserError for an unknown rule, OSError for a missing file."""
+    """What is left out. Raises UserError, and OSError for a missing file."""
 
     # drop copies; near: also texts that have about 0.7 of their words in a row in common
     duplicates: Literal["exact", "near"] | None = None
     duplicates_mb: int = 256  # memory for recognising copies; near: 256 MB for 8 million documents
-    # rules: gopher, c4, fineweb, or single ones, such as gopher,max_digits=0.15
+    # rules: gopher, c4, fineweb for English, unicode for any language, or single ones, such as
+    # gopher,max_digits=0.15
     quality: str | None = None
     languages: str | None = None  # keep only these, such as en,de; all: count them, drop none
-    # evaluation set, text or JSON: drop documents that share 13 words in a row with it
+    # evaluation set (text, JSON, Parquet): drop documents that share 13 words in a row with it
     decontaminate: str | None = None
 
     def __post_init__(self):
@@ -48,14 +55,48 @@ class CurationConfig:
             importlib.import_module("py3langid")
         if self.decontaminate:
             Path(self.decontaminate).stat()
+            evaluation_ngrams(Path(self.decontaminate))
 
 
 # --------------------------------------------------------------------------------------------------
 # A document as the rules see it
 
-# A word is a run of letters and digits. A character of three bytes or more is a word of its own:
-# Chinese and Thai have no spaces. Characters of two bytes (Greek, é) stand in runs.
-WORD = re.compile(rb"[0-9A-Za-z\xc2-\xdf][0-9A-Za-z\x80-\xdf]*|[\xe0-\xff][\x80-\xbf]*")
+# One definition of a word serves all rules and copies. A text is folded, then cut by Unicode's
+# segmentation (UAX #29). ICU's dictionaries find the words of scripts without spaces: Chinese,
+# Japanese, Thai, Lao, Khmer, Burmese.
+
+
+class Folding(dict):
+    """What becomes of each character, by its code, for str.translate.
+
+    A letter, a digit or a mark stays, an invisible character goes, all else becomes a space.
+    """
+
+    INVISIBLE = re.compile("VARIATION SELECTOR|JOINER|FILLER")
+
+    def __missing__(self, code):
+        character = chr(code)
+        category = unicodedata.category(character)
+        self[code] = character if category[0] in "LMN" else " "
+        if category == "Cf" or self.INVISIBLE.search(unicodedata.name(character, "")):
+            self[code] = None
+        return self[code]
+
+
+FOLDING = Folding()
+NOT_ASCII = re.compile(r"([^\x00-\x7f]+)")  # in a group: split returns it, too
+
+
+def fold(text):
+    """Return a text without what copies differ in: case, punctuation, variants of a character.
+
+    Curly quotes, no-break spaces, composed accents (NFKC) and zero-width characters are no more.
+    """
+    parts = NOT_ASCII.split(unicodedata.normalize("NFKC", text))
+    # ASCII alone is translated ten times as fast.
+    return "".join([part.translate(FOLDING) for part in parts]).casefold()
+
+
 FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplying by it mixes hashes
 BANDS = 14  # see Seen
 ROWS = 8
@@ -83,9 +124,23 @@ class View:
         self.raw = text.encode("utf-8", "replace")
 
     @cached_property
+    def folded(self):
+        return fold(self.text)
+
+    @cached_property
     def words(self):
-        """What stands between white space, a list of str."""
-        return self.text.split()
+        """The words of the folded text, a list of str."""
+        if self.folded.isascii():
+            return self.folded.split()  # the same words, five times as fast
+        from icu4py.breakers import WordBreaker
+
+        parts = [part.strip(" ") for part in WordBreaker(self.folded, "und")]
+        return [part for part in parts if part]
+
+    @cached_property
+    def n_signs(self):
+        """How many signs, such as # or --, stand alone between white space."""
+        return len(LONE_SIGNS.findall(self.text))
 
     @cached_property
     def paragraphs(self):
@@ -98,20 +153,21 @@ class View:
 
     @cached_property
     def hashes(self):
-        """(words,) uint64: the hash of each WORD, whatever its case."""
-        words = WORD.findall(self.raw.lower())
-        return FACTOR * np.array([crc32(word) for word in words], dtype=np.uint64)
-
-    @cached_property
-    def spans(self):
-        """(words, 2) int64: where each WORD begins and ends, in bytes."""
-        spans = [word.span() for word in WORD.finditer(self.raw)]
-        return np.array(spans, dtype=int).reshape(-1, 2)
+        """(words,) uint64: the hash of each word."""
+        return FACTOR * np.array([crc32(word.encode()) for word in self.words], dtype=np.uint64)
 
     @cached_property
     def lengths(self):
-        """(words,) int64: the bytes of each WORD."""
-        return self.spans[:, 1] - self.spans[:, 0]
+        """(words,) int64: the characters of each word."""
+        return np.array([len(word) for word in self.words], dtype=int)
+
+    @cached_property
+    def positions(self):
+        """(words,) int64: where each word begins, in bytes; exact in ASCII, else about."""
+        characters = np.frombuffer(self.folded.encode("utf-32-le"), dtype="<u4")
+        inside_words = np.flatnonzero(characters != ord(" "))
+        starts = inside_words[self.lengths.cumsum() - self.lengths]
+        return starts * len(self.raw) // max(1, len(characters))
 
     @cached_property
     def shingles(self):
@@ -165,7 +221,7 @@ def repeated(parts, size):
 
 
 def ngram_share(view, n, kind):
-    """Return the share of the words' bytes inside certain n words in a row.
+    """Return the share of the words' characters inside certain n words in a row.
 
     kind: "top", the most frequent ones; "repeated", those that occurred before.
     """
@@ -198,41 +254,44 @@ def repeated_ngrams(view):
 
 def lines_with(pattern):
     """Return a measure: the share of lines in which a regular expression finds something."""
-    search = re.compile(pattern, re.IGNORECASE).search
+    search = regex.compile(pattern, regex.IGNORECASE | regex.V1).search
     return lambda view: share_of_true(bool(search(line)) for line in view.lines)
 
 
 def symbols(view):
     ellipses = view.text.count("...") + view.text.count("…")
-    return share(max(view.text.count("#"), ellipses), len(view.words))
+    return share(max(view.text.count("#"), ellipses), len(view.words) + view.n_signs)
 
 
+# Gopher counts words by spaces, so a sign that stands alone is a word without a letter.
 def alphabetic(view):
-    return share_of_true(any(map(str.isalpha, word)) for word in view.words)
+    count = sum(any(map(str.isalpha, word)) for word in view.words)
+    return share(count, len(view.words) + view.n_signs)
 
 
 def word_length(view):
-    return share(sum(map(len, view.words)), len(view.words))
+    return share(view.lengths.sum(), len(view.words))
 
 
 def digits(view):
-    count = sum(map(view.text.count, "0123456789"))
-    return share(count, len(view.text))
-
-
-def stop_words(view):
-    return len(STOP_WORDS & set(view.text.lower().split()))
+    return share(len(re.findall(r"\d", view.text)), len(view.text))
 
 
 STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
-SENTENCE_END = re.compile(r"[.!?][\"'”’)]*(?:\s|$)")
+LONE_SIGNS = re.compile(r"(?<!\S)[^\w\s]+(?!\S)")
+# Only ASCII's signs also stand inside numbers and addresses: a space follows the end.
+SENTENCE_END = regex.compile(
+    r"[.!?]\p{Sentence_Break=Close}*(?:\s|$)"
+    r"|[[\p{Sentence_Break=STerm}\p{Sentence_Break=ATerm}]--[.!?]]",
+    regex.V1,
+)
 MEASURES = {name: lines_with(pattern) for name, pattern in LINES.items()} | {
     # Gopher's
     "words": lambda view: len(view.words),
     "word_length": word_length,
     "symbols": symbols,
     "alphabetic": alphabetic,
-    "stop_words": stop_words,
+    "stop_words": lambda view: len(STOP_WORDS & set(view.words)),
     "repeated_lines": lambda view: repeated(view.lines, bool),
     "repeated_line_chars": lambda view: repeated(view.lines, len),
     "repeated_paragraphs": lambda view: repeated(view.paragraphs, bool),
@@ -270,22 +329,60 @@ def read_rules(quality):
 # The judge, in every worker
 
 
-def evaluation_ngrams(path):
-    """Hash all 13 words in a row in a file or folder, sorted; of JSON each string.
+SHORTEST = 8  # words of an evaluation's text, as in GPT-3; equal shorter texts are chance
 
-    Plain text is read by paragraphs. GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C) cuts
-    200 characters around the overlap out of a document; here all of it goes. Every worker holds
-    eight bytes a word.
+
+def long_ngrams(view):
+    """Hash all 13 words in a row, (n,) uint64; fewer words at once, if there are SHORTEST."""
+    return ngrams(view.hashes, 13) if len(view.hashes) >= SHORTEST else view.hashes[:0]
+
+
+@cache
+def evaluation_ngrams(path):
+    """Return the long_ngrams of all texts in a file or folder, sorted. Raises UserError.
+
+    GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C) cuts 200 characters around the overlap
+    out of a document; here all of it goes. Every worker holds eight bytes a word.
     """
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    grams = []
-    for file in files or [path]:
-        text = file.read_text(encoding="utf-8", errors="replace")
-        strings = re.findall(r'"(?:[^"\\]|\\.)*"', text) if ".json" in file.suffix else []
-        items = [json.loads(string, strict=False) for string in strings]
-        for item in items or text.split("\n\n"):
-            grams.append(ngrams(View(item).hashes, 13))
+    files = [path] if path.is_file() else sorted(path.rglob("[!.]*"))
+    grams = [np.zeros(0, dtype=np.uint64)]
+    for file in filter(Path.is_file, files):
+        problem = f"--decontaminate={path}: {file} cannot be read"
+        with reading(problem, "give text, JSON or Parquet, or leave it out"):
+            texts = evaluation_texts(file)
+        grams += [long_ngrams(View(text)) for text in texts]
+    hint = "give the file with the evaluation's questions"
+    message = f"--decontaminate={path} has no text of {SHORTEST} words or more: {hint}"
+    require(any(map(len, grams)), message)
     return np.unique(np.concatenate(grams))
+
+
+def evaluation_texts(file):
+    """Return the texts in a file, a list of str: the values of JSON and tables, or paragraphs."""
+    kind, note = format_of(file, None)
+    if kind in ("parquet", "arrow") and note is None:
+        import pyarrow.dataset
+
+        rows = pyarrow.dataset.dataset(file, format=kind).to_table().to_pylist()
+        return list(strings_in(rows))
+    text = b"".join(chunk for chunk, _ in read_chunks(file)).decode("utf-8", "replace")
+    n_broken = text.count("\0") + text.count("\ufffd")
+    if note or n_broken * 10 > len(text):
+        raise ValueError(f"it holds {note or 'binary data'}")
+    lines = [line for line in text.split("\n") if line.strip()]
+    for parts in ([text], lines):
+        with contextlib.suppress(ValueError, RecursionError):
+            return list(strings_in([json.loads(part, strict=False) for part in parts]))
+    return text.split("\n\n")
+
+
+def strings_in(value):
+    """Yield each string among the values of lists and dictionaries; their keys are no text."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from strings_in(part)
 
 
 class Curator:
@@ -299,9 +396,15 @@ class Curator:
         if config.decontaminate:
             self.questions = evaluation_ngrams(Path(config.decontaminate))
 
-    def judge(self, view):
-        """Return the rule that drops the document; None if it stays."""
+    def judge(self, view, is_file=False):
+        """Return the rule that drops the document; None if it stays.
+
+        is_file: it is a text file, or a piece of one, which may hold many documents: max_words
+        does not hold.
+        """
         for rule, limit in self.rules.items():
+            if is_file and rule == "max_words":
+                continue
             bound, _, name = rule.partition("_")
             value = MEASURES[name](view)
             if value < limit if bound == "min" else value > limit:
@@ -309,7 +412,7 @@ class Curator:
         if self.languages and not {"all", view.language} & self.languages:
             return "language"
         if self.questions is not None:
-            grams = ngrams(view.hashes, 13)
+            grams = long_ngrams(view)
             last = len(self.questions) - 1
             index = np.searchsorted(self.questions, grams).clip(max=last)
             if (self.questions[index] == grams).any():

@@ -81,7 +81,7 @@ def repeated_spans(views):
         for shingle in view.shingles[anchors].tolist():
             known.append(shingle in seen)
             seen.add(shingle)
-        pairs = zip(known, view.spans[anchors, 0].tolist())
+        pairs = zip(known, view.positions[anchors].tolist())
         for is_known, stretch in groupby(pairs, key=lambda pair: pair[0]):
             positions = [position for _, position in stretch]
             length = positions[-1] - positions[0]

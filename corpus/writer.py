@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from corpus.curation import Seen, View
+from corpus.curation import ENGLISH, Seen, View, share
 from corpus.destination import Progress, discard
 from corpus.documents import Row, encode_document
 from corpus.reading import Cursor
@@ -303,7 +303,9 @@ def finish(folder: Path, name: str, tokenizer: Tokenizer, progress: Progress) ->
     if progress.splits["train"]["tokens"] == 0:
         discard(folder)
         held_out = sum(progress.splits[split]["documents"] for split in ("val", "test"))
-        reasons = list_notes(progress.notes, progress.dropped)
+        reasons = list_notes(progress.notes)
+        if progress.dropped:
+            reasons.append(describe_drops(progress.dropped, progress.kept))
         if held_out:
             hint = "lower --val_fraction and --test_fraction, or add text"
             reasons.insert(0, f"all {held_out:,} documents are in val and test: {hint}")
@@ -324,10 +326,26 @@ def finish(folder: Path, name: str, tokenizer: Tokenizer, progress: Progress) ->
     write_json(folder / "meta.json", make_meta(shards, tokenizer, progress))
 
 
-def list_notes(notes: dict, dropped: dict) -> list[str]:
-    """Return what was noted and dropped, each with its count and an example."""
-    rows = [*notes.items(), *dropped.items()]
-    return [f"{row['documents']:,} {name} (such as {row['examples'][0][1]})" for name, row in rows]
+def list_notes(notes: dict) -> list[str]:
+    """Return what was noted, each with its count and an example."""
+    return [
+        f"{row['documents']:,} {name} (such as {row['examples'][0][1]})"
+        for name, row in notes.items()
+    ]
+
+
+def describe_drops(dropped: dict, kept: dict) -> str:
+    """Return a line that says how much was dropped, then by which rules."""
+    documents = sum(row["documents"] for row in dropped.values())
+    size = sum(row["bytes"] for row in dropped.values())
+    total = documents + kept["documents"]
+    part = share(size, size + kept["bytes"])
+    rules = ", ".join(list_notes(dropped))
+    line = f"dropped {documents:,} of {total:,} documents, {part:.0%} of the text: {rules}"
+    english = [rule for rule in dropped if rule.partition("=")[0] in ENGLISH]
+    if sum(dropped[rule]["documents"] for rule in english) > 0.05 * total:
+        line += f". {english[0]} is made for English: for other languages type --quality=unicode"
+    return line
 
 
 def describe(folder: Path) -> None:
@@ -339,9 +357,11 @@ def describe(folder: Path) -> None:
         if counts["tokens"]:
             line += f", {counts['bytes'] / counts['tokens']:.2f} bytes per token"
         print(line)
-    notes = list_notes(report["faults"], report["dropped"])
+    notes = list_notes(report["faults"])
     if notes:
         print(f"notes: {'; '.join(notes)}")
+    if report["dropped"]:
+        print(describe_drops(report["dropped"], report["kept"]))
     for warning in report["warnings"]:
         print(f"warning: {'. '.join(warning)}")
     print(f"{folder} is ready: a vocabulary of {meta['tokenizer']['vocab_size']:,} tokens")

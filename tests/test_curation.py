@@ -1,12 +1,17 @@
 """What is left out of a corpus, and what is not: rules, copies, near copies, an evaluation."""
 
+import gzip
+import io
 import json
 import random
 import sys
+import unicodedata
 from collections import Counter
 
 import numpy as np
+import pyarrow.parquet
 import pytest
+import zstandard
 
 from corpus.curation import (
     BANDS,
@@ -21,6 +26,7 @@ from corpus.curation import (
     ngrams,
     sketch,
 )
+from corpus.writer import describe_drops
 from nanoloop.options import UserError, explain, read_options
 
 PROSE = """\
@@ -40,22 +46,75 @@ def judge(text: str, **options) -> str | None:
 # Words
 
 
-def test_a_word_has_its_place_and_its_length_in_bytes():
-    view = View("Été, été! x_Y internationalization internationalisation")
-    found = [view.raw[start:end].decode() for start, end in view.spans]
-    assert found == ["Été", "été", "x", "Y", "internationalization", "internationalisation"]
-    assert view.lengths.tolist() == [5, 5, 1, 1, 20, 20]
+# A text and its words.
+WORDS = {
+    "English": ("The U.S. didn't — x_Y, 3.14!", "the u s didn t x y 3 14"),
+    "German": ("Straße: ÜBER-Größe", "strasse über grösse"),
+    "Russian": ("Добрый день, мир", "добрый день мир"),
+    "Arabic": ("مَرْحَبًا، كيف الحال؟", "مَرْحَبًا كيف الحال"),
+    "Hindi": ("यह हिन्दी में है।", "यह हिन्दी में है"),
+    "Korean": ("한국어는, 띄어쓰기가 있다.", "한국어는 띄어쓰기가 있다"),
+    "Chinese": ("今天天气很好，我们去公园。", "今天 天气 很好 我们 去 公园"),
+    "Japanese": (
+        "東京都に住んでいます。コンピューター",
+        "東京 都 に 住 んで い ます コンピューター",
+    ),
+    "Thai": ("ภาษาไทยไม่มีช่องว่าง", "ภาษา ไทย ไม่มี ช่อง ว่าง"),
+    "Khmer": ("ខ្ញុំទៅផ្សារ", "ខ្ញុំ ទៅ ផ្សារ"),
+    "signs alone": ("?! ... 🙂 \u0301", "\u0301"),
+}
 
 
-def test_words_have_one_hash_in_upper_and_lower_case():
-    """Of ASCII: É is not é."""
-    assert View("THE x1").hashes.tolist() == View("the, X1").hashes.tolist()
-    assert len(set(View("Été été the").hashes.tolist())) == 3
+@pytest.mark.parametrize("language", WORDS)
+def test_a_word_is_what_unicodes_segmentation_finds_in_the_folded_text(language):
+    text, words = WORDS[language]
+    view = View(text)
+    assert view.words == words.split()
+    assert view.lengths.tolist() == [len(word) for word in words.split()]
 
 
-def test_scripts_without_spaces_have_a_word_for_every_character():
-    assert len(View("今天天气很好").hashes) == 6
-    assert len(View("добрый день").hashes) == 2
+@pytest.mark.parametrize("gap", [" ", "'", "-", "_", ".", ",", "0", "e"])
+def test_text_in_ascii_has_the_words_of_the_segmentation(gap):
+    """Cutting it at its spaces is a shortcut: a Greek letter leads past it."""
+    text = f"{gap}a{gap}B{gap}1{gap}{gap}x{gap}"
+    assert View(f"{text} α").words == [*View(text).words, "α"]
+
+
+def test_a_word_has_its_position_in_bytes():
+    text = "One, (two)  x-ray"
+    assert View(text).positions.tolist() == [0, 6, 12, 14]
+    russian = View("один два " * 1000)
+    assert abs(russian.positions[-2] - 999 * 16) < 20
+
+
+# The same text as another program writes it.
+DISGUISES = {
+    "upper case": str.upper,
+    "curly quotes": lambda text: text.replace("'", "\u2019").replace('"', "\u201c"),
+    "dashes": lambda text: text.replace("-", "\u2014"),
+    "decomposed": lambda text: unicodedata.normalize("NFD", text),
+    "no-break spaces": lambda text: text.replace(" ", "\u202f"),
+    "zero width": lambda text: "\ufeff" + "\u200b".join(text),
+    "soft hyphens": lambda text: text.replace("e", "e\u00ad"),
+    "selectors": lambda text: text.replace("e", "e\ufe0f"),
+    "wide": lambda text: "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text),
+    "ligatures": lambda text: text.replace("fi", "\ufb01"),
+    "Markdown": lambda text: text.replace(" the ", " **the** "),
+}
+ORIGINAL = (
+    "\"It's the café's first well-lit evening,\" she said; the fine old naïve river-boat didn't "
+    "stop before it had found the quay's end. Привет, мир - 한국어 और हिन्दी में Größe."
+)
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+def test_copies_in_disguise_are_found(disguise, tmp_path):
+    copy = DISGUISES[disguise](ORIGINAL)
+    assert copy != ORIGINAL
+    assert verdicts([ORIGINAL, copy], duplicates="near") == [None, NEAR]
+    assert verdicts([ORIGINAL, copy], duplicates="exact") == [None, None]
+    (tmp_path / "exam.txt").write_text(ORIGINAL)
+    assert judge(f"Before. {copy}", decontaminate=str(tmp_path)) == "decontaminate"
 
 
 STRANGE = {
@@ -107,7 +166,7 @@ def test_by_default_nothing_is_dropped():
 BY_HAND = {
     "words": ("one two  three\n", 3),
     "word_length": ("a bbb", 2),
-    "symbols": ("# a ... b … c", 2 / 6),
+    "symbols": ("# a ... b … c", 2 / 6),  # a sign that stands alone counts as a word
     "bullets": ("- a\n* b\nc\n\nd", 0.5),
     "ellipses": ("a...\nb…\nc\nd", 0.5),
     "alphabetic": ("a1 22 -- b", 0.5),
@@ -132,6 +191,58 @@ BY_HAND = {
 def test_a_measure_is_what_its_paper_says(name):
     text, value = BY_HAND[name]
     assert MEASURES[name](View(text)) == pytest.approx(value)
+
+
+# Sentence ends, lines that end in one, and digits of other scripts.
+ELSEWHERE = [
+    ("sentences", "今日は晴れ。寒い？「はい！」", 3),
+    ("sentences", "यह है। वह है॥ كيف؟ نعم۔ ខ្ញុំ។", 5),
+    ("sentences", "see www.x.org/?a=b for 3.5", 0),
+    ("punctuated_lines", "晴れ。\nयह है।\nكيف؟\nno", 0.75),
+    ("digits", "१२ab٣٤cd", 0.5),
+]
+
+
+@pytest.mark.parametrize("name, text, value", ELSEWHERE)
+def test_measures_know_the_signs_of_other_scripts(name, text, value):
+    assert MEASURES[name](View(text)) == pytest.approx(value)
+
+
+JAPANESE = """\
+町が長いあいだ望んできた新しい図書館について話し合うため、委員会は火曜日に開かれた。
+何人もの人が計画に賛成する意見を述べ、反対する人はいなかったが、費用をどこから出すのかとたずねた男性がいた。
+会計係は、一部はすでに積み立ててあり、残りは十年かけて借り入れると答えた。短い休憩のあとで投票が行われた。
+"""
+
+
+def test_a_set_for_english_drops_japanese_and_the_set_for_any_language_keeps_it():
+    assert judge(JAPANESE, quality="gopher") == "min_word_length=3"
+    assert judge(JAPANESE, quality="unicode") is None
+    assert judge("図書館 " * 100, quality="unicode") == "max_top_ngrams=0.2"
+
+
+def test_a_text_file_may_have_any_length_and_a_row_may_not():
+    """A text over 4 MB comes in pieces, which have more words than Gopher allows a document."""
+    view = View("word " * 20)
+    curator = Curator(CurationConfig(quality="max_words=10"))
+    assert curator.judge(view) == "max_words=10"
+    assert curator.judge(view, is_file=True) is None
+
+
+def drop(n_documents: int, n_bytes: int) -> dict:
+    return {"documents": n_documents, "bytes": n_bytes, "examples": [[9, "a.txt", "head"]]}
+
+
+def test_what_was_dropped_is_summed_and_english_limits_are_named():
+    rules = {"near duplicate": drop(55, 100), "min_words=50": drop(20, 720)}
+    kept = {"documents": 135, "bytes": 180}
+    assert describe_drops(rules, kept) == (
+        "dropped 75 of 210 documents, 82% of the text: 55 near duplicate (such as a.txt), "
+        "20 min_words=50 (such as a.txt)"
+    )
+    line = describe_drops(rules | {"min_stop_words=2": drop(20, 1)}, kept)
+    assert "min_stop_words=2 is made for English" in line and "--quality=unicode" in line
+    assert "unicode" not in describe_drops({"min_stop_words=2": drop(5, 1)}, kept)
 
 
 def share_inside(words: list[str], gram: tuple, n: int) -> float:
@@ -265,6 +376,71 @@ def test_every_string_in_a_folder_of_json_is_a_question(tmp_path):
         assert judge(text, **options) == "decontaminate"
     for text in ("été " * 6, "", " ".join(f"w{i}" for i in range(50))):
         assert judge(text, **options) is None
+
+
+WRITERS = {
+    "a.txt": str.encode,
+    "a.jsonl.gz": lambda text: gzip.compress(json.dumps({"q": text}).encode()),
+    "a.txt.zst": lambda text: zstandard.compress(text.encode()),
+    "utf16.txt": lambda text: text.encode("utf-16"),
+    "mark.json": lambda text: json.dumps([{"a": {"b": [1, text]}}], indent=1).encode("utf-8-sig"),
+    "a.csv": lambda text: f'id,question\n1,"{text}"\n'.encode(),
+    "a.parquet": lambda text: write_parquet(text),
+    "broken.jsonl": lambda text: json.dumps({"q": text}).encode() + b'\n{"q": "cut',
+}
+
+
+def write_parquet(text: str) -> bytes:
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"id": [1], "choices": [["no", text]]}), file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_an_evaluation_is_read_whatever_its_format(name, tmp_path):
+    (tmp_path / name).write_bytes(WRITERS[name](QUESTION))
+    options = {"decontaminate": str(tmp_path / name)}
+    assert judge(f"{PROSE} {QUESTION}", **options) == "decontaminate"
+    assert judge(PROSE, **options) is None
+
+
+def test_a_document_that_equals_a_key_or_a_short_answer_stays(tmp_path):
+    key = "a key of no less than eight words in all"
+    row = {"question": QUESTION, key: "yes", "answer": "seven words are too few for this"}
+    (tmp_path / "a.json").write_text(json.dumps(row))
+    options = {"decontaminate": str(tmp_path)}
+    for text in ("question", "answer", "Yes.", key, row["answer"], "other words " * 30):
+        assert judge(text, **options) is None
+    (tmp_path / "a.json").write_text(json.dumps([key]))
+    assert judge(key + "!", decontaminate=str(tmp_path / "a.json")) == "decontaminate"
+
+
+def test_thirteen_words_are_no_thirteen_characters(tmp_path):
+    first, _, _ = JAPANESE.splitlines()
+    (tmp_path / "a.txt").write_text(JAPANESE)
+    options = {"decontaminate": str(tmp_path)}
+    assert len(View(first[:17]).words) < 13
+    assert judge("駅で" + first[:17] + "本を買った。" * 9, **options) is None
+    assert judge("駅で。" + first[:40] + "本を買った。" * 9, **options) == "decontaminate"
+
+
+NO_EVALUATION = {
+    "a.txt": (b"", "no text of 8 words or more"),
+    "a.json": (b'{"a": ["few words"]}', "no text of 8 words or more"),
+    "a.bin": (bytes(range(256)) * 20, "binary data"),
+    "a.zip": (b"PK\x03\x04", "unzip"),
+    "a.gz": (gzip.compress(b"words " * 99)[:-9], "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", NO_EVALUATION)
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_an_evaluation_without_text_is_a_clear_error(name, is_folder, tmp_path):
+    content, message = NO_EVALUATION[name]
+    (tmp_path / name).write_bytes(content)
+    path = tmp_path if is_folder else tmp_path / name
+    with pytest.raises(UserError, match=message):
+        CurationConfig(decontaminate=str(path))
 
 
 # --------------------------------------------------------------------------------------------------
