@@ -6,13 +6,12 @@ finished.
 """
 
 import codecs
-import io
+import csv
 import json
 from bisect import bisect_right
 from collections import namedtuple
 from dataclasses import dataclass
-from itertools import chain, islice, takewhile
-from operator import itemgetter
+from itertools import chain, islice
 from pathlib import Path
 
 from corpus import claude
@@ -116,6 +115,8 @@ def open_unit(unit, config):
         return cut_lines(read_chunks(path))
     if unit.kind == "json":
         return cut_values(read_chunks(path))
+    if unit.kind == "csv":
+        return read_csv(path, config.text_key or "text")
     if unit.kind == "synthetic":
         indices = range(config.max_documents or 10_000)
         return (Block(indices[first : first + 1000]) for first in indices[::1000])
@@ -145,9 +146,6 @@ def read_table(unit, config):
     require(is_text(kind), f"column {key!r} of {unit.path} holds {kind}, not text: {hint}")
     number = 1
     for table in tables:
-        if isinstance(table, Block):
-            yield table
-            continue
         column = table[name]
         if parts:
             column = pyarrow.compute.struct_field(column, parts)
@@ -162,14 +160,10 @@ def read_table(unit, config):
 
 
 def open_table(unit, config, key):
-    """Return the columns and an iterator of pyarrow tables, or Blocks that are faults."""
+    """Return the columns and an iterator of pyarrow tables."""
     import pyarrow
     import pyarrow.parquet
 
-    if unit.kind == "csv":
-        delimiter, names = read_header(read_head(unit.path).decode(errors="replace"))
-        schema = pyarrow.schema(dict.fromkeys(names, pyarrow.large_binary()))
-        return schema, read_csv(unit.path, key, delimiter)
     if unit.kind == "parquet":
         file = pyarrow.parquet.ParquetFile(unit.path, pre_buffer=False, buffer_size=2**20)
         return file.schema_arrow, file.iter_batches(64, columns=[key])
@@ -191,52 +185,46 @@ def open_table(unit, config, key):
     return first.schema, chain([first], tables)
 
 
-def read_csv(path, key, delimiter):
-    """Yield a column of a table in text as pyarrow tables, then a Block for each uneven row.
+def read_csv(path, key):
+    """Yield a column of a table in text, 64 rows at a time. Raises UserError for a wrong column.
 
-    Blocks of LONGEST bytes are read: a row that is longer is a fault.
+    A line or cell longer than LONGEST is a fault.
     """
-    import pyarrow.csv
+    delimiter, _ = read_header(read_head(path).decode(errors="replace"))
+    csv.field_size_limit(LONGEST)
+    # pyarrow.csv gives up on an uneven row with invalid UTF-8.
+    rows = csv.reader(decode_lines(path), delimiter=delimiter)
+    names = next(rows, [])
+    hint = f"give --text_key, one of {', '.join(names[:20])}"
+    require(key in names, f"{path} has no column {key!r}: {hint}")
+    column = names.index(key)
+    number = 1
+    cells = []
+    fault = None
+    try:
+        for row in rows:
+            if len(cells) == 64:
+                yield Block(cells, number)
+                number += len(cells)
+                cells = []
+            if len(row) == len(names):
+                cells.append((row[column].encode(errors="surrogateescape"), None))
+            elif row:
+                cells.append((None, UNEVEN_ROW))
+    except Exception as error:
+        fault = error  # what is before it comes first
+    if cells:
+        yield Block(cells, number)
+    if fault:
+        raise fault
 
-    chunks = read_chunks(path)
-    uneven = []
 
-    def skip(row):
-        number = row.number - 1  # the header is row 1
-        uneven.append(Block([(None, UNEVEN_ROW)], number))
-        return "skip"
-
-    yield from pyarrow.csv.open_csv(
-        io.BufferedReader(ChunkFile(chunks), BLOCK),
-        pyarrow.csv.ReadOptions(block_size=LONGEST, use_threads=False),
-        pyarrow.csv.ParseOptions(
-            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip
-        ),
-        pyarrow.csv.ConvertOptions(
-            check_utf8=False, include_columns=[key], column_types={key: "large_binary"}
-        ),
-    )
-    yield from uneven
-    next(chunks, None)  # raises the fault of a damaged file
-
-
-class ChunkFile(io.RawIOBase):
-    """A file for pyarrow to read, from chunks that end with an empty one."""
-
-    def __init__(self, chunks):
-        self.chunks = takewhile(itemgetter(0), chunks)
-        self.pending = b""
-
-    def readable(self):
-        return True
-
-    def readinto(self, buffer):
-        if not self.pending:
-            self.pending, _ = next(self.chunks, (b"", 0))
-        part = self.pending[: len(buffer)]
-        self.pending = self.pending[len(part) :]
-        buffer[: len(part)] = part
-        return len(part)
+def decode_lines(path):
+    for block in cut_lines(read_chunks(path)):
+        if block.note:
+            raise ValueError(block.note)
+        for line in block.payload.splitlines(keepends=True):
+            yield line.decode(errors="surrogateescape")
 
 
 def cut_pieces(chunks, cuts):

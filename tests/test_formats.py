@@ -273,14 +273,14 @@ def test_a_value_too_long_to_hold_is_named(tmp_path, monkeypatch):
 
 
 def test_a_row_of_csv_with_other_columns_is_named(tmp_path):
-    content = b"text,id\none,1\nshe said, hi,2\nlast,3\n\xff,4\n,5\n"
+    content = b"text,id\none,1\nshe said,\xff hi,2\nlast,3\n\n\xff,4\n,5\n"
     texts, notes = read_bytes(tmp_path, "a.csv", content)
     assert texts == ["one", "last", "\ufffd"]
     row = f"{tmp_path}/a.csv row"
     assert notes == {
         "more or fewer columns than the header": f"{row} 2",
-        "invalid UTF-8 replaced": f"{row} 3",
-        "empty": f"{row} 4",
+        "invalid UTF-8 replaced": f"{row} 4",
+        "empty": f"{row} 5",
     }
 
 
