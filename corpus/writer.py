@@ -308,7 +308,7 @@ def finish(folder: Path, name: str, tokenizer: Tokenizer, progress: Progress) ->
             reasons.append(describe_drops(progress.dropped, progress.kept))
         if held_out:
             hint = "lower --val_fraction and --test_fraction, or add text"
-            reasons.insert(0, f"all {held_out:,} documents are in val and test: {hint}")
+            reasons.insert(0, f"every document ({held_out:,}) is in val or test: {hint}")
         found = "; ".join(reasons) or "nothing was found"
         raise UserError(
             f"--source={' '.join(progress.plan['source'])} has no training text: {found}"
