@@ -46,7 +46,7 @@ def read_chunks(path, size=None):
 
 
 def read_head(path):
-    """Return about HEAD bytes of the content, or fewer if there are no more before a fault."""
+    """Return about HEAD bytes of the content. A fault ends it."""
     return first_bytes((chunk for chunk, _ in read_chunks(path, HEAD)), HEAD)
 
 
@@ -131,9 +131,9 @@ def encoding_of(sample):
 
 
 def is_plain(sample, encoding):
-    """Say whether nearly all of a sample is characters, and few of them end in a zero byte.
+    """Say whether nearly all of a sample is characters of an encoding.
 
-    In the wrong order of bytes, ASCII becomes characters that end in a zero byte.
+    In the wrong order of bytes, ASCII becomes characters that end in a zero byte: few may.
     """
     try:
         text = codecs.getincrementaldecoder(encoding)("surrogatepass").decode(sample)

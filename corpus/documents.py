@@ -141,7 +141,10 @@ def read_documents(unit, block, config):
 
 
 def parse_line(line, key):
-    """Return (text, note, names of the fields where the text should be) of a line of JSON."""
+    """Return (text, note, fields) of a line of JSON.
+
+    fields: the names that are there, if the text is not.
+    """
     content, line_note = decode(line)
     try:
         row = json.loads(content.removeprefix("\ufeff"))

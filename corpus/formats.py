@@ -96,7 +96,7 @@ def is_json(text, text_key):
 
 
 def json_layout(text):
-    """Return "jsonl" where each line is a value, "json" for a list or values over several lines."""
+    """Return "jsonl" for one value a line, "json" for a list or indented values."""
     lines = [line for line in text.split("\n") if line.strip()]
     is_spread = text.startswith("{") and len(lines) > 1 and not lines[1].startswith("{")
     return "json" if is_spread or text.startswith("[") else "jsonl"

@@ -286,7 +286,7 @@ def cut_lines(chunks):
 
 
 def cut_values(chunks):
-    """Cut the values of a JSON list, or one after the other, into blocks of one value a line.
+    """Cut a JSON list, or values in a row, into blocks of one value a line.
 
     Nothing behind a fault is read: where the next value begins is unknown.
     """
