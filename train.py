@@ -322,9 +322,7 @@ def train(config: TrainConfig, stop: StopFlag | None = None, given=frozenset()) 
     optimizers = make_optimizers(model, config)
     # float16 cannot hold small gradients: the loss is scaled up, and the gradients down again.
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    step, seconds, best_loss = checkpoint.restore(
-        start, is_resumed, model, optimizers, scaler, config.shard
-    )
+    step, seconds, best_loss = checkpoint.restore(start, is_resumed, model, optimizers, scaler)
     del start  # its tensors
     if is_resumed and not config.eval_only:
         summary = resumed_summary(out, step, config.progress(step, seconds))
@@ -338,7 +336,7 @@ def train(config: TrainConfig, stop: StopFlag | None = None, given=frozenset()) 
     def save(name: str, keep_old: Path | None = None) -> bool:
         """Write a checkpoint of the current step; return False if the disk fails."""
         state = checkpoint.pack(model, optimizers, scaler, data, config, step, seconds, best_loss)
-        return checkpoint.save(out / name, state, keep_old, config.shard)
+        return checkpoint.save(out / name, state, keep_old)
 
     losses: list[Tensor] = []  # of the steps since the last log line, still on the device
     is_saved = True

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from corpus.reading import Cursor
 from nanoloop.data import SPLITS
-from nanoloop.files import remove, replace_folder
+from nanoloop.files import remove
 from nanoloop.options import require
 from nanoloop.tokenizer import load_tokenizer
 
@@ -124,13 +124,27 @@ def discard(partial: Path) -> None:
     remove(partial)
 
 
+def replace_folder(partial: Path, final: Path, old: Path) -> None:
+    """Sync the files in `partial` and rename it to `final`, and a folder of that name to `old`.
+
+    A complete folder exists under `final` at any moment except between two renames.
+    """
+    for path in partial.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    if final.exists():
+        remove(old)
+        os.replace(final, old)
+    os.replace(partial, final)
+
+
 def publish(partial: Path, final: Path, overwrite: bool) -> None:
     """Rename the complete folder `partial` to `final`; raise UserError if that is not free."""
     require_free(final, overwrite)
     for name in ("progress.json", "signatures.bin", "sample.jsonl"):
         (partial / name).unlink(missing_ok=True)
     replaced = hidden(final, "replaced")
-    replace_folder(partial, final, keep_old=replaced)
+    replace_folder(partial, final, replaced)
     remove(replaced)
 
 

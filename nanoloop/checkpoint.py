@@ -1,16 +1,12 @@
-"""Checkpoints: tensors and plain values, in one file or, of a sharded run, in a folder.
+"""Checkpoints: tensors and plain values in one file, in torch's format.
 
-A file is in torch's format. A folder holds one file of tensors per rank (safetensors, written by
-torch.distributed.checkpoint, so any number of ranks can read it) and checkpoint.json with the
-plain values and the checksums of the other files. Reading either executes nothing in it.
+Reading a file executes nothing in it. The file of a sharded run is like any other: rank 0 gathers
+the complete tensors one after the other, so any number of ranks can resume.
 """
 
-import json
 import math
 import sys
-import warnings
 import zipfile
-from collections import defaultdict
 from collections.abc import Set
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,14 +19,11 @@ from typeguard import check_type
 from model import GPTConfig
 from nanoloop.files import (
     replace_file,
-    replace_folder,
-    sha256_of_file,
     write_if_possible,
-    write_json,
 )
 from nanoloop.gpt2 import published_weights
 from nanoloop.options import UserError, reading, require
-from nanoloop.ranks import all_sum, in_turn, local, placed, rank, require_equal, world_size
+from nanoloop.ranks import all_sum, gathered, in_turn, local, placed, rank, require_equal
 
 FORMAT = 3
 
@@ -63,8 +56,8 @@ def pack(
     states = {p: state for optimizer in optimizers for p, state in optimizer.state.items()}
     return {
         "format": FORMAT,
-        "model": model.state_dict(),
-        "optimizer": {name: states[p] for name, p in params.items() if p in states},
+        "model": gathered(model.state_dict()),
+        "optimizer": {name: gathered(states[p]) for name, p in params.items() if p in states},
         "config": asdict(config),
         "scaler": scaler.state_dict(),
         "step": step,
@@ -77,14 +70,11 @@ def pack(
     }
 
 
-def save(path: Path, checkpoint: dict, keep_old: Path | None = None, sharded: bool = False) -> bool:
+def save(path: Path, checkpoint: dict, keep_old: Path | None = None) -> bool:
     """Write a checkpoint completely or not at all; warn and return False if the disk fails.
 
     checkpoint: as `pack` returns it. keep_old: the new name of the checkpoint it replaces.
     """
-    if sharded:
-        is_written = write_on_all_ranks(path, write_shards, checkpoint)
-        return is_written and write_on_all_ranks(path, end_folder, checkpoint, keep_old)
     if rank() > 0:
         return True
     return write_if_possible(
@@ -92,55 +82,18 @@ def save(path: Path, checkpoint: dict, keep_old: Path | None = None, sharded: bo
     )
 
 
-def write_on_all_ranks(path: Path, write, *arguments) -> bool:
-    """Call write(path, *arguments) on each rank; return whether it succeeded on all."""
-    failed = not write_if_possible(path, write, *arguments)
-    return not all_sum(torch.tensor(float(failed)))
-
-
-def partial_folder(path: Path) -> Path:
-    return path.with_name(path.name + ".tmp")
-
-
-def write_shards(path: Path, checkpoint: dict) -> None:
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.api import CheckpointException
-
-    tensors = {f"model/{name}": tensor for name, tensor in checkpoint["model"].items()}
-    if checkpoint["config"]["tie_embeddings"]:  # safetensors refuses one table under two names
-        tensors["model/lm_head.weight"] = checkpoint["model"]["lm_head.weight"].clone()
-    for name, state in checkpoint["optimizer"].items():
-        tensors |= {f"optimizer/{name}/{key}": tensor for key, tensor in state.items()}
-    folder = str(partial_folder(path))
-    writer = dcp.HuggingFaceStorageWriter(folder, save_distributed=True)
-    try:
-        dcp.save(tensors, storage_writer=writer)
-    except CheckpointException as error:  # holds the error of each rank
-        raise next(iter(error.failures.values()))[0] from None
-
-
-def end_folder(path: Path, checkpoint: dict, keep_old: Path | None) -> None:
-    if rank() > 0:
-        return
-    partial = partial_folder(path)
-    values = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
-    values["files"] = {file.name: sha256_of_file(file) for file in partial.iterdir()}
-    write_json(partial / "checkpoint.json", values)
-    replace_folder(partial, path, keep_old)
-
-
 # -----------------------------------------------------------------------------
 # Reading
 
 
 def load(path: Path) -> dict:
-    """Read a checkpoint onto the CPU; the tensors of a folder are left to `read_tensors`.
+    """Read a checkpoint onto the CPU.
 
     Raises UserError if it is missing, damaged or of another format.
     """
     require(path.exists(), f"checkpoint '{path}' does not exist: train first, or name another run")
     with reading(f"'{path}' is damaged or no checkpoint", "it was not used, name another"):
-        checkpoint = read_folder(path) if path.is_dir() else read_file(path)
+        checkpoint = read_file(path)
         found = checkpoint["format"]
         require(
             found == FORMAT,
@@ -162,14 +115,6 @@ def read_file(path: Path) -> dict:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def read_folder(path: Path) -> dict:
-    checkpoint = json.loads((path / "checkpoint.json").read_text("utf-8"))
-    for name, checksum in checkpoint["files"].items():
-        if sha256_of_file(path / name) != checksum:
-            raise ValueError(f"the checksum of {name} differs")
-    return checkpoint | {"folder": str(path), "model": {}, "optimizer": {}}
-
-
 def check_types(values: dict, types: dict) -> None:
     for name, kind in types.items():
         check_type(values[name], kind)
@@ -181,36 +126,6 @@ def model_config(checkpoint: dict) -> GPTConfig:
         types = get_type_hints(GPTConfig)
         check_types(checkpoint["config"], types)
         return GPTConfig(**{name: checkpoint["config"][name] for name in types})
-
-
-def read_tensors(checkpoint: dict, like: dict[str, Tensor] | None = None) -> dict:
-    """Return a checkpoint with all its tensors; those of a folder are read here.
-
-    like: the parameters of a sharded model by name; each rank reads its own rows of them and of
-    their optimizer states. None: everything is read onto the CPU.
-    """
-    if not checkpoint.get("folder"):
-        return checkpoint
-    import torch.distributed.checkpoint as dcp
-
-    reader = dcp.HuggingFaceStorageReader(checkpoint["folder"])
-    tensors = {}
-    for key, info in reader.read_metadata().state_dict_metadata.items():
-        tensors[key] = torch.empty(info.size, dtype=info.properties.dtype)
-        param = (like or {}).get(key.split("/")[1])
-        if param is not None and param.shape == info.size:
-            tensors[key] = torch.empty_like(param)
-    with warnings.catch_warnings(action="ignore"):  # a single process reads it
-        dcp.load(tensors, storage_reader=reader, no_dist=world_size() == 1)
-    weights = {}
-    states = defaultdict(dict)
-    for key, tensor in tensors.items():
-        kind, name, *state_key = key.split("/")
-        if kind == "model":
-            weights[name] = tensor.detach()
-        else:
-            states[name][state_key[0]] = tensor.detach()
-    return checkpoint | {"folder": None, "model": weights, "optimizer": states}
 
 
 def load_latest(out: Path, rename: bool) -> dict | None:
@@ -250,9 +165,9 @@ def load_weights(source: str) -> dict:
     path = Path(source)
     best = load_first(path, ("best.pt", "last.pt", "previous.pt"), "name another run")
     if best:
-        return read_tensors(best)
+        return best
     if path.suffix == ".pt":
-        return read_tensors(load(path))
+        return load(path)
     is_gpt2 = source.startswith("gpt2") or (path / "config.json").is_file()
     require(
         is_gpt2,
@@ -337,7 +252,7 @@ def complete(config, start: dict | None, data, resuming: bool, given: Set[str] =
 
 
 def restore(
-    start: dict | None, is_resumed: bool, model, optimizers, scaler, sharded: bool
+    start: dict | None, is_resumed: bool, model, optimizers, scaler
 ) -> tuple[int, float, float]:
     """Load the checkpoint `start`; return the run's step, seconds of training and best loss.
 
@@ -347,7 +262,6 @@ def restore(
     if start is None:
         return 0, 0.0, math.inf
     params = dict(model.named_parameters())
-    start = read_tensors(start, params if sharded else None)
     weights = start["model"]
     current = model.state_dict()
     owners = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}

@@ -100,24 +100,6 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def replace_folder(partial: Path, final: Path, keep_old: Path | None = None) -> None:
-    """Sync the files in `partial` and rename it to `final`.
-
-    A complete folder exists under `final` at any moment except between two renames. keep_old: the
-    new name of the folder it replaces.
-    """
-    for path in partial.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    old = keep_old or final.with_name(final.name + ".old")
-    if final.exists():
-        remove(old)
-        os.replace(final, old)
-    os.replace(partial, final)
-    if not keep_old:
-        remove(old)
-
-
 def link_or_copy(path: Path, target: Path) -> None:
     try:
         os.link(path, target)

@@ -229,18 +229,31 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
+def gathered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors; of sharded ones, rank 0 has them complete on the CPU, the others none.
+
+    All ranks must call it.
+    """
+    complete = {}
+    for name, tensor in tensors.items():
+        if hasattr(tensor, "full_tensor"):
+            tensor = tensor.full_tensor()
+            tensor = tensor.cpu() if rank() == 0 else tensor.new_empty(0)
+        complete[name] = tensor
+    return complete
+
+
 def placed(tensor: Tensor, like: Tensor) -> Tensor:
     """Move a complete tensor to the device of `like`, and shard it like that.
 
     A single number, of shape (), is kept by every rank.
     """
-    is_sharded = hasattr(like, "to_local") and tensor.ndim > 0
-    if hasattr(tensor, "to_local") or not is_sharded:
-        return tensor.to(like.device)
+    tensor = tensor.to(like.device)
+    if not hasattr(like, "to_local") or tensor.ndim == 0:
+        return tensor
     from torch.distributed.tensor import distribute_tensor
 
     # Every rank has the complete tensor, so nothing is sent (src_data_rank=None).
-    tensor = tensor.to(like.device)
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 

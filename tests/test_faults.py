@@ -145,7 +145,7 @@ def test_damaged_checkpoints_are_skipped_for_the_one_before(config, tmp_path, ca
     train.train(config(resume=True, eval_only=True))
     assert sorted(os.listdir(run)) == before, "another run may be writing here"
     assert checkpoint.load_latest(run, rename=True)["step"] == 1
-    assert "skipped" in capsys.readouterr().out
+    assert "skipped" in capsys.readouterr().err
     assert (run / "last.damaged").exists()
     (run / "previous.pt").write_bytes(b"")
     (run / "best.pt").unlink()

@@ -85,7 +85,7 @@ def start_from(path: Path, config, data, resuming: bool) -> None:
     model = GPT(complete)
     optimizers = train.make_optimizers(model, complete)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    checkpoint.restore(start, resuming, model, optimizers, scaler, False)
+    checkpoint.restore(start, resuming, model, optimizers, scaler)
 
 
 @pytest.mark.parametrize("resuming", [True, False])

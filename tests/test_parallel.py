@@ -116,7 +116,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.read_tensors(checkpoint.load(folder / "last.pt"))["model"]
+    return checkpoint.load(folder / "last.pt")["model"]
 
 
 @pytest.fixture(scope="session")

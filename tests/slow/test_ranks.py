@@ -89,12 +89,12 @@ def test_a_sharded_run_can_be_sampled_and_fine_tuned(data_dir, tmp_path):
     assert tuned[0] == pytest.approx(tuned[1], rel=1e-2)  # bfloat16, other dropout
 
 
-def test_a_shard_that_was_changed_is_skipped_for_the_checkpoint_before(data_dir, tmp_path):
+def test_ranks_skip_a_damaged_checkpoint_for_the_one_before(data_dir, tmp_path):
     result = run_ranks(2, tmp_path / "run", data_dir, shard=True)
     assert result.code == 0, result.err
-    file = next((tmp_path / "run" / "last.pt").glob("*.safetensors"))
+    file = tmp_path / "run" / "last.pt"
     content = bytearray(file.read_bytes())
-    content[-1] ^= 1
+    content[len(content) // 2] ^= 1
     file.write_bytes(content)
     result = run_ranks(2, tmp_path / "run", data_dir, shard=True, resume=True)
     assert result.code == 0, result.err
