@@ -25,6 +25,7 @@ import pyarrow.parquet
 import pytest
 import torch
 import zstandard
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import bench.__main__ as bench
 import prepare_data
@@ -60,31 +61,32 @@ class TooLong(Exception):
     """A case asks for more work than there is time, such as 10**12 steps."""
 
 
-class SignalAfterTwoSteps(StopFlag):
-    """Stops a run after two steps, whatever its options ask for."""
+class SignalAfterThreeSteps(StopFlag):
+    """Stops each run after three steps, whatever its options ask for."""
 
     def listen(self) -> None:
-        self.questions = 0
+        self.n_taken = 0
 
-    def __getattribute__(self, name: str):
-        if name != "signal":
-            return super().__getattribute__(name)
-        self.questions += 1
-        return signal.SIGTERM if self.questions > 4 else None
+    def count(self, optimizer, args, kwargs) -> None:
+        self.n_taken += isinstance(optimizer, torch.optim.AdamW)
+        self.signal = signal.SIGTERM if self.n_taken >= 3 else None
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, data_dir) -> Path:
+def folder(tmp_path, monkeypatch, data_dir):
     """Make a working directory with a text, prepared data and a finished run."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "StopFlag", SignalAfterTwoSteps)
+    stop = SignalAfterThreeSteps()
+    hook = register_optimizer_step_post_hook(stop.count)
+    monkeypatch.setattr(train, "StopFlag", lambda: stop)
     monkeypatch.setattr(train.RunLog, "draw", lambda self: None)  # takes longer than the rest
     monkeypatch.setattr(os, "fsync", lambda file: None)
     shutil.copytree(data_dir, "data/words")
     Path("text.txt").write_text("".join(make_documents(3)))
     code, printed = run(train.main, *TRAIN, "--out=out/run")
     assert code == 0, printed
-    return tmp_path
+    yield tmp_path
+    hook.remove()
 
 
 def run(main, *argv: str, stdin: str = "") -> tuple[int | None, str]:
