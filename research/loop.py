@@ -18,6 +18,7 @@ import os
 import shlex
 import shutil
 import signal
+import statistics
 import subprocess
 import time
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from functools import partial
 from pathlib import Path
 
 from nanoloop.options import UserError, require
-from research.referee.judge import try_change
+from research.referee.judge import known_noise, try_change
 from research.referee.ledger import Ledger, new_id, now
 from research.referee.patch import ROOT, Invalid, from_tree, git, hash_of, read_tree
 from research.referee.runs import Options
@@ -33,7 +34,7 @@ from research.referee.verdict import Night, Noise
 
 MAX_LESSONS = 200  # of the newest trials, in the agent's brief
 SET_DEATH_SIGNAL = 1  # of prctl(2): the signal that a process gets when its parent ends
-FIGURES = ("id", "number", "same_as", "verdict", "mean", "interval", "tokens")
+FIGURES = ("id", "number", "same_as", "verdict", "tokens")
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,17 @@ def commit(repo: Path, row: dict) -> None:
 # The agent
 
 
+def validation_mean(row: dict) -> float:
+    """Return the mean difference of the first round: agents see no score on the test split."""
+    return statistics.fmean(row.get("differences") or [0.0])
+
+
 def lesson(row: dict) -> str:
     """Write what an agent may know of a row as JSON, so that no text leaves its line."""
     facts = {name: row[name] for name in FIGURES if row.get(name) is not None}
     facts["pairs"] = len(row.get("differences") or [])
+    if facts["pairs"]:
+        facts["mean"] = validation_mean(row)
     for name in ("reason", "hypothesis"):
         if row.get(name):
             facts[name] = one_line(row[name])
@@ -101,11 +109,11 @@ def brief(rows: list[dict], repo: Path) -> str:
     """Write the task and what was tried, sorted by verdict, then the best first."""
     noise = [row for row in rows if row["kind"] == "noise" and row.get("differences")]
     facts = {
-        "noise_deviation": [Noise.of(row["differences"]).sd for row in noise[-1:]],
+        "noise_deviation": [Noise.of(row).sd for row in noise[-1:]],
         "false_discovery_budget_left": Night.of(rows).left(),
     }
     tried = [row for row in rows if row.get("verdict") and row["kind"] == "trial"][-MAX_LESSONS:]
-    tried.sort(key=lambda row: (row["verdict"], row.get("mean") or 0.0))
+    tried.sort(key=lambda row: (row["verdict"], validation_mean(row)))
     texts = [(repo / name).read_text() for name in ("CLAUDE.md", "research/task.md")]
     return "\n".join([*texts, json.dumps(facts), *map(lesson, tried), ""])
 
@@ -249,6 +257,7 @@ def run(
 
 
 def main(options: LoopOptions) -> None:
+    known_noise(Ledger(Path(options.folder)), options)  # before an agent works in vain
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     run(
         options.agent,

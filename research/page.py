@@ -120,7 +120,7 @@ def main(options: LogOptions) -> None:
         script=script,
         script_hash=to_base64(hashlib.sha256(script.encode()).digest()),
         picture=to_base64(picture.getvalue()),
-        floor=Noise.of(noise[-1]["differences"]) if noise else None,
+        floor=Noise.of(noise[-1]) if noise else None,
     )
     replace_file(folder / "progress.png", lambda file: file.write(picture.getvalue()))
     replace_file(folder / "report.html", lambda file: file.write(text.encode()))

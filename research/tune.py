@@ -176,7 +176,7 @@ def main(options: TuneOptions) -> int:
             options.tries,
             options.seeds,
             slots,
-            noise.sd if noise else math.inf,
+            noise.sd,
             start,
         )
     is_scored = any(trial.value is not None for trial in study.trials)

@@ -3,6 +3,7 @@
 What differences mean is in test_verdict.py; trials and cheats are in tests/slow/.
 """
 
+import json
 import os
 import runpy
 import subprocess
@@ -16,13 +17,15 @@ import pytest
 
 from nanoloop.data import Data
 from nanoloop.options import UserError
+from research import loop
 from research.referee import judge, patch, runs, score, views
 from research.referee.ledger import Ledger
 from research.referee.sandbox import Ended, Limit, Sandbox, remove_leftovers
 from research.referee.tokens import count_tokens
+from research.referee.verdict import Noise
 from tests.conftest import ROOT
 from tests.slow.adversarial.edits import apply_edits
-from tests.trials import RECIPE, make_project
+from tests.trials import RECIPE, make_project, record_noise
 
 BASE = patch.read_tree(ROOT)
 QUICKSTART = "config/quickstart.py"
@@ -332,26 +335,44 @@ def test_held_out_files_of_the_library_work_but_show_no_text(tmp_path):
 
 
 @pytest.mark.parametrize("block_size", [32, 200])
-def test_a_long_split_is_scored_in_stretches_from_all_over_it(data_dir, block_size):
-    """Not by its beginning, which may be one large file; the same tokens for each block_size."""
+def test_each_token_of_the_text_is_a_target_once_whatever_the_block_size(data_dir, block_size):
     data = Data(data_dir)
-    stream = data.splits["val"]
-    count = 2
-    assert len(stream) > count * score.STRETCH
-    rng = np.random.default_rng(0)
-    plan = score.make_plan(data, "val", block_size, count * score.STRETCH, rng)
+    text = data.splits["val"].read(0, 2000)
+    plan = score.make_plan(data, text, block_size, np.random.default_rng(0))
     targets = plan.targets[plan.counted]
-    starts = [0, len(stream) - score.STRETCH]
-    end = data.tokenizer.end_of_text
-    stretches = [np.append(end, stream.read(start, score.STRETCH)) for start in starts]
-    assert targets[targets >= 0].tolist() == np.concatenate(stretches)[1:].tolist()
+    assert targets[targets >= 0].tolist() == text[1:].tolist()
+
+
+def test_each_pair_is_scored_on_stretches_of_its_own_from_all_over_a_long_split(data_dir):
+    """Fixed stretches could be fitted. The first is fixed, to notice a run without its seed."""
+    data = Data(data_dir)
+    stream = data.splits["val"].read(0, len(data.splits["val"]))
+    count = 2
+    step = (len(stream) - score.STRETCH) / count
+    assert step > 100
+    drawn = []
+    for seed in range(20):
+        text = score.scored_text(data, "val", seed, count * score.STRETCH)
+        assert (text == score.scored_text(data, "val", seed, count * score.STRETCH)).all()
+        parts = text.reshape(count, score.STRETCH + 1)
+        assert (parts[:, 0] == data.tokenizer.end_of_text).all()
+        windows = np.lib.stride_tricks.sliding_window_view(stream, score.STRETCH)
+        starts = [int((windows == part).all(1).argmax()) for part in parts[:, 1:]]
+        for start, part in zip(starts, parts[:, 1:]):
+            assert (stream[start : start + score.STRETCH] == part).all()
+        assert starts[0] == 0
+        assert all(int(step * i) <= start <= step * (i + 1) for i, start in enumerate(starts))
+        drawn.append(tuple(starts))
+    assert len(set(drawn)) > 15
 
 
 def test_each_counted_window_has_changed_copies_that_differ_after_the_cut(data_dir):
     data = Data(data_dir)
-    plan = score.make_plan(data, "val", 32, 2**16, np.random.default_rng(0))
+    text = score.scored_text(data, "val", 0, 2**16)
+    assert len(text) == len(data.splits["val"])
+    plan = score.make_plan(data, text, 32, np.random.default_rng(0))
     count = plan.counted.sum()
-    assert (plan.targets[plan.counted] >= 0).sum() == len(data.splits["val"]) - 1
+    assert (plan.targets[plan.counted] >= 0).sum() == len(text) - 1
     assert set(plan.original[count:]) == set(range(count))
     assert len(plan.tokens) - count >= score.CHANGED_WINDOWS
     for row in range(count, len(plan.tokens)):
@@ -383,9 +404,7 @@ def test_a_clear_loser_is_rejected_after_one_pair_and_recorded(data_dir, tmp_pat
     root = make_project(tmp_path / "root", data_dir)
     options = runs.Options(config="config/tiny.py", folder=str(tmp_path / "book"))
     book = Ledger(tmp_path / "book")
-    noise = {"id": "n1", "kind": "noise", "state": "done", "differences": [0.001, -0.001] * 4}
-    kind = {"config": options.config, "budget": None, "hardware": judge.hardware()}
-    book.append(noise | kind)
+    record_noise(book, 0.001)
     lines = []
     settings = "muon_lr=0.00001 embed_lr=0.00001 head_lr=0.00001"
     row = judge.try_change(options, root, settings=settings, echo=lines.append)
@@ -396,6 +415,77 @@ def test_a_clear_loser_is_rejected_after_one_pair_and_recorded(data_dir, tmp_pat
     assert row["pairs"][0]["candidate"]["tokens"] == 20 * 512
     assert book.trials()[-1].items() >= row.items()
     assert not list(book.folder.glob("slot-*"))
+
+
+class FakeRunner:
+    """Answers each pair with the next difference of its split."""
+
+    def __init__(self, **differences: list[float]):
+        self.left = {split: list(found) for split, found in differences.items()}
+
+    def run(self, seeds: list[int], split: str):
+        for seed in seeds:
+            scores = {"baseline": 1.5, "candidate": 1.5 + self.left[split].pop(0)}
+            pair = {arm: {"bpb": bpb, "first": bpb + seed} for arm, bpb in scores.items()}
+            yield pair | {"seed": seed, "split": split}
+
+
+def judge_fake(tokens: int, echo, **found: list[float]) -> dict:
+    rules = {"noise": Noise(0.004, 8), "minimum_effect": 0.001, "tokens": tokens, "lost": 0.0}
+    rounds = [(0.015, 8), (0.015, 8)]
+    pairs: list[dict] = []
+    seeds = [list(range(8)), list(range(8, 16))]
+    row = judge.decide(FakeRunner(**found), pairs, seeds, rounds, rules, echo, stops_early=True)
+    return row | {"pairs": pairs, "differences": judge.differences(pairs, "val")}
+
+
+def test_what_an_agent_reads_holds_no_score_on_the_test_split():
+    """Who saw it for many changes could choose those that fit the test split by chance."""
+    lines = []
+    row = judge_fake(0, lines.append, val=[-0.03, -0.034, -0.028, -0.033], test=[-0.0517] * 4)
+    assert row["verdict"] == "keep" and row["mean"] == pytest.approx(-0.0517)
+    row |= {"id": "t1", "kind": "trial", "state": "done"}
+    lesson = loop.lesson(row)
+    assert json.loads(lesson)["mean"] == pytest.approx(-0.03125)
+    for text in (*lines, row["reason"], lesson):
+        assert "0517" not in text and "1.448" not in text
+    assert sum("0.03" in line for line in lines) == 3 and len(lines) == 8
+
+
+def test_what_is_equal_first_and_better_then_is_simpler():
+    row = judge_fake(-5, print, val=[0.0] * 2, test=[-0.03, -0.034, -0.028, -0.033])
+    assert row["verdict"] == "keep (simpler)"
+    assert row["reason"].endswith("then, on fresh seeds and the test split: keep")
+
+
+def test_a_candidate_that_ignores_its_seed_is_noticed_on_other_stretches_too():
+    """The scores of its pairs differ with the text; those of the first window do not."""
+    arms = {"baseline": [1.5, 1.6], "candidate": [1.4, 1.3]}
+    pairs = []
+    for number in range(2):
+        pair = {arm: {"bpb": bpb[number], "first": bpb[number]} for arm, bpb in arms.items()}
+        pairs.append(pair | {"split": "val"})
+    assert judge.same_for_every_seed(pairs) is None
+    for pair in pairs:
+        pair["candidate"]["first"] = 9.0
+    assert judge.same_for_every_seed(pairs)["verdict"] == "invalid"
+
+
+def test_without_a_noise_floor_nothing_is_tried_and_the_way_to_one_is_named(data_dir, tmp_path):
+    root = make_project(tmp_path / "root", data_dir)
+    book = Ledger(tmp_path / "book")
+    options = runs.Options(config="config/tiny.py", budget="30steps", folder=str(book.folder))
+    record_noise(book, 0.001)  # of another budget
+    with pytest.raises(UserError) as caught:
+        judge.try_change(options, root, settings="muon_lr=0.01")
+    for part in (
+        book.path,
+        "16 runs",
+        "research noise --config=config/tiny.py",
+        "--budget=30steps",
+    ):
+        assert str(part) in str(caught.value)
+    assert len(book.trials()) == 1
 
 
 @pytest.mark.parametrize("budget", ["60", "steps", "0s", "-5s", "1e3"])

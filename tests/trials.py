@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import prepare_data
-from research.referee import patch
+from research.referee import judge, patch
+from research.referee.ledger import Ledger
 from tests.conftest import ROOT, make_documents
 
 RECIPE = """
@@ -35,3 +36,9 @@ def make_project(folder: Path, data: Path, n_layer: int = 1, max_steps: int = 20
     """Copy what a run can see of the project, and add config/tiny.py; return the copy."""
     recipe = RECIPE.format(data=data, n_layer=n_layer, max_steps=max_steps)
     return patch.write_tree(patch.read_tree(ROOT) | {"config/tiny.py": recipe.encode()}, folder)
+
+
+def record_noise(book: Ledger, sd: float, config: str = "config/tiny.py") -> None:
+    """Record a noise floor of this machine and the recipe's own budget."""
+    row = {"id": "n1", "kind": "noise", "state": "done", "differences": [sd, -sd] * 4}
+    book.append(row | {"config": config, "budget": None, "hardware": judge.hardware()})

@@ -10,7 +10,6 @@ import platform
 import re
 import secrets
 import shutil
-import statistics
 import subprocess
 import time
 from contextlib import closing
@@ -100,9 +99,10 @@ def try_change(
         reason = str(error)
         row = begin("trial", setup, idea=patch.hash_of(reason), **more)
         return setup.ledger.append(row | {"state": "done", "verdict": "invalid", "reason": reason})
-    alpha = Night.of(setup.ledger.trials()).alpha()
-    seeds = [new_seeds(options.max_pairs), new_seeds(options.max_pairs)]
-    return judge(change, setup, seeds, alpha, echo, **more)
+    night = Night.of(setup.ledger.trials())
+    alpha = night.alpha()
+    seeds = [new_seeds(count) for _, count in verdict.rounds(alpha, options.max_pairs)]
+    return judge(change, setup, seeds, alpha, night.lost, echo, **more)
 
 
 def new_seeds(count: int) -> list[int]:
@@ -132,6 +132,7 @@ def replay(earlier: dict, folder: str) -> dict:
         setup,
         [[pair["seed"] for pair in pairs if pair["split"] == split] for split in ("val", "test")],
         earlier["alpha"],
+        earlier.get("lost_before", 0.0),
         print,
         hypothesis=earlier["hypothesis"],
         replay_of=number,
@@ -139,13 +140,21 @@ def replay(earlier: dict, folder: str) -> dict:
 
 
 def judge(
-    change: patch.Change, setup: Setup, seeds: list[list[int]], alpha: float, echo, **more
+    change: patch.Change,
+    setup: Setup,
+    seeds: list[list[int]],
+    alpha: float,
+    lost: float,
+    echo,
+    **more,
 ) -> dict:
     """Run a trial's pairs until it is decided, and record it; return the finished row.
 
     seeds: of the pairs on the validation split and of those on the test split. alpha: the trial's
-    level. more: fields of the row; with "replay_of" all seeds are used.
+    level. lost: what simpler changes may have lost before. more: fields of the row; with
+    "replay_of" all seeds are used. Raises UserError.
     """
+    noise = known_noise(setup.ledger, setup.options)
     started = time.time()
     is_replay = "replay_of" in more
     row = begin(
@@ -156,15 +165,13 @@ def judge(
         tokens=change.tokens,
         seeds=seeds,
         alpha=alpha,
+        lost_before=lost,
         **more,
     )
-    noise = known_noise(setup.ledger, setup.options)
-    if not noise:
-        echo("the noise floor is unknown: measure it with python -m research noise")
+    rounds = verdict.rounds(alpha, setup.options.max_pairs)
     rules = {
-        "alpha": alpha,
+        "lost": lost,
         "minimum_effect": setup.options.minimum_effect,
-        "max_pairs": setup.options.max_pairs,
         "noise": noise,
         "tokens": change.tokens,
     }
@@ -172,7 +179,7 @@ def judge(
     result = {"state": "interrupted", "verdict": "undecided", "reason": "the judge was interrupted"}
     try:
         with closing(PairRunner(setup, patch.apply(setup.base, change))) as runner:
-            result = decide(runner, pairs, seeds, rules, echo, stops_early=not is_replay)
+            result = decide(runner, pairs, seeds, rounds, rules, echo, stops_early=not is_replay)
     finally:
         row["state"] = "done"
         row["pairs"] = pairs
@@ -187,32 +194,37 @@ def decide(
     runner: PairRunner,
     pairs: list[dict],
     seeds: list[list[int]],
+    rounds: list[tuple[float, int]],
     rules: dict,
     echo,
     stops_early: bool,
 ) -> dict:
     """Run pairs, added to `pairs`, until the trial is decided; return what its row says of that.
 
-    stops_early: a round ends when it is decided; otherwise with its last seed.
+    stops_early: a round ends when it is decided; otherwise with its last seed. An agent may read
+    what is echoed and the reason, so neither holds a score on the test split.
     """
-    rounds = [("val", seeds[0], verdict.decide), ("test", seeds[1], verdict.confirm)]
-    for split, chosen, decide_round in rounds:
+    decisions = []
+    for split, chosen, (level, count) in zip(("val", "test"), seeds, rounds):
+        max_pairs = max(count, len(chosen))  # an old trial may have had more
         for pair in runner.run(chosen, split):
             pairs.append(pair)
             failure = pair.get("failed") or same_for_every_seed(pairs, split)
             if failure:
                 return failure
             found = differences(pairs, split)
-            decision = decide_round(found, **rules)
+            decision = verdict.decide(found, level=level, max_pairs=max_pairs, **rules)
             figures = ", ".join(f"{arm} {pair[arm]['bpb']:.4f}" for arm in ARMS)
-            result = f"difference {found[-1]:+.4f} bits per byte"
-            echo(f"{split} pair {len(found)}: {figures}, {result}")
+            result = f"{figures}, difference {found[-1]:+.4f} bits per byte"
+            echo(f"{split} pair {len(found)}: {result if split == 'val' else 'scored'}")
             if decision and stops_early:
                 break
         if decision is None:
             return {"verdict": "undecided", "reason": "the repeated pairs do not decide it"}
+        decisions.append(decision)
         if not decision.verdict.startswith("keep"):
             break
+    decision = verdict.conclude(*decisions)
     return {
         "verdict": decision.verdict,
         "reason": decision.reason,
@@ -233,7 +245,7 @@ def differences(pairs: list[dict], split: str) -> list[float]:
 
 def same_for_every_seed(pairs: list[dict], split: str = "val") -> dict | None:
     """Refuse a candidate with one score for several seeds, unlike the baseline."""
-    baseline, candidate = zip(*scores(pairs, split))
+    baseline, candidate = zip(*scores(pairs, split, "first"))
     repeats = len(set(candidate)) < len(candidate)
     if repeats and len(set(baseline)) == len(baseline):
         reason = "it scores the same with any seed: it ignores the seed it is given"
@@ -245,61 +257,62 @@ def same_for_every_seed(pairs: list[dict], split: str = "val") -> dict | None:
 # The noise floor
 
 
-def known_noise(ledger: Ledger, options: Options) -> Noise | None:
-    """Return the noise floor measured last for this recipe, budget and machine, if any."""
-    wanted = ("noise", "done", options.config, options.budget, hardware())
+def known_noise(ledger: Ledger, options: Options) -> Noise:
+    """Return the noise floor measured last for this recipe, budget and machine.
+
+    Raises UserError where none is: without it, a recipe that is mostly a little better and
+    sometimes much worse would pass.
+    """
+    wanted = {
+        "kind": "noise",
+        "state": "done",
+        "config": options.config,
+        "budget": options.budget,
+        "hardware": hardware(),
+    }
     for row in reversed(ledger.trials()):
-        names = ("kind", "state", "config", "budget", "hardware")
-        if tuple(row.get(name) for name in names) == wanted:
-            return Noise.of(row["differences"])
-    return None
+        if wanted.items() <= row.items():
+            return Noise.of(row)
+    flags = f"--config={options.config} --budget={options.budget} --folder={options.folder}"
+    raise UserError(
+        f"{ledger.path} holds no noise floor for this recipe, budget and machine. Measure it once, "
+        f"with {2 * NoiseOptions.pairs} runs:\n    python -m research noise {flags}"
+    )
 
 
 @dataclass(frozen=True)
 class NoiseOptions(Options):
     """Measure how far apart runs of one recipe are, and what can be seen above that."""
 
-    pairs: int = 8  # of runs that differ by chance alone
+    pairs: int = 8  # of runs that differ by their seeds alone
 
 
 def measure_noise(options: NoiseOptions) -> None:
-    """Run the recipe against itself, slightly changed; record the differences and what they allow.
+    """Run the recipe against itself with other seeds; record the differences and what they allow.
 
-    The change, learning rates a ten-thousandth higher, means nothing; without it the two runs
-    of a seed would be equal to the bit.
+    A pair's runs have one clock, one machine and one text, so their difference has all noise that
+    the difference of a change can have which alters training entirely.
     """
     message = f"pairs must be at least 3, or the spread means nothing, got {options.pairs}"
     require(options.pairs >= 3, message)
     setup = Setup(options, patch.ROOT)
-    rates = {name: getattr(setup.recipe, name) for name in ("muon_lr", "learning_rate")}
-    settings = " ".join(f"{name}={rate * 1.0001}" for name, rate in rates.items())
-    change = patch.from_settings(setup.base, options.config, settings, setup.root)
+    setup.seed_step = 1
     row = begin("noise", setup)
     pairs = []
-    with closing(PairRunner(setup, patch.apply(setup.base, change))) as runner:
+    with closing(PairRunner(setup, setup.base)) as runner:
         for pair in runner.run(new_seeds(options.pairs), "val"):
             require("failed" not in pair, f"a run failed: {pair.get('failed')}")
             pairs.append(pair)
             found = differences(pairs, "val")
             print(f"pair {len(pairs)}: difference {found[-1]:+.5f} bits per byte")
-    floor = Noise.of(found).sd
-    spread = statistics.stdev(pair["baseline"]["bpb"] for pair in pairs)
-    row |= {
-        "state": "done",
-        "differences": found,
-        "noise": floor,
-        "seed_spread": spread,
-        "reason": f"noise floor of a pair: {floor:.5f}",
-    }
-    setup.ledger.append(row)
-    print(f"noise floor of a pair: {floor:.5f} bits per byte; spread over seeds: {spread:.5f}")
-    print(
-        "the noise of a change that alters training little is the floor, "
-        "of one that alters it entirely up to √2 × the spread:"
-    )
+    floor = Noise.of({"differences": found}).sd
     alpha = Night.of(setup.ledger.trials()).alpha()
-    for count in sorted({3, 4, options.max_pairs, 2 * options.max_pairs}):
-        low = verdict.smallest_effect(floor, count, alpha)
-        high = verdict.smallest_effect(max(floor, 2**0.5 * spread), count, alpha)
-        gains = f"a gain of {low:.4f} to {high:.4f}"
-        print(f"{count} pairs in each round keep {gains} four times in five")
+    reason = f"noise floor of a pair: {floor:.5f} bits per byte"
+    row |= {"state": "done", "differences": found, "noise": floor, "reason": reason}
+    setup.ledger.append(row)
+    seen = []
+    for count in (8, 16, options.max_pairs):
+        effect = verdict.smallest_effect(floor, count, alpha)
+        seen.append(f"{-effect:.4f} with --max_pairs={count}")
+    print(reason)
+    print(f"a change is kept four times in five if its true difference is {', '.join(seen)}")

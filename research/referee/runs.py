@@ -1,7 +1,7 @@
 """Runs and pairs: one arm trained and scored, and two arms with one seed.
 
 A pair is a baseline run and a candidate run with one seed on the same cores, one after the other;
-which comes first alternates. Only the judge's flags, clock and figures count; what a run says of
+which comes first is drawn. Only the judge's flags, clock and figures count; what a run says of
 itself is kept as a claim.
 """
 
@@ -42,7 +42,7 @@ class Options:
 
     config: str = "config/quickstart.py"  # the recipe that is changed
     budget: str | None = None  # of each run, as 60s, 500steps or 2e6tokens; None: the recipe's
-    max_pairs: int = verdict.MAX_PAIRS  # pairs of runs in each of the two rounds, at most
+    max_pairs: int = verdict.MAX_PAIRS  # pairs of runs in the second round, at most
     minimum_effect: float = verdict.MINIMUM_EFFECT  # bits per byte; a smaller gain is not kept
     slowdown: float = 2.0  # budget of steps or tokens: times the baseline's processor time
     folder: str = "out/research"  # of the ledger and the working copies
@@ -71,6 +71,7 @@ class Setup:
         message = f"{options.config} starts from weights (init_from), which cannot be judged"
         require(not recipe.init_from, message)
         self.recipe = recipe
+        self.seed_step = 0  # from the baseline's seed to the candidate's
         self.kind, self.amount = read_budget(options.budget, recipe)
         flags = {name: getattr(TrainConfig, name) for name in sorted(patch.PROTECTED)}
         flags["save_interval"] = None
@@ -171,6 +172,7 @@ class Slot:
         """Do one run of an arm. Raises Crashed if it ends badly without being late."""
         argv = [self.folder / arm / "train.py", self.setup.options.config, *self.flags]
         budget = amount if self.setup.kind == "seconds" else int(amount)
+        seed += self.setup.seed_step if arm == "candidate" else 0
         argv += [f"--max_{self.setup.kind}={budget}", f"--seed={seed}"]
         shown = [self.folder / arm, self.folder / "data"]
         model = self.folder / f"{arm}.pt"
@@ -202,12 +204,13 @@ class Slot:
         tree = self.folder / arm
         model = self.folder / f"{arm}.pt"
         rounding = max((known.rounding for known in self.scored), default=0.0)
-        scored = score(self.box, tree, model, self.data, split, limit, usual_rounding=rounding)
+        scored = score(self.box, tree, model, self.data, split, seed, limit, rounding)
         if arm == "baseline":
             self.trained.append(trained)
             self.scored.append(scored)
         return {
             "bpb": scored.bpb,
+            "first": scored.first,
             "seconds": round(trained.seconds, 2),
             "tokens": curve[-1][0] if curve else None,
             "curve": curve,
@@ -242,10 +245,10 @@ def usual(results: list, name: str) -> float:
     return statistics.median([getattr(result, name) for result in results] or [0.0])
 
 
-def scores(pairs: list[dict], split: str) -> list[list[float]]:
-    """Return [baseline, candidate], bits per byte, of the split's pairs that have both."""
+def scores(pairs: list[dict], split: str, figure: str = "bpb") -> list[list[float]]:
+    """Return a figure of [baseline, candidate] of the split's pairs that have both."""
     is_scored = [pair["split"] == split and set(ARMS) <= set(pair) for pair in pairs]
-    return [[pair[arm]["bpb"] for arm in ARMS] for pair, ok in zip(pairs, is_scored) if ok]
+    return [[pair[arm][figure] for arm in ARMS] for pair, ok in zip(pairs, is_scored) if ok]
 
 
 def read_curve(log: Path) -> list[list[float]]:
@@ -340,7 +343,8 @@ class PairRunner:
         count = len(self.slots)
         running = []
         for number, seed in enumerate(seeds):
-            candidate_first = number % 2 == 1
+            # Not in turn: a neighbour that comes and goes regularly would always meet one arm.
+            candidate_first = seed % 2 == 1
             running.append(self.slots[number % count].submit(seed, split, candidate_first))
             if len(running) == count:
                 yield running.pop(0).result()

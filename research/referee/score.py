@@ -42,6 +42,7 @@ class Score:
     """What an evaluation found, and what the longer of its two processes used."""
 
     bpb: float  # bits per byte of the split
+    first: float  # nats of its first window, the same in all pairs
     rounding: float  # root mean square of the changes that `check` saw, nats
     seconds: float
     processor_seconds: float
@@ -125,15 +126,12 @@ class Plan:
     cut: np.ndarray  # (N,) last position before the change
 
 
-def make_plan(
-    data: Data, split: str, block_size: int, max_tokens: int, rng: np.random.Generator
-) -> Plan:
-    """Cut the split into windows, about max_tokens in all, and change copies of them.
+def make_plan(data: Data, text: np.ndarray, block_size: int, rng: np.random.Generator) -> Plan:
+    """Cut the text, (n,) token ids, into windows and change copies of them.
 
     Each token except the first is a target once, so the same tokens are scored whatever the
     block_size.
     """
-    text = scored_text(data, split, max_tokens)
     count = -(-(len(text) - 1) // block_size)
     tokens = np.zeros((count, block_size), dtype=np.int64)
     tokens.flat[: len(text) - 1] = text[:-1]
@@ -158,17 +156,20 @@ def make_plan(
     return Plan(changed, targets[original], counted, original, cut)
 
 
-def scored_text(data: Data, split: str, max_tokens: int) -> np.ndarray:
+def scored_text(data: Data, split: str, seed: int, max_tokens: int) -> np.ndarray:
     """Read a split, or stretches from all over a longer one: its beginning may be one large file.
 
-    Each stretch stands after an end-of-text token, as a document does.
+    A pair's seed draws the stretches, so nothing can fit them. Only the first is always the same.
+    Each stands after an end-of-text token, as a document does.
     """
     stream = data.splits[split]
     count = max_tokens // STRETCH
     if count * STRETCH >= len(stream):
         return stream.read(0, len(stream))
     parts = []
-    for start in np.linspace(0, len(stream) - STRETCH, count, dtype=int).tolist():
+    steps = np.arange(count) + np.random.default_rng(seed).random(count)
+    steps[0] = 0
+    for start in (steps * (len(stream) - STRETCH) / count).astype(int).tolist():
         parts += [[data.tokenizer.end_of_text], stream.read(start, STRETCH)]
     return np.concatenate(parts)
 
@@ -256,15 +257,16 @@ def score(
     checkpoint: Path,
     data: Data,
     split: str,
+    seed: int,
     limit: Limit,
-    max_tokens: int = SCORED_TOKENS,
     usual_rounding: float = 0.0,
+    max_tokens: int = SCORED_TOKENS,
 ) -> Score:
     """Score a checkpoint on a split. Raises Invalid.
 
-    limit: of each of the candidate's two processes. max_tokens: of the split that are scored.
-    usual_rounding: the baseline's. The positions of the changes and the order of the questions are
-    drawn anew each time.
+    seed: of the stretches that are scored, the same for a pair. limit: of each of the candidate's
+    two processes. usual_rounding: the baseline's. max_tokens: of the split that are scored. The
+    positions of the changes and the order of the questions are drawn anew each time.
     """
     rng = np.random.default_rng()
     with closing(Worker(box, tree, checkpoint, limit)) as first:
@@ -273,7 +275,7 @@ def score(
         message = f"its vocabulary is {first.vocab_size}, not the data's {known}"
         refuse(first.vocab_size != known, message)
         refuse(not 1 <= size <= 2**17, f"block_size={size} is out of bounds")
-        plan = make_plan(data, split, size, max_tokens, rng)
+        plan = make_plan(data, scored_text(data, split, seed, max_tokens), size, rng)
         answers = Answers(np.zeros(plan.tokens.shape), np.zeros(len(plan.tokens)))
         # Each process gets half of the windows that count, and the copies of the other half.
         side = rng.permutation(plan.counted.sum())[plan.original] % 2
@@ -293,6 +295,7 @@ def score(
     total = (answers.losses * (n_bytes > 0)).sum()
     return Score(
         bpb=float(total / n_bytes.sum() / np.log(2)),
+        first=float(answers.losses[0].sum()),
         rounding=rounding,
         seconds=max(first.ended.seconds, second.ended.seconds),
         processor_seconds=max(first.ended.processor_seconds, second.ended.processor_seconds),

@@ -8,22 +8,24 @@ Its noise is unknown and pairs are expensive, hence four parts, each a published
 1. The night. Each trial tests "this patch is no better" at a level alpha, which the false-discovery
    budget assigns (`Night`: LORD++, Ramdas, Yang, Wainwright & Jordan 2017, arXiv:1710.00499). A
    hundred patches that change nothing share one small chance of a mistake.
-2. The trial. The same test runs twice, on the trial's seeds and again on fresh seeds and the test
-   split, each at the level sqrt(alpha). Fresh seeds are independent, so a patch that is no better
-   passes both with probability alpha at most (a two-stage combination, Bauer & Köhne 1994,
-   Biometrics 50).
+2. The trial. A first round of few pairs, at the level `SCREEN`, says whether a second is worth it.
+   The second has fresh seeds, the test split and the level alpha / SCREEN. Fresh seeds are
+   independent, so a patch that is better on neither split passes both with probability alpha at
+   most (a two-stage combination, Bauer & Köhne 1994, Biometrics 50). One that is better on the
+   validation split alone passes with alpha / SCREEN at most.
 3. The test. One-sided t-tests after each pair (`boundaries`): a group-sequential test whose level
    is spent over the looks (Lan & DeMets 1983, Biometrika 70), exact for normal noise of any size.
    The measured noise floor can only make it stricter: pairs that happen to agree closely do not
    count as much quieter (`FLOOR_SHARE`). The floor also says when another pair is not worth it. A
-   wrong floor costs good patches and keeps no bad one.
+   wrong floor costs good patches and keeps no bad one, as long as the noise is about normal.
 4. Equality. A change that removes tokens is kept when two one-sided tests (TOST, Schuirmann 1987)
    show at the same looks that it is neither worse nor better by the margin. "No difference was
-   found" is not equality.
+   found" is not equality. All such changes together lose less than the minimum effect until the
+   next change that is better (`Night.lost`), and they earn no budget.
 
 Assumptions: seeds are drawn anew for each trial and the patch does not choose them; baseline and
-candidate take turns on one machine; the noise of differences is about normal (the tables show what
-other noise does).
+candidate run one after the other on one machine, in random order; the noise of differences is about
+normal (the tables show what other noise does).
 """
 
 import math
@@ -35,29 +37,38 @@ import numpy as np
 from nanoloop.options import require
 
 LEVEL = 0.05  # of the night: the expected share of false keeps among all keeps
-MAX_PAIRS = 8  # of each of the two rounds
+SCREEN = 0.05  # level of a trial's first round
+MAX_PAIRS = 24  # of the second round; the first has a third of them
+FIRST_LOOK = 6  # pairs before a gain is believed; with fewer, agreement by luck is too likely
+SAME_PAIRS = 2  # equal to the bit show that a change does nothing
 MINIMUM_EFFECT = 0.001  # bits per byte: a smaller gain is not worth a change
-HOPELESS_CHANCE = 0.05  # that a look gives up a patch just good enough to be kept
+HOPELESS_CHANCE = 0.1  # that a look gives up a patch just good enough to be kept
 HALF_LIFE = 100  # trials in which the night spends half of its first budget
-FLOOR_SHARE = 0.7  # of the noise floor: a smaller spread of a trial's pairs counts as luck
-EQUAL_MARGIN = 1.5  # noise deviations within which scores are equal; 8 pairs show no smaller one
+FLOOR_SHARE = 0.8  # of the noise floor: a smaller spread of a trial's pairs counts as luck
 MIN_DEVIATION = 1e-9  # bits per byte: smaller differences are rounding
+KEEP = "keep"
+SIMPLER = "keep (simpler)"
 GRID = 256  # angles at which `boundaries` follows the density
 
 
 @dataclass(frozen=True)
 class Noise:
-    """The noise floor: the deviation of a pair's difference between two runs of the same code.
+    """The noise floor: the deviation of a pair's difference between two seeds of one recipe.
 
-    A change that alters the course of training has more noise, which its pairs show.
+    A change that alters training entirely has this noise; most have less. The pairs show more.
     """
 
     sd: float  # bits per byte
     df: int  # degrees of freedom: the number of pairs, since their mean is known to be 0
 
     @classmethod
-    def of(cls, differences: list[float]) -> "Noise":
-        return cls(float(np.sqrt(np.mean(np.square(differences)))), len(differences))
+    def of(cls, row: dict) -> "Noise":
+        """Read a row of the ledger.
+
+        An old row has pairs with one seed, which may agree closely, and the spread over seeds.
+        """
+        sd = float(np.sqrt(np.mean(np.square(row["differences"]))))
+        return cls(max(sd, 2**0.5 * row.get("seed_spread", 0.0)), len(row["differences"]))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -70,14 +81,15 @@ class Night:
 
     A trial counts from its first scored difference; a patch that was refused or crashed before
     tested nothing and costs nothing. While nothing is kept, the chance of any false keep is below
-    level / 2, however many patches are tried. Each keep earns new budget, so that the false share
-    of keeps stays below level (as the modified rate E[false] / E[kept]; as their expected ratio
-    where trials are independent).
+    level / 2, however many patches are tried. Each change that is kept as better earns new budget,
+    so that the false share of keeps stays below level (as the modified rate E[false] / E[kept]; as
+    their expected ratio where trials are independent).
     """
 
     level: float = LEVEL
     trials: int = 0
-    kept: list[int] = field(default_factory=list)  # numbers of the kept trials, from 1
+    kept: list[int] = field(default_factory=list)  # numbers of the trials kept as better, from 1
+    lost: float = 0.0  # bits per byte that simpler changes kept since the last better one may lose
 
     @classmethod
     def of(cls, rows: list[dict], level: float = LEVEL) -> "Night":
@@ -89,19 +101,22 @@ class Night:
         for row in rows:
             is_tested = row.get("differences") or row["state"] != "done"
             if row["kind"] == "trial" and is_tested and not row.get("replay_of"):
-                night.record((row.get("verdict") or "").startswith("keep"))
+                night.record(row.get("verdict"), row.get("interval"))
         return night
 
-    def record(self, kept: bool) -> None:
+    def record(self, verdict: str | None, interval: tuple[float, float] | None = None) -> None:
         """Count a trial that has scored a difference."""
         self.trials += 1
-        if kept:
+        if verdict == SIMPLER:
+            self.lost += max(interval[1], 0.0)
+        elif verdict == KEEP:
             self.kept.append(self.trials)
+            self.lost = 0.0
 
     def shares(self) -> list[tuple[float, int]]:
         """Return each budget that was given out, and the number of trials since then.
 
-        One is given at the start, one for the first keep, and one for each further keep.
+        One is given at the start, one for the first change kept as better, one for each further.
         """
         shares = [(self.level / 2, self.trials)]
         for index, trial in enumerate(self.kept):
@@ -127,27 +142,34 @@ class Night:
 
 
 @lru_cache
-def boundaries(level: float, max_pairs: int) -> np.ndarray:
+def boundaries(level: float, max_pairs: int, first: int | None = None) -> np.ndarray:
     """Compute (max_pairs,) t-statistics that noise reaches with chance `level`.
 
-    Look n spends a share of the level in proportion to n - 2: few pairs show little, and the last
-    look has most of it. The looks share pairs; adding up their chances as if they did not would
-    waste much power. Noise alone makes the angle φ, sin φ = Σx / √(n Σx²), a Markov chain that does
-    not depend on the size of the noise, since x_n / √Σx² is independent of the angle before:
+    first: number of pairs, at least 3, at the first look that can show a gain; None: FIRST_LOOK, or
+    half of the pairs if they are few. From there, each look spends a share of the level in
+    proportion to 1, 2, 3, …: the last look has most of it. The looks share pairs; adding up their
+    chances as if they did not would waste much power. Noise alone makes the angle φ, sin φ =
+    Σx / √(n Σx²), a Markov chain that does not depend on the size of the noise, since x_n / √Σx² is
+    independent of the angle before:
     √n sin φ_n = √(n-1) sin φ_(n-1) cos ψ + sin ψ with √(n-1) tan ψ ~ t(n-1). The t-statistic is
     √(n-1) tan φ_n.
     """
     from scipy.optimize import brentq
 
-    spend = level * np.arange(max_pairs - 1) / math.comb(max_pairs - 1, 2)  # after 2, 3, … pairs
+    first = first or max(3, min(FIRST_LOOK, max_pairs // 2))
+    shares = np.maximum(np.arange(max_pairs + 1) - first + 1, 0)  # after 0, 1, 2, … pairs
+    spend = level * shares / shares.sum()
     # After two pairs the angle is uniform.
     edges = np.linspace(-np.pi / 2, np.pi / 2, GRID + 1)
     weights = np.full(GRID, 1 / GRID)
     limits = [np.inf, np.inf]
     for n in range(3, max_pairs + 1):
         middles = (edges[1:] + edges[:-1]) / 2
-        limit = brentq(excess, -1.5, np.pi / 2, args=(n, middles, weights, spend[n - 2]))
-        limits.append(np.sqrt(n - 1) * np.tan(limit))
+        limit = np.pi / 2
+        limits.append(np.inf)
+        if n >= first:
+            limit = brentq(excess, -1.5, limit, args=(n, middles, weights, spend[n]))
+            limits[-1] = np.sqrt(n - 1) * np.tan(limit)
         edges = np.linspace(-np.pi / 2, limit, GRID + 1)
         weights = -np.diff(chance_above(edges[:, None], n, middles, weights))
     return np.array(limits)
@@ -176,10 +198,11 @@ def excess(angle: float, n: int, middles: np.ndarray, weights: np.ndarray, spent
 CONTINUE = 0
 BETTER = 1
 EQUAL = 2
-HOPELESS = 3
+IDENTICAL = 3
+HOPELESS = 4
 
 
-def deviations(d: np.ndarray, noise: Noise | None) -> tuple[np.ndarray, np.ndarray, int]:
+def deviations(d: np.ndarray, noise: Noise) -> tuple[np.ndarray, np.ndarray, int]:
     """Estimate the standard deviation of each row of `d`, (rows, n).
 
     Returns it by the row's pairs alone, it with the noise floor pooled in, and the degrees of
@@ -190,11 +213,8 @@ def deviations(d: np.ndarray, noise: Noise | None) -> tuple[np.ndarray, np.ndarr
     alone = np.full(rows, np.inf)
     if n > 1:
         alone = np.maximum(np.sqrt(squares / (n - 1)), MIN_DEVIATION)
-    df = n - 1
-    if noise:
-        df += noise.df
-        squares = squares + noise.sd**2 * noise.df
-    pooled = np.sqrt(squares / df) if df else np.full(rows, np.inf)
+    df = n - 1 + noise.df
+    pooled = np.sqrt((squares + noise.sd**2 * noise.df) / df)
     return alone, pooled, df
 
 
@@ -202,51 +222,53 @@ def look(
     d: np.ndarray,
     level: float,
     max_pairs: int,
-    noise: Noise | None,
+    noise: Noise,
     minimum_effect: float,
     margin: float | None,
 ) -> np.ndarray:
     """Say what each row of `d`, (rows, pairs so far), shows: (rows,) of CONTINUE … HOPELESS.
 
-    A row is hopeless if, with 95 % confidence, it lacks the gain that max_pairs pairs could show,
-    or with a margin the equality. Here the noise floor helps, pooled with the row's deviation: a
-    clear loser leaves after one pair.
+    margin: of equality, None where it does not count. A row is hopeless if, with 90 % confidence,
+    it lacks the gain that max_pairs pairs could show, or the equality. Here the noise floor helps,
+    pooled with the row's deviation: a clear loser leaves after one pair.
     """
     from scipy.stats import t
 
-    n = d.shape[1]
+    rows, n = d.shape
     limits = boundaries(level, max_pairs)
     mean = d.mean(1)
     alone, pooled, df = deviations(d, noise)
-    floor = FLOOR_SHARE * noise.sd if noise else 0.0
-    is_significant = -mean * np.sqrt(n) >= limits[n - 1] * np.maximum(alone, floor)
-    is_better = is_significant & (mean <= -minimum_effect)
+    spread = np.maximum(alone, FLOOR_SHARE * noise.sd)
+    is_better = (-mean * np.sqrt(n) >= limits[n - 1] * spread) & (mean <= -minimum_effect)
+    is_identical = (d == 0).all(1) & (n >= SAME_PAIRS)
 
-    reachable = limits[-1] * pooled / np.sqrt(max_pairs)
-    needed = -np.maximum(reachable, minimum_effect)
-    is_equal = np.zeros(len(d), bool)
+    reach = limits[-1] / np.sqrt(max_pairs)  # deviations that all pairs can show
+    needed = -np.maximum(reach * pooled, minimum_effect)
+    is_equal = np.zeros(rows, bool)
     if margin is not None:
-        needed = np.maximum(needed, margin - reachable)
+        needed = np.maximum(needed, margin - reach * alone)
         is_equal = (margin - abs(mean)) * np.sqrt(n) >= limits[n - 1] * alone
-    quantile = t.isf(HOPELESS_CHANCE, df) if df else 1
-    is_hopeless = mean - quantile * pooled / np.sqrt(n) > needed
-    return np.select([is_better, is_equal, is_hopeless], [BETTER, EQUAL, HOPELESS], CONTINUE)
+    is_hopeless = mean - t.isf(HOPELESS_CHANCE, df) * pooled / np.sqrt(n) > needed
+    cases = [is_identical, is_better, is_equal, is_hopeless]
+    return np.select(cases, [IDENTICAL, BETTER, EQUAL, HOPELESS], CONTINUE)
 
 
-def round_level(alpha: float) -> float:
-    """Return the level of one round of two: sqrt(alpha), rounded down to a grid.
+def rounds(alpha: float, max_pairs: int) -> list[tuple[float, int]]:
+    """Return the level and the most pairs of each of a trial's two rounds.
 
-    So only few boundaries are ever computed.
+    The second level is rounded down to a grid, so that only few boundaries are ever computed.
     """
-    return 2.0 ** (math.floor(4 * math.log2(alpha)) / 8)
+    level = 2.0 ** (math.floor(8 * math.log2(alpha / SCREEN)) / 8)
+    return [(SCREEN, max(3, max_pairs // 3)), (level, max_pairs)]
 
 
 @dataclass(frozen=True)
 class Decision:
     """A verdict, and the differences that it rests on.
 
-    interval: the plain 95 % t-interval, the noise floor pooled with the pairs. It is for
-    orientation: the verdict rests on `boundaries`.
+    interval: of a change that is kept one of at least 95 %, however early its pairs ended (a
+    repeated confidence interval, Jennison & Turnbull 1989, JRSS B 51); else the plain t-interval,
+    for orientation. Its upper end is what a simpler change may lose.
     """
 
     verdict: str  # keep, keep (simpler), reject or undecided
@@ -258,17 +280,18 @@ class Decision:
 def decide(
     differences: list[float],
     *,
-    alpha: float,
+    level: float,
+    max_pairs: int,
+    noise: Noise,
     minimum_effect: float = MINIMUM_EFFECT,
-    max_pairs: int = MAX_PAIRS,
-    noise: Noise | None = None,
     tokens: int = 0,
+    lost: float = 0.0,
 ) -> Decision | None:
-    """Decide on the pairs so far; None asks for another. `confirm` must say keep as well.
+    """Decide on one round's pairs so far; None asks for another. `conclude` joins two rounds.
 
-    alpha: the trial's level, from `Night.alpha`. tokens: of the recipe, added - removed; below 0
-    equality suffices. Scores are equal if they differ by less than the margin: EQUAL_MARGIN, or the
-    minimum effect if that is more. Raises UserError.
+    level, max_pairs: of the round, from `rounds`. tokens: of the recipe, added - removed; below 0
+    equality suffices: a loss below the minimum effect, less what was `lost` before. Raises
+    UserError.
     """
     from scipy.stats import t
 
@@ -278,23 +301,30 @@ def decide(
         return Decision("reject", "a score is not a finite number", math.nan, (math.nan, math.nan))
     d = np.array([differences])
     n = len(differences)
-    margin = max(minimum_effect, EQUAL_MARGIN * noise.sd if noise else 0.0)
-    equal_margin = margin if tokens < 0 else None
-    (seen,) = look(d, round_level(alpha), max_pairs, noise, minimum_effect, equal_margin)
+    margin = minimum_effect - lost if tokens < 0 else None
+    (seen,) = look(d, level, max_pairs, noise, minimum_effect, margin)
     if seen == CONTINUE and n < max_pairs:
         return None
 
     mean = float(d.mean())
-    _, (sd,), df = deviations(d, noise)
-    half = float(t.isf(0.025, df) * sd / math.sqrt(n)) if df else math.inf
+    (alone,), (pooled,), df = deviations(d, noise)
+    half = float(t.isf(0.025, df) * pooled / math.sqrt(n))
+    if seen in (BETTER, EQUAL):
+        spread = alone if seen == EQUAL else max(alone, FLOOR_SHARE * noise.sd)
+        half = float(boundaries(0.025, max_pairs)[n - 1] * spread / math.sqrt(n))
+    elif seen == IDENTICAL:
+        half = 0.0
     low = mean - half
     high = mean + half
-    if seen == BETTER:
-        verdict = "keep"
+    if seen == IDENTICAL:
+        verdict = SIMPLER if tokens < 0 else "reject"
+        reason = "identical to the baseline: nothing that this recipe uses was changed"
+    elif seen == BETTER:
+        verdict = KEEP
         reason = "better"
     elif seen == EQUAL:
-        verdict = "keep (simpler)"
-        reason = f"equal within ±{margin:.4f}, {plural(-tokens, 'token')} fewer"
+        verdict = SIMPLER
+        reason = f"equal within {margin:.4f}"
     elif seen == HOPELESS:
         verdict = "reject"
         reason = "worse" if low > 0 else f"no gain that {max_pairs} pairs could show"
@@ -304,9 +334,10 @@ def decide(
     else:
         verdict = "reject"
         reason = f"no gain of {minimum_effect:g}"
+    if verdict == SIMPLER:
+        reason += f", {plural(-tokens, 'token')} fewer"
     reason += f": {mean:+.4f} bits per byte over {plural(n, 'pair')}"
-    if df:
-        reason += f", 95 % interval {low:+.4f} to {high:+.4f}"
+    reason += f", 95 % interval {low:+.4f} to {high:+.4f}"
     return Decision(verdict, reason, mean, (low, high))
 
 
@@ -314,27 +345,32 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def confirm(differences: list[float], **rules) -> Decision | None:
-    """Decide on the second round: the test split's differences, of seeds that were not used."""
-    decision = decide(differences, **rules)
-    if decision is None or decision.verdict.startswith("keep"):
-        return decision
-    reason = f"not confirmed on fresh seeds and the test split ({decision.reason})"
-    return replace(decision, reason=reason)
+def conclude(first: Decision, second: Decision | None = None) -> Decision:
+    """Join a trial's two rounds: better is what both find better.
+
+    second: None if the first round kept nothing. Its figures are the trial's, but the reason, which
+    an agent may read, holds no figure of the test split.
+    """
+    if second is None:
+        return first
+    verdict = first.verdict if second.verdict == KEEP else second.verdict
+    reason = f"{first.reason}; then, on fresh seeds and the test split: {second.verdict}"
+    return replace(second, verdict=verdict, reason=reason)
 
 
-def smallest_effect(sd: float, pairs: int, alpha: float, power: float = 0.8) -> float:
+def smallest_effect(sd: float, max_pairs: int, alpha: float, power: float = 0.8) -> float:
     """Return the gain, bits per byte, that is kept with chance `power`.
 
-    Each round has `pairs` pairs, whose differences have the deviation `sd`.
+    sd: deviation of a pair's difference. Looks before the last are ignored.
     """
     from scipy.optimize import brentq
     from scipy.stats import nct
 
-    limit = boundaries(round_level(alpha), pairs)[-1]
+    def lack(gain: float) -> float:
+        chance = 1.0
+        for level, pairs in rounds(alpha, max_pairs):
+            limit = boundaries(level, pairs)[-1]
+            chance *= nct.sf(limit, pairs - 1, gain * math.sqrt(pairs))
+        return chance - power
 
-    def lack(shift: float) -> float:
-        return nct.sf(limit, pairs - 1, shift) - math.sqrt(power)
-
-    shift = brentq(lack, 0, 10 * limit)
-    return sd * shift / math.sqrt(pairs)
+    return sd * brentq(lack, 0, 20)

@@ -18,7 +18,7 @@ from nanoloop.options import UserError
 from research import loop
 from research.referee.ledger import Ledger
 from research.referee.patch import ROOT, Invalid, from_tree, git, hash_of, read_tree
-from research.referee.verdict import Night, Noise, confirm, decide
+from research.referee.verdict import Night, Noise, conclude, decide, rounds
 
 # What the agent does at its n-th call, by name. The quick judge reads EFFECT as the true difference
 # in bits per byte.
@@ -119,18 +119,22 @@ class QuickJudge:
     def decide(self, row: dict, effect: float):
         """Do both rounds of pairs with random differences around the effect."""
         rng = np.random.default_rng(len(self.ledger.trials()))
-        rules = {"alpha": Night.of(self.ledger.trials()).alpha(), "noise": Noise(0.004, 8)}
-        for decide_round in (decide, confirm):
+        alpha = Night.of(self.ledger.trials()).alpha()
+        decisions = []
+        for level, max_pairs in rounds(alpha, 24):
             differences = []
             decision = None
             while decision is None:
                 time.sleep(self.pause)
                 differences.append(effect + 0.004 * rng.standard_normal())
-                decision = decide_round(differences, **rules)
+                decision = decide(
+                    differences, level=level, max_pairs=max_pairs, noise=Noise(0.004, 8)
+                )
             row["differences"] = row["differences"] + differences
+            decisions.append(decision)
             if decision.verdict != "keep":
                 break
-        return decision
+        return conclude(*decisions)
 
 
 def start(
