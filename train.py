@@ -55,6 +55,7 @@ class TrainConfig(GPTConfig):
     init_from: str | None = None  # initial weights: a run, a checkpoint, gpt2, …; None: random
     eval_only: bool = False  # evaluate the weights of init_from, or of the run with resume=True
     align_documents: bool = False  # begin every sequence with a document (best-fit packing)
+    verify: bool = False  # check all files of the data, also those that an earlier run checked
     seed: int = 1337  # of the initial weights, the data order and dropout
 
     # batch and length
@@ -295,8 +296,10 @@ def train(config: TrainConfig, stop: StopFlag | None = None, given=frozenset()) 
     started = time.perf_counter()
     out = Path(config.out or "out/default")
     device, dtype = pick_device(config.device, config.dtype)
-    # Rank 0 prepares missing data first; the others find it.
-    data = ranks.in_turn(lambda: open_data(prepare_missing(config.data, config.prepare)))
+    # Rank 0 prepares missing data and checks it first; the others find it checked.
+    data = ranks.in_turn(
+        lambda: open_data(prepare_missing(config.data, config.prepare), config.verify)
+    )
     check_folder(out, config.resume or config.eval_only, config.overwrite)
     start, is_resumed = checkpoint.find_start(out, config)
     config = checkpoint.complete(config, start, data, is_resumed, given)
@@ -333,10 +336,10 @@ def train(config: TrainConfig, stop: StopFlag | None = None, given=frozenset()) 
     network = ranks.replicate(compiled, config.shard)
     log = RunLog(out, asdict(config), step, seconds, *describe(model, device, batches))
 
-    def save(name: str, keep_old: Path | None = None) -> bool:
+    def save(name: str) -> bool:
         """Write a checkpoint of the current step; return False if the disk fails."""
         state = checkpoint.pack(model, optimizers, scaler, data, config, step, seconds, best_loss)
-        return checkpoint.save(out / name, state, keep_old)
+        return checkpoint.save(out / name, state)
 
     losses: list[Tensor] = []  # of the steps since the last log line, still on the device
     is_saved = True
@@ -374,7 +377,7 @@ def train(config: TrainConfig, stop: StopFlag | None = None, given=frozenset()) 
                 log.write(step, seconds, progress, figures)
             # Saved before evaluating, which may run out of memory.
             if should_save and step > saved_step:
-                is_saved = save("last.pt", keep_old=out / "previous.pt")
+                is_saved = save("last.pt")
                 saved_step = step
             val = {}
             if should_eval and not stopping:

@@ -21,7 +21,7 @@ from nanoloop.tokenizer import load_tokenizer
 # What a preparation writes into a folder; the last names are gone when it is complete.
 WRITTEN = re.compile(
     r"((train|val|test)_\d{6,}\.bin|(meta|tokenizer|report)\.json|report\.html"
-    r"|progress\.json|signatures\.bin|sample\.jsonl)(\.tmp)?"
+    r"|progress\.json|signatures\.bin|sample\.jsonl|\.checked\.json)(\.tmp)?"
 )
 
 

@@ -70,13 +70,14 @@ def pack(
     }
 
 
-def save(path: Path, checkpoint: dict, keep_old: Path | None = None) -> bool:
+def save(path: Path, checkpoint: dict) -> bool:
     """Write a checkpoint completely or not at all; warn and return False if the disk fails.
 
-    checkpoint: as `pack` returns it. keep_old: the new name of the checkpoint it replaces.
+    checkpoint: as `pack` returns it. The last.pt that another replaces is kept as previous.pt.
     """
     if rank() > 0:
         return True
+    keep_old = path.with_name("previous.pt") if path.name == "last.pt" else None
     return write_if_possible(
         path, replace_file, lambda file: torch.save(checkpoint, file), keep_old
     )

@@ -1,5 +1,6 @@
 """What training reads: shards of tokens, prepared folders, mixtures and batches."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanoloop.files import sha256_of_file
+from nanoloop.files import sha256_of_file, write_json
 from nanoloop.options import print_safely, reading, require
 from nanoloop.vocabulary import Vocabulary
 
@@ -72,13 +73,14 @@ class Split:
 class Data:
     """A prepared folder, checked: each shard is complete, unchanged and within the vocabulary.
 
-    meta: the content of meta.json. tokenizer: a Vocabulary. splits: "train", "val" and "test" to
-    Split.
+    A shard with the size, time of change and inode of an earlier check is read again only for
+    verify=True. meta: the content of meta.json. tokenizer: a Vocabulary. splits: "train", "val"
+    and "test" to Split.
     fingerprint: 16 hexadecimal digits that change whenever a token or the tokenizer changes.
     sources: as in Mixture. Raises UserError that names the file and the command to type.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, verify: bool = False):
         self.folder = Path(folder)
         self.sources = {self.folder.name: (1.0, self)}
         hint = f"Prepare it: python prepare_data.py --source=PATH --name={self.folder.name}"
@@ -97,23 +99,40 @@ class Data:
             for row in self.meta["shards"]:
                 rows.append((str(row["split"]), str(row["file"]), row["sha256"]))
         require(is_same, f"{folder}/tokenizer.json is not the tokenizer in meta.json. {hint}")
+        shards = {split: [] for split in SPLITS}
+        for split, file, _ in rows:
+            shards.setdefault(split, []).append(open_shard(self.folder / file, hint))
+        self.splits = {split: Split(shards[split]) for split in SPLITS}
+        self.check({file: sha256 for _, file, sha256 in rows}, hint, verify)
+
+    def check(self, checksums: dict, hint: str, verify: bool) -> None:
+        """Check the shards that changed since they were checked; remember those that are good."""
+        states = {}
+        for file in checksums:
+            stat = (self.folder / file).stat()
+            expected = [checksums[file], self.tokenizer.vocab_size]
+            states[file] = expected + [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        memory = self.folder / ".checked.json"
+        checked = {}
+        if not verify:
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                checked = dict(json.loads(memory.read_bytes()))
+        pending = [file for file in states if checked.get(file) != states[file]]
         # Hashing releases the interpreter lock: all cores check shards at the speed of the disk.
         with ThreadPoolExecutor() as pool:
-            futures = [pool.submit(self._open, file, sha256, hint) for _, file, sha256 in rows]
-        shards = {split: [] for split in SPLITS}
-        for (split, _, _), future in zip(rows, futures):
-            shards.setdefault(split, []).append(future.result())
-        self.splits = {split: Split(shards[split]) for split in SPLITS}
+            for _ in pool.map(lambda file: self.check_shard(file, checksums[file], hint), pending):
+                pass
+        if pending:
+            with contextlib.suppress(OSError):  # a folder may be read-only
+                write_json(memory, states)
 
-    def _open(self, file, sha256, hint):
+    def check_shard(self, file: str, sha256: str, hint: str) -> None:
         path = self.folder / file
-        tokens = open_shard(path, hint)
         is_same = sha256_of_file(path) == sha256
         require(is_same, f"{path} was changed: its checksum differs. {hint}")
-        largest = int(tokens.max(initial=0))
+        largest = int(open_shard(path, hint).max(initial=0))
         size = self.tokenizer.vocab_size
         require(largest < size, f"{path} holds token {largest}, the vocabulary has {size}. {hint}")
-        return tokens
 
     def eval_batches(self, split, block_size, batch_size, rank=0, world_size=1):
         """Yield (tokens, targets) of a split once, in order.
@@ -143,7 +162,7 @@ class Mixture:
     shares sum to 1. tokenizer, fingerprint: as in Data. Raises UserError.
     """
 
-    def __init__(self, spec: str):
+    def __init__(self, spec: str, verify: bool = False):
         self.folder = spec
         weighted = spec if ":" in spec else spec.replace(",", ":1,") + ":1"
         parts = [part.rpartition(":") for part in weighted.split(",")]
@@ -154,7 +173,7 @@ class Mixture:
         is_valid = all(0 < share < math.inf for share in shares)
         expected = "a folder, FOLDER,FOLDER, or FOLDER:SHARE,FOLDER:SHARE with shares above 0"
         require(is_valid, f"--data must be {expected}, such as data/a:0.65,data/b:0.35, got {spec}")
-        datas = [Data(folder) for folder, _, _ in parts]
+        datas = [Data(folder, verify) for folder, _, _ in parts]
         self.tokenizer = datas[0].tokenizer
         message = (
             f"the folders in --data={spec} must have one tokenizer: prepare them again with "
@@ -170,11 +189,11 @@ class Mixture:
         self.fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def open_data(spec: str) -> Data | Mixture:
+def open_data(spec: str, verify: bool = False) -> Data | Mixture:
     """Open the data that --data names: a folder, or a mixture of several. Raises UserError."""
     if Path(spec).exists() or not set(spec) & set(":,"):
-        return Data(spec)
-    return Mixture(spec)
+        return Data(spec, verify)
+    return Mixture(spec, verify)
 
 
 def mean_by_share(data, results):

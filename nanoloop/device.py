@@ -41,8 +41,14 @@ def pick_device(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     if picked.type == "cuda" and local_rank() is not None:
         picked = torch.device("cuda", local_rank())
         torch.cuda.set_device(picked)
+    fastest = fastest_dtype(picked)
+    if picked.type == "cpu":
+        if dtype not in ("auto", "float32", fastest):
+            print(f"warning: {dtype} is slow on this CPU: --dtype={fastest}", file=sys.stderr)
+        elif dtype == "auto" and fastest == "float32":
+            print("this CPU has no native bfloat16: float32", file=sys.stderr)
     if dtype == "auto":
-        dtype = fastest_dtype(picked)
+        dtype = fastest
     require_equal({"device": picked.type, "dtype": dtype})
     return picked, getattr(torch, dtype)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from corpus.bpe import train_bpe
 from corpus.writer import append_tokens
 from nanoloop.data import Data, Split, TrainBatches, open_data, open_shard
+from nanoloop.files import sha256_of_file
 from nanoloop.options import UserError
 
 BLOCK_SIZE = 32
@@ -205,6 +207,37 @@ def test_a_token_beyond_the_vocabulary_is_refused(data_dir, tmp_path):
     (folder / "meta.json").write_text(json.dumps(meta))
     with pytest.raises(UserError, match="val_000000.bin holds token 300, the vocabulary has 257"):
         Data(folder)
+
+
+def test_only_shards_that_changed_since_their_check_are_read_again(data_dir, tmp_path, monkeypatch):
+    folder = shutil.copytree(data_dir, tmp_path / "copy")
+    checked = []
+
+    def checksum(path) -> str:
+        checked.append(path.stem[:-7])
+        return sha256_of_file(path)
+
+    monkeypatch.setattr("nanoloop.data.sha256_of_file", checksum)
+
+    def checked_on_opening(**options) -> list[str]:
+        checked.clear()
+        Data(folder, **options)
+        return sorted(checked)
+
+    everything = ["test", "train", "val"]
+    assert checked_on_opening() == everything
+    assert checked_on_opening() == []
+    assert checked_on_opening(verify=True) == everything
+    os.utime(folder / "val_000000.bin", ns=(1, 1))
+    assert checked_on_opening() == ["val"]
+    for damaged in ("", "[]", "7", '{"val_000000.bin": 1}'):
+        (folder / ".checked.json").write_text(damaged)
+        assert checked_on_opening() == everything
+
+    flip_a_bit(folder / "val_000000.bin")
+    os.utime(folder / "val_000000.bin", ns=(1, 1))  # as an error of the disk would
+    with pytest.raises(UserError, match="val_000000.bin was changed"):
+        Data(folder, verify=True)
 
 
 def test_a_missing_folder_is_named_with_the_command_that_makes_it(tmp_path):
