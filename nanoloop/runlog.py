@@ -11,6 +11,7 @@ from nanoloop.files import locked, remove, replace_file, write_if_possible, writ
 from nanoloop.options import UserError, first_line, print_safely, require
 from nanoloop.ranks import rank
 
+FEW_STEPS = 100  # a run of fewer hardly has a schedule
 RUN_FILES = (
     "config.json",
     "log.jsonl",
@@ -120,6 +121,12 @@ class RunLog:
         self.seconds = seconds
         self.append_row(row)
         self.show(step, row)
+        is_early = len(self.rows) == 2 and progress < 1  # the first row's step is not typical
+        if is_early and self.config["max_seconds"] and step / progress < FEW_STEPS:
+            print_safely(
+                f"warning: about {step / progress:.0f} steps fit into max_seconds, too few for a "
+                "schedule: set fewer --batch_tokens, a smaller model or a larger --max_seconds"
+            )
 
     def add(self, step: int, figures: dict) -> None:
         """Print the figures of an evaluation and add them to the row of the step."""

@@ -77,8 +77,29 @@ def test_a_run_whose_last_checkpoint_fails_says_so_and_keeps_the_one_before(
     assert last.read_bytes() == before
 
 
+LOGGED = {
+    "batch_tokens": 10,
+    "overwrite": False,
+    "wandb": False,
+    "eval_only": False,
+    "max_seconds": 60.0,
+}
+
+
+@pytest.mark.parametrize("step, is_warned", [(10, True), (40, False)])
+def test_a_run_warns_where_its_seconds_hold_too_few_steps_for_a_schedule(
+    tmp_path, step, is_warned, capsys
+):
+    """A fifth of 50 steps, and a fifth of 200."""
+    log = RunLog(tmp_path, LOGGED, 0, 0.0, 1, 1.0, None)
+    log.write(1, 6.0, 0.1, {"loss": 3.0})
+    log.write(step, 12.0, 0.2, {"loss": 2.0})
+    warning = "about 50 steps fit into max_seconds, too few for a schedule: set fewer --batch"
+    assert (warning in capsys.readouterr().out) == is_warned
+
+
 def test_a_log_that_could_not_be_written_is_complete_after_the_next_row(tmp_path):
-    config = {"batch_tokens": 10, "overwrite": False, "wandb": False, "eval_only": False}
+    config = LOGGED
     log = RunLog(tmp_path, config, 0, 0.0, 1, 1.0, None)
     log.write(1, 1.0, 0.1, {"loss": 3.0})
     size = (tmp_path / "log.jsonl").stat().st_size
@@ -94,7 +115,7 @@ def test_a_log_that_could_not_be_written_is_complete_after_the_next_row(tmp_path
 def test_a_resumed_log_drops_later_rows_and_a_row_cut_off_by_a_kill(tmp_path):
     lines = [json.dumps({"step": step, "tokens": 10 * step}) for step in (1, 2, 3)]
     (tmp_path / "log.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "tok')
-    config = {"batch_tokens": 10, "overwrite": False, "wandb": False, "eval_only": False}
+    config = LOGGED
     RunLog(tmp_path, config, 2, 2.0, 1, 1.0, None)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
