@@ -4,6 +4,7 @@ import dataclasses
 import math
 import random
 import typing
+import unicodedata
 
 INTEGERS = [-(2**63), -1, 0, 1, 2, 3, 5, 8, 16, 33, 10**12, 2**63, 10**40]
 REALS = list(map(float, "-1 -0 0 1e-300 0.1 0.5 1 1.5 1e9 1e300 inf -inf nan".split()))
@@ -44,6 +45,33 @@ LINES = [
     "from nanoloop.dial import dial\n_d = dial({}, {})",
 ]
 
+# Unicode's blocks, from the first character to the last: ASCII, Latin, combining marks, Cyrillic,
+# Hebrew, Arabic, Devanagari, Thai, Lao, Burmese, Hangul, Khmer, other spaces and invisible signs,
+# Chinese and Japanese, Arabic's forms, wide forms, noncharacters, emoji, tags.
+SCRIPTS = [
+    (0x20, 0x7E),
+    (0xA0, 0x17F),
+    (0x300, 0x36F),
+    (0x400, 0x4FF),
+    (0x590, 0x5FF),
+    (0x600, 0x6FF),
+    (0x900, 0x97F),
+    (0xE00, 0xE7F),
+    (0xE80, 0xEFF),
+    (0x1000, 0x109F),
+    (0x1100, 0x11FF),
+    (0x1780, 0x17FF),
+    (0x2000, 0x206F),
+    (0x3000, 0x30FF),
+    (0x4E00, 0x9FFF),
+    (0xAC00, 0xD7A3),
+    (0xFB50, 0xFEFF),
+    (0xFF00, 0xFFFF),
+    (0x1F300, 0x1FAFF),
+    (0xE0000, 0xE01EF),
+]
+BREAKS = [" ", " ", " ", "\n", "\n\n", "\r\n", "\t", "\0", "\u2028", "\x85", "", "。", ". ", "…"]
+
 
 def cases(count: int, name: str) -> list[random.Random]:
     """Make a generator for each case: what a case does follows from its name and number."""
@@ -75,6 +103,23 @@ def random_flags(rng: random.Random, types: dict) -> list[str]:
     if rng.random() < 0.1:
         flags.append(rng.choice(FLAGS))
     return flags
+
+
+def random_text(rng: random.Random) -> str:
+    """Write words of one to three scripts, with marks and breaks where no writer has them."""
+    scripts = rng.sample(SCRIPTS, rng.randint(1, 3))
+    words = []
+    for _ in range(rng.choice([0, 1, 5, 20, 100])):
+        script = rng.choice(scripts)
+        words += [chr(rng.randint(*script)) for _ in range(rng.randint(1, 8))]
+        words.append(rng.choice(BREAKS))
+    return "".join(words) * rng.choice([1, 1, 1, 5])
+
+
+def disguised(rng: random.Random, text: str) -> str:
+    """Write a text in another form of Unicode, and with other spaces."""
+    form = rng.choice(["NFC", "NFD", "NFKC", "NFKD"])
+    return unicodedata.normalize(form, text).replace(" ", rng.choice([" ", "\xa0", "  ", "\u3000"]))
 
 
 def random_config_file(rng: random.Random) -> bytes:

@@ -1,12 +1,14 @@
 """Bad input by the hundred: it is accepted or refused in words, never by a traceback.
 
-Here the readers of options, config files, data and checkpoints are called alone. The programs get
-thousands of cases in tests/slow/test_fuzz.py. A case is a number: its seed.
+Here the readers of options, config files, data, checkpoints and texts are called alone. The
+programs get thousands of cases in tests/slow/test_fuzz.py. A case is a number: its seed.
 """
 
 import contextlib
+import gzip
 import io
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -16,6 +18,10 @@ import torch
 import prepare_data
 import sample
 import train
+from corpus.curation import SETS, CurationConfig, Curator, View, evaluation_ngrams
+from corpus.documents import read_documents
+from corpus.reading import read
+from corpus.sources import find_units
 from model import GPT
 from nanoloop import checkpoint
 from nanoloop.data import open_data
@@ -23,11 +29,14 @@ from nanoloop.options import UserError, read_options
 from tests.bad_input import (
     cases,
     changed,
+    disguised,
     mutated,
     option_types,
     random_config_file,
     random_flags,
+    random_text,
 )
+from tests.every_format import not_readable, readable
 
 OPTIONS = [train.TrainConfig, sample.SampleConfig, prepare_data.PrepareConfig]
 
@@ -105,3 +114,65 @@ def test_any_checkpoint(resuming, config, data_dir, tmp_path):
             path.write_bytes(mutated(rng, good))
             case = "bytes"
         assert_read_or_refused(case, lambda: start_from(path, config(), data, resuming))
+
+
+def good_files() -> dict[str, bytes]:
+    """Return files of every kind, with texts in many languages."""
+    texts = [random_text(rng) for rng in cases(8, "texts")]
+    return readable(texts) | not_readable(texts[0])
+
+
+def read_damaged_files(rng: random.Random, good: dict[str, bytes], folder: Path) -> None:
+    """Damage one or two files and read them: nothing vanishes, and every text is valid UTF-8."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    names = rng.sample(sorted(good), rng.choice([1, 1, 2]))
+    for name in names:
+        (folder / name).write_bytes(mutated(rng, good[name]))
+    key = rng.choice([None, None, "text", "n", "text.n"])
+    config = prepare_data.PrepareConfig(source=(str(folder),), text_key=key)
+    units = find_units(config, folder.parent, "d")
+    assert sorted(Path(unit.path).name for unit in units) == sorted(names)
+    for unit in units:
+        blocks = read(unit, config)
+        documents = [row for block in blocks for row in read_documents(unit, block, config)]
+        is_blank = not Path(unit.path).read_bytes().strip()
+        assert documents or is_blank, f"{unit.path} is neither read nor counted"
+        for document in documents:
+            document.text.encode()
+            assert document.text or document.note
+
+
+def test_any_file(tmp_path):
+    good = good_files()
+    for number, rng in enumerate(cases(40, "file")):
+        case = f"file {number}"
+        assert_read_or_refused(case, lambda rng=rng: read_damaged_files(rng, good, tmp_path / "d"))
+
+
+def curate_any_language(rng: random.Random, evaluation: Path) -> None:
+    """Judge a random text by every rule, and find a copy of it by decontamination."""
+    text = random_text(rng)
+    view = View(text)
+    quality = rng.choice([*SETS, ",".join(SETS)])
+    curator = Curator(CurationConfig(quality=quality, duplicates="near"))
+    curator.judge(view, rng.random() < 0.5)
+    curator.signatures([view])
+    assert len(view.positions) == len(view.words)
+    copy = View(disguised(rng, text))
+    assert copy.words == view.words
+    # In JSON an evaluation's text is one value, in a text file each paragraph is one.
+    content = json.dumps({"question": text}, ensure_ascii=rng.random() < 0.5)
+    content = content.encode(rng.choice(["utf-8", "utf-8-sig", "utf-16"]))
+    evaluation.write_bytes(rng.choice([content, gzip.compress(content)]))
+    evaluation_ngrams.cache_clear()
+    # Raises UserError for fewer than 8 words.
+    curator = Curator(CurationConfig(decontaminate=str(evaluation)))
+    assert curator.judge(copy) == "decontaminate"
+
+
+def test_any_language(tmp_path):
+    path = tmp_path / "evaluation"
+    for number, rng in enumerate(cases(60, "text")):
+        case = f"text {number}"
+        assert_read_or_refused(case, lambda rng=rng: curate_any_language(rng, path))
