@@ -5,13 +5,11 @@ import codecs
 import contextlib
 import gzip
 import lzma
-import unicodedata
 from functools import partial
 
 CHUNK = 2**20  # bytes
 HEAD = 2**18  # bytes of a file that say what it holds
-SAMPLE = 2**12  # bytes that say how its text is encoded
-# UTF-32's mark begins with UTF-16's.
+# Byte order marks. UTF-32's begins with UTF-16's.
 MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -20,21 +18,19 @@ MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
-NO_CHARACTER = ("Cc", "Cn", "Co", "Cs")  # Unicode: control, unassigned, private, half a character
 
 
 def read_chunks(path, size=None):
     """Yield (bytes of the content, position in the file), a little at a time; b"" is the end.
 
-    Compression is recognised by the first bytes of the file, UTF-16 and UTF-32 by those of the
-    text, which becomes UTF-8 without a byte order mark. Other content stays as it is. A fault
-    raises OSError, EOFError, UnicodeError, or an error of zlib, lzma or zstandard, after the
-    content before it and the b"".
+    Compression is recognised by the first bytes of the file, UTF-16 and UTF-32 by the byte order
+    mark of the text, which becomes UTF-8 without a mark. Other content stays as it is. A fault
+    raises OSError, EOFError, or an error of zlib, lzma or zstandard, after the content before it
+    and the b"".
     """
     try:
         with open(path, "rb") as file:
-            encoding = encoding_of(first_bytes(decompress(file, SAMPLE), SAMPLE)[:SAMPLE])
+            encoding = encoding_of(first_bytes(decompress(file, 4), 4))
             file.seek(0)
             for chunk in recode(decompress(file, size or CHUNK), encoding):
                 if chunk:
@@ -113,32 +109,9 @@ def recode(chunks, encoding):
         yield b"\xff"
 
 
-def encoding_of(sample):
-    """Return the encoding of a text that is not plain UTF-8; None for anything else.
-
-    A byte order mark decides. Without one, UTF-16 and UTF-32 have many zero bytes, and make
-    characters in their encoding. Any two letters of ASCII are a Chinese character of UTF-16, so
-    few zeros count only beside other bytes, and from 16 on.
-    """
+def encoding_of(beginning):
+    """Return the encoding that a byte order mark names; None without one."""
     for mark, encoding in MARKS.items():
-        if sample.startswith(mark):
+        if beginning.startswith(mark):
             return encoding
-    zeros = sample.count(0)
-    is_few = zeros * 4 < len(sample)
-    if zeros * 100 < len(sample) or (is_few and (sample.isascii() or zeros < 16)):
-        return None
-    return next((encoding for encoding in WIDE if is_plain(sample, encoding)), None)
-
-
-def is_plain(sample, encoding):
-    """Say whether nearly all of a sample is characters of an encoding.
-
-    In the wrong order of bytes, ASCII becomes characters that end in a zero byte: few may.
-    """
-    try:
-        text = codecs.getincrementaldecoder(encoding)("surrogatepass").decode(sample)
-    except UnicodeDecodeError:
-        return False
-    n_odd = sum(unicodedata.category(c) in NO_CHARACTER and not c.isspace() for c in text)
-    n_turned = sum(ord(c) % 256 == 0 for c in text)
-    return n_odd * 50 <= len(text) and n_turned * 4 <= len(text)
+    return None

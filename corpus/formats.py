@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from corpus.compressed import read_head
+from nanoloop.options import require
 
 PACKED = re.compile(r"\.(gz|zst|zstd|bz2|xz)$", re.IGNORECASE)
 NAMES = {
@@ -41,6 +42,8 @@ TAR = "tar: open it with tar -xf"
 PACKED_TABLE = "a table in a compressed file: unpack it first, with gunzip or zstd -d"
 HTML = "HTML, read with its tags (trafilatura or resiliparse make text of it)"
 HTML_START = re.compile(r"\s*(<\?xml[^>]*>\s*)?<(!doctype html|html)\b", re.IGNORECASE)
+# JSON that has no value a line: a list, or an object whose second line begins no other one.
+SPREAD = re.compile(r"\[|\{[^\n]*\n\s*[^{\s]")
 SEPARATORS = re.compile(r"[\s,\[\]]*")  # between the values of a JSON text, and its list's brackets
 
 
@@ -60,7 +63,7 @@ def format_of(path: Path, text_key: str | None) -> tuple[str, str | None]:
         return kind, None
     text = head.decode(errors="replace").lstrip()
     if kind == "jsonl" or is_json(text, text_key):
-        return json_layout(text), None
+        return "json" if SPREAD.match(text) else "jsonl", None
     _, names = read_header(text)
     return "csv" if len(names) > 1 and text_key in names else "text", None
 
@@ -95,13 +98,6 @@ def is_json(text, text_key):
     return is_object and (text_key is not None or "text" in value)
 
 
-def json_layout(text):
-    """Return "jsonl" for one value a line, "json" for a list or indented values."""
-    lines = [line for line in text.split("\n") if line.strip()]
-    is_spread = text.startswith("{") and len(lines) > 1 and not lines[1].startswith("{")
-    return "json" if is_spread or text.startswith("[") else "jsonl"
-
-
 def find_field(row, key):
     """Return the value of a field. Raises LookupError or TypeError if there is none.
 
@@ -124,20 +120,29 @@ def read_header(text):
     return delimiter, [name.strip().strip('"') for name in line.split(delimiter)]
 
 
-def columns_of(fields, path=()):
-    """Return the columns of a table and of its structs: {dotted name: (path, pyarrow type)}.
+def text_column(table, key, path):
+    """Return a column of a pyarrow table; "a.b" is field b of the struct a.
 
-    A column whose name contains a dot hides a part of a struct.
+    A column whose name contains the dot comes first. Raises UserError if it holds no text.
     """
+    flat = flatten(table)
+    kinds = zip(flat.column_names, flat.schema.types)
+    usable = [name for name, kind in kinds if is_text(kind)]
+    hint = f"give --text_key, one of {', '.join(usable[:20])}" if usable else "none has text"
+    found = table if key in table.column_names else flat
+    require(key in found.column_names, f"{path} has no column {key!r}: {hint}")
+    kind = found[key].type
+    require(is_text(kind), f"column {key!r} of {path} holds {kind}, not text: {hint}")
+    return found[key]
+
+
+def flatten(table):
+    """Return a pyarrow table whose structs are columns, with dotted names."""
     import pyarrow
 
-    columns = {}
-    for field in fields:
-        names = (*path, field.name)
-        if pyarrow.types.is_struct(field.type):
-            columns = columns_of(field.type, names) | columns
-        columns[".".join(names)] = (names, field.type)
-    return columns
+    while any(map(pyarrow.types.is_struct, table.schema.types)):
+        table = table.flatten()
+    return table
 
 
 def is_text(kind):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from corpus import claude
 from corpus.compressed import read_chunks, read_head
-from corpus.formats import SEPARATORS, columns_of, is_text, read_header
+from corpus.formats import SEPARATORS, read_header, text_column
 from corpus.sources import HUB_HINT, Unit
 from nanoloop.options import UserError, reading, require
 
@@ -134,21 +134,14 @@ def read_hub(unit, config):
 
 def read_table(unit, config):
     """Yield a column of a table, 64 rows at a time. Raises UserError for a column without text."""
-    import pyarrow.compute
+    import pyarrow
 
     key = config.text_key or "text"
-    schema, tables = open_table(unit, config, key)
-    columns = columns_of(schema)
-    usable = [name for name, (_, kind) in columns.items() if is_text(kind)]
-    hint = f"give --text_key, one of {', '.join(usable[:20])}" if usable else "none has text"
-    require(key in columns, f"{unit.path} has no column {key!r}: {hint}")
-    (name, *parts), kind = columns[key]
-    require(is_text(kind), f"column {key!r} of {unit.path} holds {kind}, not text: {hint}")
+    schema, batches = open_table(unit, config, key)
+    text_column(schema.empty_table(), key, unit.path)
     number = 1
-    for table in tables:
-        column = table[name]
-        if parts:
-            column = pyarrow.compute.struct_field(column, parts)
+    for batch in batches:
+        column = text_column(pyarrow.table(batch), key, unit.path)
         for start in range(0, len(column), 64):
             cells = []
             # As bytes: nobody has checked the UTF-8.
@@ -160,7 +153,7 @@ def read_table(unit, config):
 
 
 def open_table(unit, config, key):
-    """Return the columns and an iterator of pyarrow tables."""
+    """Return the schema and an iterator of pyarrow tables or record batches."""
     import pyarrow
     import pyarrow.parquet
 
@@ -200,23 +193,20 @@ def read_csv(path, key):
     column = names.index(key)
     number = 1
     cells = []
-    fault = None
     try:
-        for row in rows:
+        for row in filter(None, rows):
+            is_even = len(row) == len(names)
+            cell = row[column].encode(errors="surrogateescape") if is_even else None
+            cells.append((cell, None if is_even else UNEVEN_ROW))
             if len(cells) == 64:
                 yield Block(cells, number)
                 number += len(cells)
                 cells = []
-            if len(row) == len(names):
-                cells.append((row[column].encode(errors="surrogateescape"), None))
-            elif row:
-                cells.append((None, UNEVEN_ROW))
-    except Exception as error:
-        fault = error  # what is before it comes first
+    except Exception:
+        yield Block(cells, number)  # what is before the fault
+        raise
     if cells:
         yield Block(cells, number)
-    if fault:
-        raise fault
 
 
 def decode_lines(path):
@@ -294,7 +284,7 @@ def cut_values(chunks):
     characters = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     pending = ""
     number = 1  # of the first value in pending
-    n_open = 0  # lists
+    is_list = False
     for chunk, used in chunks:
         pending += characters.decode(chunk)
         end = 0
@@ -307,7 +297,7 @@ def cut_values(chunks):
                 break
             if chunk and stop == len(pending):  # a number may go on
                 break
-            n_open += between[0].count("[") - between[0].count("]")
+            is_list |= "[" in between[0]
             # Between the parts of a value a line break means nothing, inside a text it is no JSON.
             values.append(pending[between.end() : stop].replace("\n", " "))
             end = stop
@@ -319,8 +309,6 @@ def cut_values(chunks):
         if len(pending) > LONGEST:
             yield Block(b"", number, used, f"{TOO_LONG}: the rest is not read")
             return
-    is_complete = SEPARATORS.fullmatch(pending) and n_open == pending.count("]") - pending.count(
-        "["
-    )
-    if not is_complete:
+    is_closed = "]" in pending or not is_list
+    if not (is_closed and SEPARATORS.fullmatch(pending)):
         yield Block(b"", number, used, BROKEN_END)
