@@ -125,7 +125,8 @@ def fill(units, config, final):
     """Complete the half-made folder of `final` with what the units hold. Raises UserError."""
     config = replace(config, tokenizer=config.tokenizer or default_tokenizer(units))
     if config.max_bytes or config.max_documents:
-        units = sorted(units, key=is_for_training)  # the limit may end the reading
+        # Those of official val and test come first: the limit may end the reading.
+        units = sorted(units, key=lambda unit: unit.split is None)
     split_single_text(units, config)
     to_read = [unit for unit in units if unit.note is None]
     for unit in to_read:
@@ -153,10 +154,6 @@ def fill(units, config, final):
     else:
         import_tokens(units, folder, tokenizer, progress)
     finish(folder, final.name, tokenizer, progress)
-
-
-def is_for_training(unit):
-    return unit.split is None
 
 
 def resolve(config: PrepareConfig) -> tuple[str, PrepareConfig]:

@@ -33,6 +33,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from corpus.documents import Document
 from nanoloop.options import UserError, first_line, reading, require
 
 # The note on a text with each stop reason. With any other (a refusal) the answer is not used.
@@ -51,15 +52,6 @@ class ClaudeConfig:
     claude_output_price: float | None = None  # dollars per million output tokens
     claude_concurrency: int = 4  # requests at the same time
     claude_retries: int = 8  # attempts after the first, when the service is busy or fails
-
-
-@dataclass(slots=True)
-class Answer:
-    """A text that came; empty, with a note, if it is not usable. where: the prompt, file:line."""
-
-    text: str
-    note: str | None
-    where: str
 
 
 class Ledger:
@@ -125,7 +117,7 @@ def read_questions(prompts, options):
 def parse_answer(content):
     """Return what to record of an answer, which may be anything.
 
-    answer: as it came. used: [input, output] tokens, if it says so. text and note: as in Answer.
+    answer: as it came. used: [input, output] tokens, if it says so. text and note: as in Document.
     """
     row = {"text": "", "note": "no usable answer", "answer": content}
     with suppress(ValueError, KeyError, TypeError, OverflowError):
@@ -182,10 +174,10 @@ def ask(client, ledger, options, key, where, body):
 
 
 def ask_all(prompts: Path, options: ClaudeConfig, answers: Path):
-    """Yield the answers in the order of their prompts; those in the file `answers` cost nothing.
+    """Yield the answers as Documents, in the order of their prompts.
 
-    Where the budget ends, it says so and asks no more. Raises UserError; ModuleNotFoundError
-    without anthropic.
+    Those in the file `answers` cost nothing. Where the budget ends, it says so and asks no more.
+    Raises UserError; ModuleNotFoundError without anthropic.
     """
     import anthropic
 
@@ -205,7 +197,7 @@ def ask_all(prompts: Path, options: ClaudeConfig, answers: Path):
         for (key, (where, _)), future in zip(questions.items(), futures):
             future.result()
             if key in ledger.answers:
-                yield Answer(*ledger.answers[key], where)
+                yield Document(*ledger.answers[key], where)
     finally:
         # A reader that wants no more answers asks no more questions.
         pool.shutdown(cancel_futures=True)

@@ -115,8 +115,7 @@ def read_documents(unit, block, config):
         line = f":{block.number}" if block.number else ""
         yield Document("", block.note, unit.path + line)
     elif unit.kind == "claude":
-        for answer in block.payload:
-            yield Document(answer.text, answer.note, answer.where)
+        yield from block.payload
     elif unit.kind == "synthetic":
         for index, split, text in synthetic.documents(unit.path, config.seed, block.payload):
             yield Document(text, None, f"{unit.source} {index}", split)

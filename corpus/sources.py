@@ -49,9 +49,9 @@ INDEXES = {
     "state.json": ("_data_files", "filename"),
     "dataset_dict.json": ("splits", None),
 }
-# Files that describe tables or ready tokens beside them; the last three are nanoGPT's.
+# Files that describe tables or ready tokens beside them; the last two are nanoGPT's.
 COMPANIONS = ["readme*", "license*", "dataset_info*", "state.json", "cache-*.arrow", "*.lock"]
-TOKEN_COMPANIONS = [*COMPANIONS, "input.txt", "meta.pkl", "prepare.py"]
+TOKEN_COMPANIONS = [*COMPANIONS, "input.txt", "prepare.py"]
 HUB_HINT = (
     "With a network, check the name, --hf_config and --hf_split, and run the same command "
     "again. Without one, copy the files from elsewhere (hf download NAME --repo-type=dataset "
@@ -132,8 +132,14 @@ def find_units(config, data_root: Path, name: str) -> list[Unit]:
 
 
 def file_unit(path, source, config):
-    """Return the unit of a file."""
+    """Return the unit of a file. Raises UserError for nanoGPT's numbered characters."""
     is_tokens = path.suffix == ".bin" and (path.stem in SPLITS or has_magic(path))
+    if is_tokens and path.with_name("meta.pkl").exists():
+        text = path.with_name("input.txt")
+        raise UserError(
+            f"{path} numbers the characters of nanoGPT's text: prepare the text itself, "
+            f"--source='{text}' --tokenizer=byte --val_fraction=0.1 --test_fraction=0"
+        )
     kind, note = ("tokens", None) if is_tokens else format_of(path, config.text_key)
     size = os.path.getsize(path) if os.path.exists(path) else 0  # a link can point nowhere
     return Unit(kind, str(path), source, size, note=note)
@@ -296,9 +302,7 @@ def default_tokenizer(units):
     ready = [Path(unit.path) for unit in units if unit.kind == "tokens" and unit.note is None]
     if not ready:
         return "bpe:4096"
-    if is_ours(ready[0].parent):
-        return str(ready[0].parent)
-    return "byte" if ready[0].with_name("meta.pkl").exists() else "gpt2"
+    return str(ready[0].parent) if is_ours(ready[0].parent) else "gpt2"
 
 
 def has_magic(path):

@@ -17,7 +17,7 @@ from corpus.report import write_report
 from corpus.sources import has_magic, is_ours, split_in_words
 from nanoloop.data import FORMATS, HEADER_BYTES, HEADER_INTS, SPLITS, open_shard
 from nanoloop.files import link_or_copy, sha256_of_file, write_json
-from nanoloop.options import UserError, reading, require
+from nanoloop.options import UserError, require
 from nanoloop.tokenizer import Tokenizer, load_tokenizer
 
 LONGEST_CHARACTER = 4  # bytes in UTF-8
@@ -41,6 +41,10 @@ class Writer:
         official=frozenset(),
     ):
         self.config = config
+        self.limits = {
+            "documents": config.max_documents or math.inf,
+            "bytes": config.max_bytes or math.inf,
+        }
         self.official = official
         self.folder = folder
         self.progress = progress
@@ -58,22 +62,20 @@ class Writer:
 
     def room(self):
         """Return how many bytes of text the options still want, in all splits."""
-        return (self.config.max_bytes or math.inf) - self.progress.kept["bytes"]
+        return self.limits["bytes"] - self.progress.kept["bytes"]
 
     def is_full(self):
         """Say whether the options want no more documents, or less than a character."""
-        max_documents = self.config.max_documents or math.inf
-        is_complete = self.progress.kept["documents"] >= max_documents
-        return is_complete or self.room() < LONGEST_CHARACTER
+        n_documents = self.progress.kept["documents"]
+        return n_documents >= self.limits["documents"] or self.room() < LONGEST_CHARACTER
 
     def has_share(self, split):
         """Say whether a split may have another document."""
-        fraction = getattr(self.config, f"{split}_fraction") if split in self.official else 1
-        for key in ("documents", "bytes"):
-            limit = getattr(self.config, f"max_{key}")
-            if limit and self.progress.splits[split][key] >= fraction * limit:
-                return False
-        return True
+        if split not in self.official:
+            return True
+        fraction = getattr(self.config, f"{split}_fraction")
+        counts = self.progress.splits[split]
+        return not any(counts[key] >= fraction * limit for key, limit in self.limits.items())
 
     def add(self, row):
         """Take the next document. Raises UserError for a fault, with --strict=True."""
@@ -97,14 +99,14 @@ class Writer:
             self.keep(row)
 
     def shorten(self, row):
-        """Cut the text of a row to the room that is left, at the end of a character."""
+        """Cut the text of a row to the room that is left, at the end of a character.
+
+        The report may look at the rest.
+        """
         raw = self.tokenizer.decode_bytes(np.frombuffer(row.content, self.tokenizer.dtype)[1:])
         view = View(raw[: self.room()].decode(errors="ignore"))
         row.size = len(view.raw)
         row.content = encode_document(view, self.tokenizer)
-        if row.sample:
-            *values, _ = json.loads(row.sample)
-            row.sample = json.dumps([*values, view.text]) + "\n"
 
     def keep(self, row):
         progress = self.progress
@@ -226,8 +228,6 @@ def import_tokens(units, folder, tokenizer, progress):
         hint = "Download or copy it again"
         tokens = open_bare(path, vocab_size) if bare else open_shard(path, hint)
         require(len(tokens), f"{path} holds no token. {hint}")
-        if path.with_name("meta.pkl").exists():
-            tokens = decode_nanogpt(path, tokens, tokenizer)
         counts = progress.splits[split]
         for start in range(0, len(tokens), 2**24):
             block = tokens[start : start + 2**24]
@@ -268,27 +268,6 @@ def open_bare(path, vocab_size):
             if tokens[: 2**20].max() < vocab_size:
                 return tokens
     return np.memmap(path, "<u2", "r")
-
-
-def decode_nanogpt(path, ids, tokenizer):
-    """Return nanoGPT's text of numbered characters as one document of bytes, uint16.
-
-    Its vocabulary is in meta.pkl, and a pickle can run code; but it is the sorted characters of
-    the input.txt beside it. Raises UserError.
-    """
-    text = path.with_name("input.txt")
-    message = (
-        f"{path} needs nanoGPT's input.txt beside it: meta.pkl is a pickle, which can run code"
-    )
-    require(text.is_file(), message)
-    is_byte = tokenizer.name == "byte"
-    require(is_byte, f"{path} holds characters: type --tokenizer=byte, or prepare {text}")
-    with reading(f"{text} cannot be read", "copy nanoGPT's input.txt again"):
-        characters = np.array(sorted(set(text.read_text(encoding="utf-8"))))
-    is_same = ids.max() < len(characters)
-    require(is_same, f"{path} has more characters than {text}: it is another text")
-    content = characters[ids].tobytes().decode("utf-32").encode()
-    return np.append(tokenizer.end_of_text, np.frombuffer(content, np.uint8)).astype(np.uint16)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -367,34 +367,14 @@ def test_shards_of_another_tokenizer_and_damaged_ones_are_refused(tmp_path, data
         prepared(tmp_path, path, tokenizer=str(data_dir))
 
 
-def nanogpt_folder(folder, text: str):
-    """As data/shakespeare_char/prepare.py makes it: numbered characters, a tenth for validation."""
-    folder.mkdir()
-    (folder / "input.txt").write_text(text)
-    characters = sorted(set(text))
-    ids = np.searchsorted(characters, list(text)).astype(np.uint16)
-    cut = int(len(text) * 0.9)
-    ids[:cut].tofile(folder / "train.bin")
-    ids[cut:].tofile(folder / "val.bin")
-    # A pickle that would run a command.
-    (folder / "meta.pkl").write_bytes(b"cos\nsystem\n(S'touch pickled'\ntR.")
-    return folder
-
-
-def test_nanogpts_characters_and_the_text_give_the_same_tokens(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    folder = nanogpt_folder(tmp_path / "nano", "".join(make_documents(50)))
-    imported = prepared(tmp_path, folder, name="imported", tokenizer=None)
-    text = folder / "input.txt"
-    direct = prepared(tmp_path, text, name="direct", val_fraction=0.1, test_fraction=0)
-    assert imported.fingerprint == direct.fingerprint
-    assert imported.tokenizer.name == "byte"
-    assert not (tmp_path / "pickled").exists()
-    text.unlink()
-    with pytest.raises(
-        UserError, match="needs nanoGPT's input.txt beside it: meta.pkl is a pickle"
-    ):
-        prepared(tmp_path, folder, name="again", tokenizer=None)
+def test_nanogpts_numbered_characters_are_refused_with_the_command_for_their_text(tmp_path):
+    """Read as bytes they would be another text. What names them is a pickle, which can run code."""
+    for name in ("train.bin", "val.bin", "meta.pkl"):
+        (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch pickled'\ntR.")
+    for tokenizer in (None, "byte"):
+        command = f"--source='{tmp_path}/input.txt' --tokenizer=byte --val_fraction=0.1"
+        with pytest.raises(UserError, match=f"train.bin numbers the characters.*{command}"):
+            prepared(tmp_path, tmp_path, tokenizer=tokenizer)
 
 
 def test_nanogpts_gpt2_tokens_are_imported(tmp_path, data_dir):

@@ -89,7 +89,6 @@ PREPARATIONS: dict[str, tuple[str, ...]] = {
     "text_key": ("--source=texts/lines.jsonl", "--text_key=other", *BYTES),
     "parquet": ("--source=texts/tables", "--text_key=content", *PAIRS),
     "arrow": ("--source=texts/rows.arrow", "--text_key=content", *BYTES),
-    "characters": ("--source=texts/characters", "--tokenizer=byte"),
     "limited": ("--source=texts/words", *BYTES, "--max_documents=30"),
     "limited_bytes": ("--source=texts/large.jsonl", *PAIRS, "--max_bytes=200_000"),
     "shuffled": ("--source=texts/words", *BYTES, "--shuffle_buffer=20", "--seed=3"),

@@ -31,7 +31,7 @@ def write_texts(folder: Path) -> None:
     write_lines(folder)
     write_tables(folder)
     write_curation(folder)
-    write_tokens(folder / "characters")
+    write_tokens(folder / "plain")
     write_gpt2(folder / "gpt2")
     write_rows(folder / "large.jsonl", make_documents(22_000, seed=3))
 
@@ -164,19 +164,12 @@ def spoiled(texts: list[str], rng: random.Random) -> Iterator[str]:
 
 
 def write_tokens(folder: Path) -> None:
-    """Write a text in nanoGPT's way: numbered characters, without a header."""
+    """Write tokens as nanoGPT does, without a header."""
     folder.mkdir()
-    text = "".join(prose())[:20_000]
-    characters = sorted(set(text))
-    ids = np.array([characters.index(character) for character in text], dtype="<u2")
-    (folder / "input.txt").write_text(text, encoding="utf-8")
-    (folder / "meta.pkl").write_bytes(b"a pickle, which is not read")
+    text = "".join(prose())[:20_000].encode()
+    ids = np.frombuffer(text, np.uint8).astype("<u2")
     ids[:18_000].tofile(folder / "train.bin")
     ids[18_000:].tofile(folder / "val.bin")
-    plain = folder.with_name("plain")  # without meta.pkl: the tokens of a tokenizer that is named
-    plain.mkdir()
-    (ids[:18_000] % 256).tofile(plain / "train.bin")
-    (ids[18_000:] % 256).tofile(plain / "val.bin")
 
 
 def write_gpt2(folder: Path) -> None:
