@@ -224,7 +224,7 @@ def make_tokenizer(config, units):
         return load_tokenizer(config.tokenizer)
     reader = BatchReader(config, tokenizer=None)
     batches = read_batches(units, config, Cursor(0, 0, 0))
-    rows = (row for batch in batches for row in reader(batch)[2])
+    rows = (row for batch in batches for row in reader(batch)[1])
     return train_bpe(config.tokenizer, training_texts(rows, config))
 
 
@@ -242,12 +242,13 @@ def encode(units, config, tokenizer, writer, title):
         total=ends[-1] or None, initial=ends[cursor.unit], unit="B", unit_scale=True, desc=title
     )
     with bar, contextlib.closing(results):
-        for cursor, used, rows in results:
+        for cursor, rows in results:
             for row in rows:
                 writer.add(row)
             if writer.is_due():
                 writer.commit(cursor)
-            bar.update(ends[cursor.unit] + used - bar.n)
+            bar.set_postfix_str(f"{cursor.n_bytes / 1e6:,.0f} MB of text")
+            bar.update(ends[cursor.unit] - bar.n)  # the files that are done
             if writer.is_full():
                 break
         writer.commit(cursor)

@@ -21,7 +21,7 @@ OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
 
 def read_chunks(path, size=None):
-    """Yield (bytes of the content, position in the file), a little at a time; b"" is the end.
+    """Yield the content of a file, a little at a time; b"" is the end.
 
     Compression is recognised by the first bytes of the file, UTF-16 and UTF-32 by the byte order
     mark of the text, which becomes UTF-8 without a mark. Other content stays as it is. A fault
@@ -32,18 +32,16 @@ def read_chunks(path, size=None):
         with open(path, "rb") as file:
             encoding = encoding_of(first_bytes(decompress(file, 4), 4))
             file.seek(0)
-            for chunk in recode(decompress(file, size or CHUNK), encoding):
-                if chunk:
-                    yield chunk, file.tell()
+            yield from filter(None, recode(decompress(file, size or CHUNK), encoding))
     except Exception:
-        yield b"", 0
+        yield b""
         raise
-    yield b"", 0
+    yield b""
 
 
 def read_head(path):
     """Return about HEAD bytes of the content. A fault ends it."""
-    return first_bytes((chunk for chunk, _ in read_chunks(path, HEAD)), HEAD)
+    return first_bytes(read_chunks(path, HEAD), HEAD)
 
 
 def first_bytes(chunks, size):

@@ -26,7 +26,7 @@ import regex
 from rbloom import Bloom
 
 from corpus.compressed import read_chunks
-from corpus.formats import format_of
+from corpus.formats import decode_text, format_of
 from nanoloop.options import reading, require
 
 SETS = tomllib.loads(Path(__file__).with_name("rules.toml").read_text(encoding="utf-8"))
@@ -365,9 +365,8 @@ def evaluation_texts(file):
 
         rows = pyarrow.dataset.dataset(file, format=kind).to_table().to_pylist()
         return list(strings_in(rows))
-    text = b"".join(chunk for chunk, _ in read_chunks(file)).decode("utf-8", "replace")
-    n_broken = text.count("\0") + text.count("\ufffd")
-    if note or n_broken * 10 > len(text):
+    text, fault = decode_text(b"".join(read_chunks(file)))
+    if note or fault == "binary":
         raise ValueError(f"it holds {note or 'binary data'}")
     lines = [line for line in text.split("\n") if line.strip()]
     for parts in ([text], lines):

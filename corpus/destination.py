@@ -28,16 +28,15 @@ WRITTEN = re.compile(
 class Progress:
     """What a killed preparation resumes from, and what the report counts; all plain values.
 
-    plan: source and options. cursor: how far it is. kept: counts of all documents. splits, sources,
-    notes, dropped: counts by name. lengths: documents by the bits of their size. largest: [size,
-    where, head] of the largest documents. fault: the last [note, where]. appended: bytes of the
-    files to which signatures and the sample are appended.
+    plan: source and options. cursor: how far it is. splits, sources, notes, dropped: counts by
+    name. lengths: documents by the bits of their size. largest: [size, where, head] of the largest
+    documents. fault: the last [note, where]. appended: bytes of the files to which signatures and
+    the sample are appended.
     """
 
     def __init__(self, plan: dict):
         self.plan = plan
         self.cursor = Cursor(0, 0, 0)
-        self.kept = {"documents": 0, "bytes": 0}
         self.splits = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in SPLITS}
         self.sources = {}
         self.notes = {}
@@ -46,6 +45,11 @@ class Progress:
         self.largest = []
         self.fault = None
         self.appended = {"signatures.bin": 0, "sample.jsonl": 0}
+
+    def kept(self) -> dict:
+        """Return how many documents, and bytes of text, are in all splits together."""
+        rows = self.splits.values()
+        return {key: sum(row[key] for row in rows) for key in ("documents", "bytes")}
 
 
 def hidden(final: Path, purpose: str) -> Path:
@@ -109,7 +113,7 @@ def resume(partial: Path, plan: dict, overwrite: bool) -> tuple:
         message = f"'{partial}' is half made, with another {', '.join(changed)}"
         hint = "type those options again to resume, --overwrite=True to delete it, or another"
         require(overwrite, f"{message}: {hint} --name")
-        print(f"deleting {partial}, half made with another {', '.join(changed)}")
+        print(f"{message}: deleting it")
     if partial.exists():
         require_written(partial)
         discard(partial)
@@ -124,27 +128,21 @@ def discard(partial: Path) -> None:
     remove(partial)
 
 
-def replace_folder(partial: Path, final: Path, old: Path) -> None:
-    """Sync the files in `partial` and rename it to `final`, and a folder of that name to `old`.
+def publish(partial: Path, final: Path, overwrite: bool) -> None:
+    """Rename the complete folder `partial` to `final`; raise UserError if that is not free.
 
     A complete folder exists under `final` at any moment except between two renames.
     """
-    for path in partial.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    if final.exists():
-        remove(old)
-        os.replace(final, old)
-    os.replace(partial, final)
-
-
-def publish(partial: Path, final: Path, overwrite: bool) -> None:
-    """Rename the complete folder `partial` to `final`; raise UserError if that is not free."""
     require_free(final, overwrite)
     for name in ("progress.json", "signatures.bin", "sample.jsonl"):
         (partial / name).unlink(missing_ok=True)
+    for path in partial.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
     replaced = hidden(final, "replaced")
-    replace_folder(partial, final, replaced)
+    if final.exists():
+        os.replace(final, replaced)
+    os.replace(partial, final)
     remove(replaced)
 
 

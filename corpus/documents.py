@@ -7,10 +7,8 @@ import numpy as np
 
 from corpus import synthetic
 from corpus.curation import Curator, View
-from corpus.formats import HTML, find_field, is_html
+from corpus.formats import HTML, decode, decode_text, find_field, is_html
 from corpus.report import sample_row
-
-CONTROL = bytes(set(range(32)) - set(b"\t\n\f\r\x1b"))  # bytes that text has rarely
 
 
 @dataclass(slots=True)
@@ -56,7 +54,7 @@ class BatchReader:
         self.curator = Curator(config)
 
     def __call__(self, batch):
-        """Return (cursor behind the batch, bytes of the last file so far, rows)."""
+        """Return the cursor behind the batch, and its rows."""
         found = []
         for unit, block in batch.blocks:
             found += [(unit, document) for document in read_documents(unit, block, self.config)]
@@ -75,7 +73,7 @@ class BatchReader:
                     row.content = encode_document(view, self.tokenizer)
                 row.sample = sample_row(view, batch.bytes_before, row.split, row.where)
             rows.append(row)
-        return batch.cursor, batch.used, rows
+        return batch.cursor, rows
 
     def row(self, unit, document, view):
         digest = view.digest.tobytes()
@@ -159,26 +157,3 @@ def parse_line(line, key):
         fields = [f"{key}.{name}" for name in row] if isinstance(row, dict) else []
     text, note = decode(row)
     return text, note or line_note, fields
-
-
-def decode_text(content):
-    """Return (text, note) of a piece of a file. A few zero bytes stay in the text."""
-    if b"\0" not in content:
-        return decode(content)
-    n_control = len(content) - len(content.translate(None, CONTROL))
-    if n_control * 20 > len(content):
-        return "", "binary"
-    text, note = decode(content)
-    return text, note or "zero bytes in the text"
-
-
-def decode(value):
-    """Return (text, note) of a value that should be a text, str or UTF-8."""
-    if not isinstance(value, str | bytes):
-        return "", "no text" if value is None else f"{type(value).__name__} instead of text"
-    if isinstance(value, str):
-        value = value.encode("utf-8", "surrogatepass")  # JSON can spell half a character: \\ud800
-    try:
-        return value.decode(), None if value else "empty"
-    except UnicodeDecodeError:
-        return value.decode(errors="replace"), "invalid UTF-8 replaced"

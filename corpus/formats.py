@@ -40,6 +40,7 @@ NO_TEXT = {
 }
 TAR = "tar: open it with tar -xf"
 PACKED_TABLE = "a table in a compressed file: unpack it first, with gunzip or zstd -d"
+CONTROL = bytes(set(range(32)) - set(b"\t\n\f\r\x1b"))  # bytes that text has rarely
 HTML = "HTML, read with its tags (trafilatura or resiliparse make text of it)"
 HTML_START = re.compile(r"\s*(<\?xml[^>]*>\s*)?<(!doctype html|html)\b", re.IGNORECASE)
 # JSON that has no value a line: a list, or an object whose second line begins no other one.
@@ -75,6 +76,33 @@ def suffix_of(path):
 
 def is_html(path, text):
     return suffix_of(path) in (".html", ".htm", ".xhtml") or HTML_START.match(text) is not None
+
+
+# --------------------------------------------------------------------------------------------------
+# Text
+
+
+def decode_text(content):
+    """Return (text, note) of a piece of a file. A few zero bytes stay in the text."""
+    if b"\0" not in content:
+        return decode(content)
+    n_control = len(content) - len(content.translate(None, CONTROL))
+    if n_control * 20 > len(content):
+        return "", "binary"
+    text, note = decode(content)
+    return text, note or "zero bytes in the text"
+
+
+def decode(value):
+    """Return (text, note) of a value that should be a text, str or UTF-8."""
+    if not isinstance(value, str | bytes):
+        return "", "no text" if value is None else f"{type(value).__name__} instead of text"
+    if isinstance(value, str):
+        value = value.encode("utf-8", "surrogatepass")  # JSON can spell half a character: \\ud800
+    try:
+        return value.decode(), None if value else "empty"
+    except UnicodeDecodeError:
+        return value.decode(errors="replace"), "invalid UTF-8 replaced"
 
 
 # --------------------------------------------------------------------------------------------------

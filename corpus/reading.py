@@ -35,13 +35,11 @@ class Block:
 
     payload: a piece of a text, whole lines of JSON, a table's cells with a note for each, the
     indices of synthetic documents, or one of Claude's answers. number: of its first line or row,
-    from 1. used: bytes of the file so far. note: what is wrong. split: where the position in a text
-    decides it.
+    from 1. note: what is wrong. split: where the position in a text decides it.
     """
 
     payload: bytes | list | range
     number: int = 0
-    used: int = 0
     note: str | None = None
     split: str | None = None
 
@@ -54,11 +52,10 @@ Cursor = namedtuple("Cursor", "unit blocks n_bytes")
 class Batch:
     """Blocks for one worker, pairs of (Unit, Block).
 
-    cursor: behind the blocks. used: bytes of the last file so far. bytes_before: before the blocks.
+    cursor: behind the blocks. bytes_before: of the corpus before them.
     """
 
     cursor: Cursor
-    used: int
     bytes_before: int
     blocks: list
 
@@ -78,11 +75,11 @@ def read_batches(units: list[Unit], config, cursor: Cursor):
             is_raw = isinstance(block.payload, bytes)
             position += len(block.payload) if is_raw else BATCH_BYTES // 8
             if position - start >= BATCH_BYTES or len(blocks) == 1000:
-                yield Batch(Cursor(index, number, position), block.used, start, blocks)
+                yield Batch(Cursor(index, number, position), start, blocks)
                 blocks = []
                 start = position
         skip = 0
-    yield Batch(Cursor(len(units), 0, position), 0, start, blocks)
+    yield Batch(Cursor(len(units), 0, position), start, blocks)
 
 
 def read(unit: Unit, config):
@@ -224,7 +221,7 @@ def cut_pieces(chunks, cuts):
     """
     pending = bytearray()
     offset = 0  # of pending in the text
-    for chunk, used in chunks:
+    for chunk in chunks:
         pending += chunk
         is_last = not chunk
         while len(pending) > PIECE + 3 or (is_last and pending):
@@ -234,7 +231,7 @@ def cut_pieces(chunks, cuts):
                 size = pending.rfind(b"\n", 0, limit) + 1 or limit
             size += bytes_to_boundary(pending[size : size + 4])
             split = ("train", "test", "val")[bisect_right(cuts, offset)] if cuts else None
-            yield Block(bytes(pending[:size]), 0, used, split=split)
+            yield Block(bytes(pending[:size]), split=split)
             offset += size
             del pending[:size]
 
@@ -255,19 +252,19 @@ def cut_lines(chunks):
     pending = bytearray()
     number = 1  # of the first line in pending
     is_skipping = False  # inside a line that is too long
-    for chunk, used in chunks:
+    for chunk in chunks:
         is_last = not chunk
         if is_skipping:
             _, newline, chunk = chunk.partition(b"\n")
             if not newline and not is_last:
                 continue
-            yield Block(b"", number, used, TOO_LONG)
+            yield Block(b"", number, TOO_LONG)
             number += 1
             is_skipping = False
         pending += chunk
         size = len(pending) if is_last else pending.rfind(b"\n") + 1
         if size and (is_last or len(pending) >= BLOCK):
-            yield Block(bytes(pending[:size]), number, used)
+            yield Block(bytes(pending[:size]), number)
             number += pending.count(b"\n", 0, size)
             del pending[:size]
         if len(pending) > LONGEST:
@@ -285,7 +282,7 @@ def cut_values(chunks):
     pending = ""
     number = 1  # of the first value in pending
     is_list = False
-    for chunk, used in chunks:
+    for chunk in chunks:
         pending += characters.decode(chunk)
         end = 0
         values = []
@@ -303,12 +300,12 @@ def cut_values(chunks):
             end = stop
         if values:
             payload = "\n".join(values).encode(errors="surrogateescape")
-            yield Block(payload, number, used)
+            yield Block(payload, number)
             number += len(values)
         pending = pending[end:]
         if len(pending) > LONGEST:
-            yield Block(b"", number, used, f"{TOO_LONG}: the rest is not read")
+            yield Block(b"", number, f"{TOO_LONG}: the rest is not read")
             return
     is_closed = "]" in pending or not is_list
     if not (is_closed and SEPARATORS.fullmatch(pending)):
-        yield Block(b"", number, used, BROKEN_END)
+        yield Block(b"", number, BROKEN_END)

@@ -216,9 +216,7 @@ def count_tokens(shards, vocab_size, end_of_text):
 
 def summarize(folder, progress, meta, tokenizer, shards):
     """Return all figures of the report as plain values."""
-    kept = {}
-    for key in ("documents", "bytes"):
-        kept[key] = sum(row[key] for row in progress.splits.values())
+    kept = progress.kept()
     sample = []
     with open(folder / "sample.jsonl", encoding="utf-8") as file:
         for number, *document in map(json.loads, file):
@@ -250,8 +248,6 @@ def summarize(folder, progress, meta, tokenizer, shards):
             rows.append((text.replace("\n", "\\n"), int(used[token])))
         return rows
 
-    ranks = 2 ** np.arange(len(order).bit_length())
-    by_rank = used[order[ranks - 1]]
     n_train = max(1, int(train.sum() + control.sum()))
     bytes_per_token = share(kept["bytes"], n_tokens)
     tokenizer_name = meta.get("tokenizer") or "byte"
@@ -276,7 +272,6 @@ def summarize(folder, progress, meta, tokenizer, shards):
         "vocabulary_used": share(len(order), tokenizer.vocab_size),
         "most_frequent": shown(order[:20]),
         "least_frequent": shown(order[:-21:-1]),
-        "by_rank": np.log2(by_rank).round(2).tolist(),
         "epochs": {name: count / n_train for name, count in RECIPE_TOKENS.items()},
         "overlap_with_train": overlap(shards, tokenizer.end_of_text, bytes_per_token),
         "divergence": {"val": divergence(val, train), "chance": divergence(control, train)},

@@ -62,11 +62,11 @@ class Writer:
 
     def room(self):
         """Return how many bytes of text the options still want, in all splits."""
-        return self.limits["bytes"] - self.progress.kept["bytes"]
+        return self.limits["bytes"] - self.progress.kept()["bytes"]
 
     def is_full(self):
         """Say whether the options want no more documents, or less than a character."""
-        n_documents = self.progress.kept["documents"]
+        n_documents = self.progress.kept()["documents"]
         return n_documents >= self.limits["documents"] or self.room() < LONGEST_CHARACTER
 
     def has_share(self, split):
@@ -110,7 +110,6 @@ class Writer:
 
     def keep(self, row):
         progress = self.progress
-        count(progress.kept, row)
         count(progress.splits[row.split], row)
         count(progress.sources.setdefault(row.source, {}), row)
         progress.lengths[row.size.bit_length()] += 1
@@ -284,7 +283,7 @@ def finish(folder: Path, name: str, tokenizer: Tokenizer, progress: Progress) ->
         held_out = sum(progress.splits[split]["documents"] for split in ("val", "test"))
         reasons = list_notes(progress.notes)
         if progress.dropped:
-            reasons.append(describe_drops(progress.dropped, progress.kept))
+            reasons.append(describe_drops(progress.dropped, progress.kept()))
         if held_out:
             hint = "lower --val_fraction and --test_fraction, or add text"
             reasons.insert(0, f"every document ({held_out:,}) is in val or test: {hint}")

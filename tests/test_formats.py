@@ -40,7 +40,7 @@ def read(path, **options):
     units = find_units(config, None, "d")
     reader = BatchReader(config, tokenizer=None)
     batches = read_batches(units, config, Cursor(0, 0, 0))
-    rows = [row for batch in batches for row in reader(batch)[2]]
+    rows = [row for batch in batches for row in reader(batch)[1]]
     notes = {row.note: row.where for row in rows if row.note}
     return [row.content.decode() for row in rows if row.content], notes
 

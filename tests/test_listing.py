@@ -39,7 +39,7 @@ def rows_of(units, config):
     """Return the rows of units as the writer gets them, without tokens."""
     reader = BatchReader(config, tokenizer=None)
     return [
-        row for batch in read_batches(units, config, Cursor(0, 0, 0)) for row in reader(batch)[2]
+        row for batch in read_batches(units, config, Cursor(0, 0, 0)) for row in reader(batch)[1]
     ]
 
 

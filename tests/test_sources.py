@@ -218,14 +218,14 @@ def test_a_hub_data_set_is_streamed_by_the_library(tmp_path, monkeypatch, plain)
 
 
 def content_of(path) -> bytes:
-    return b"".join(chunk for chunk, _ in read_chunks(path))
+    return b"".join(read_chunks(path))
 
 
 def good_part_of(path) -> tuple[bytes, Exception]:
     """Return the content before the fault of a file, and the fault."""
     content = b""
     try:
-        for chunk, _ in read_chunks(path):
+        for chunk in read_chunks(path):
             content += chunk
     except Exception as error:
         return content, error
@@ -248,7 +248,7 @@ def test_a_small_file_of_much_content_is_read_in_pieces(tmp_path, compress):
     """Eighty megabytes of zeros are less than 0.1 MB, and are never held at once."""
     (tmp_path / "a").write_bytes(compress(bytes(80_000_000)))
     assert (tmp_path / "a").stat().st_size < 100_000
-    sizes = [len(chunk) for chunk, _ in read_chunks(tmp_path / "a")]
+    sizes = [len(chunk) for chunk in read_chunks(tmp_path / "a")]
     assert sum(sizes) == 80_000_000
     assert max(sizes) < 20_000_000
 
