@@ -101,6 +101,8 @@ def cast_weights(model: GPT, dtype: torch.dtype) -> None:
 def main(argv: list[str]) -> None:
     config = read_options(SampleConfig, argv, "sample.py", config_files=False)
     require(config.num_samples >= 1, f"num_samples must be at least 1, got {config.num_samples}")
+    is_seed = config.seed is None or 0 <= config.seed < 2**63
+    require(is_seed, f"seed must be at least 0 and below 2**63, got {config.seed}")
     is_one = config.init_from is None or config.run == SampleConfig.run
     require(is_one, f"'{config.run}' and --init_from={config.init_from}: give one of them")
     prompt = read_prompt(config.prompt)

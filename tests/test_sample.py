@@ -127,6 +127,7 @@ def test_a_checkpoint_of_another_version_says_so(run, command, tmp_path):
         (["RUN", "--temperature=-1"], "temperature must be 0, or at least 0.0001, got -1"),
         (["RUN", "--top_p=2"], "top_p must be in (0, 1], got 2"),
         (["RUN", "--num_samples=0"], "num_samples must be at least 1, got 0"),
+        (["RUN", f"--seed={10**40}"], "seed must be at least 0 and below 2**63"),
         (["RUN", "--device=nonsense"], "device=nonsense"),
         (["RUN", "--temprature=1"], "did you mean --temperature?"),
     ],
