@@ -7,7 +7,6 @@ is changed. A case is a number: its seed.
 """
 
 import contextlib
-import gzip
 import hashlib
 import io
 import json
@@ -19,12 +18,8 @@ import sys
 import traceback
 from pathlib import Path
 
-import pyarrow
-import pyarrow.csv
-import pyarrow.parquet
 import pytest
 import torch
-import zstandard
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import bench.__main__ as bench
@@ -46,6 +41,12 @@ from tests.bad_input import (
     random_flags,
 )
 from tests.conftest import make_documents
+from tests.test_fuzz import (
+    assert_read_or_refused,
+    curate_any_language,
+    good_files,
+    read_damaged_files,
+)
 
 TIMES = int(os.environ.get("NANOLOOP_FUZZ", "1"))
 SMALL = (
@@ -124,8 +125,9 @@ def run(main, *argv: str, stdin: str = "") -> tuple[int | None, str]:
 
 
 def fingerprints(*folders: str) -> dict[str, str]:
+    """Hash the files of folders, without the memory of which shards were checked."""
     paths = [path for name in folders for path in [Path(name), *Path(name).rglob("*")]]
-    files = [path for path in paths if path.is_file()]
+    files = [path for path in paths if path.is_file() and path.name != ".checked.json"]
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -143,19 +145,19 @@ PROGRAMS = {
         train.main,
         option_types(train.TrainConfig, "wandb", "compile", "prepare"),
         TRAIN,
-        60,
+        200,
     ),
     "sample": (
         sample.main,
         option_types(sample.SampleConfig, "run", "num_samples"),
         ["out/run", *SAMPLE],
-        30,
+        400,
     ),
     "prepare_data": (
         prepare_data.main,
         option_types(prepare_data.PrepareConfig, "workers", "source", "claude_model", "languages"),
         ["--source=text.txt", "--name=new", "--tokenizer=byte"],
-        50,
+        250,
     ),
 }
 
@@ -190,7 +192,7 @@ def test_any_options_of_the_bench(folder, monkeypatch):
 
     monkeypatch.setattr(bench, "alternate", measure)
     types = option_types(bench.BenchConfig, "wandb")
-    for rng in cases(30 * TIMES, "bench"):
+    for rng in cases(200 * TIMES, "bench"):
         flags = random_flags(rng, types)
         assert_in_words(f"bench {flags}", *run(bench.main, *TRAIN, *flags))
 
@@ -201,7 +203,7 @@ def test_any_options_of_research(folder, monkeypatch, name):
     _, options = research.COMMANDS[name]
     monkeypatch.setitem(research.COMMANDS, name, (lambda chosen: 0, options))
     types = option_types(options)
-    for rng in cases(12 * TIMES, name):
+    for rng in cases(250 * TIMES, name):
         flags = random_flags(rng, types)
         assert_in_words(f"research {name} {flags}", *run(research.main, name, *flags))
 
@@ -211,7 +213,7 @@ def test_any_options_of_research(folder, monkeypatch, name):
 
 
 def test_any_config_file(folder):
-    for number, rng in enumerate(cases(80 * TIMES, "config")):
+    for number, rng in enumerate(cases(300 * TIMES, "config")):
         content = random_config_file(rng)
         Path("recipe.py").write_bytes(content)
         before = fingerprints(*MINE)
@@ -228,7 +230,7 @@ def test_any_config_file(folder):
 def test_any_data_folder(folder, name):
     good = Path("data/words", name).read_bytes()
     shutil.copytree("data/words", "data/bad")
-    for rng in cases(25 * TIMES, name):
+    for rng in cases(100 * TIMES, name):
         content = mutated(rng, good)
         if name.endswith(".json") and rng.random() < 0.7:
             content = json.dumps(changed(rng, json.loads(good))).encode()
@@ -250,7 +252,7 @@ def test_any_checkpoint(folder):
         (train.main, [*TRAIN, "--out=out/bad", "--resume=True", "--max_steps=3"]),
         (train.main, [*TRAIN, "--out=out/new", "--init_from=out/bad", "--overwrite=True"]),
     ]
-    for rng in cases(60 * TIMES, "checkpoint"):
+    for rng in cases(200 * TIMES, "checkpoint"):
         shutil.rmtree("out/bad", ignore_errors=True)
         shutil.copytree("out/run", "out/bad")
         if rng.random() < 0.75:
@@ -268,52 +270,15 @@ def test_any_checkpoint(folder):
         assert fingerprints(*MINE) == before
 
 
-def good_texts() -> dict[str, bytes]:
-    """Make a file of each format that prepare_data.py reads, and some that it does not."""
-    documents = make_documents(20)
-    table = pyarrow.table({"text": documents, "n": list(range(20))})
-    parquet = io.BytesIO()
-    pyarrow.parquet.write_table(table, parquet)
-    arrow = io.BytesIO()
-    with pyarrow.ipc.new_stream(arrow, table.schema) as writer:
-        writer.write_table(table)
-    rows = [json.dumps({"text": text, "split": "val"}) + "\n" for text in documents]
-    lines = "".join(rows).encode()
-    plain = "".join(documents).encode()
-    arrow_file = io.BytesIO()
-    with pyarrow.ipc.new_file(arrow_file, table.schema) as writer:
-        writer.write_table(table)
-    csv = io.BytesIO()
-    pyarrow.csv.write_csv(table, csv)
-    values = [json.loads(row) for row in rows]
-    return {
-        "a.txt": plain,
-        "b.jsonl": lines,
-        "c.parquet": parquet.getvalue(),
-        "d.arrow": arrow.getvalue(),
-        "e.txt.gz": gzip.compress(plain),
-        "f.jsonl.zst": zstandard.compress(lines),
-        "g.json": lines,
-        "train.bin": bytes(3000),
-        "h.bin": Path("data/words/val_000000.bin").read_bytes(),
-        "i": plain,
-        "j.json": json.dumps(values).encode(),
-        "k.json.gz": gzip.compress(json.dumps(values, indent=1).encode()),
-        "l.csv": csv.getvalue(),
-        "m.csv.zst": zstandard.compress(csv.getvalue()),
-        "n.arrow": arrow_file.getvalue(),
-        "o.txt": plain.decode().encode("utf-16"),
-        "p": plain.decode().encode("utf-32-be"),
-    }
-
-
 PREPARATIONS = [
     "--strict=True",
     "--text_key=text",
     "--text_key=n",
     "--text_key=text.n",
     "--duplicates=near",
-    "--quality=gopher,c4",
+    "--quality=gopher,c4,fineweb",
+    "--quality=unicode",
+    "--decontaminate=text.txt",
     "--max_bytes=99",
     "--shuffle_buffer=3",
     "--overwrite=True",
@@ -332,8 +297,9 @@ def write_bad_texts(rng: random.Random, good: dict[str, bytes]) -> None:
 
 
 def test_any_text(folder):
-    good = good_texts()
-    for number, rng in enumerate(cases(60 * TIMES, "text")):
+    tokens = {"train.bin": bytes(3000), "h.bin": Path("data/words/val_000000.bin").read_bytes()}
+    good = good_files() | tokens
+    for number, rng in enumerate(cases(400 * TIMES, "text")):
         write_bad_texts(rng, good)
         flags = rng.sample(PREPARATIONS, rng.randrange(3))
         flags.append(f"--tokenizer={rng.choice(['byte', 'byte', 'bpe:260'])}")
@@ -348,8 +314,23 @@ def test_any_text(folder):
         shutil.rmtree("data/.new.partial", ignore_errors=True)
 
 
+def test_any_file(tmp_path):
+    """The readers alone, which take a hundred times as many cases as the program."""
+    good = good_files()
+    for number, rng in enumerate(cases(6000 * TIMES, "slow file")):
+        case = f"slow file {number}"
+        assert_read_or_refused(case, lambda rng=rng: read_damaged_files(rng, good, tmp_path / "d"))
+
+
+def test_any_language(tmp_path):
+    path = tmp_path / "evaluation"
+    for number, rng in enumerate(cases(5000 * TIMES, "slow text")):
+        case = f"slow text {number}"
+        assert_read_or_refused(case, lambda rng=rng: curate_any_language(rng, path))
+
+
 def test_any_prompt(folder):
-    for rng in cases(20 * TIMES, "prompt"):
+    for rng in cases(150 * TIMES, "prompt"):
         Path("prompt.txt").write_bytes(mutated(rng, "once upon a time é☃".encode()))
         prompt = rng.choice(["FILE:prompt.txt", "-", rng.choice(WORDS)])
         stdin = rng.choice(WORDS)
