@@ -122,7 +122,7 @@ def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
 
 
 def fill(units, config, final):
-    """Complete the half-made folder of `final` with what the units hold. Raises UserError."""
+    """Complete the half-made folder of `final` from the units. Raises UserError."""
     config = replace(config, tokenizer=config.tokenizer or default_tokenizer(units))
     if config.max_bytes or config.max_documents:
         # Those of official val and test come first: the limit may end the reading.
@@ -157,7 +157,7 @@ def fill(units, config, final):
 
 
 def resolve(config: PrepareConfig) -> tuple[str, PrepareConfig]:
-    """Return the folder's name, and the options, checked, with their defaults. Raises UserError."""
+    """Return the folder's name and the options with their defaults. Raises UserError."""
     message = "--source is empty: give python, shakespeare, or paths to text"
     require(config.source and all(config.source), message)
     options = {"name": None, "tokenizer": None, "val_fraction": 0.05, "test_fraction": 0.05}

@@ -29,7 +29,7 @@ def training_texts(rows, config):
 
 
 def train_bpe(name: str, texts) -> Tokenizer:
-    """Train the tokenizer "bpe:N": merge the most frequent pair until there are N tokens.
+    """Train "bpe:N": merge the most frequent pair until there are N tokens.
 
     N counts the 256 bytes and end-of-text. texts: an iterable. Raises UserError for another name.
     """

@@ -55,7 +55,7 @@ class ClaudeConfig:
 
 
 class Ledger:
-    """The answers file, a row of JSON a line. The key to the service is hidden in all of them.
+    """The answers file: a row of JSON a line, without the key to the service.
 
     spent: [input, output] tokens. answers: key of a request to (text, note). Raises UserError, and
     leaves the file as it is, if it contains something else.
@@ -88,9 +88,10 @@ class Ledger:
 
 
 def read_questions(prompts, options):
-    """Return key to (file:line, request) for each different prompt, in order. Raises UserError.
+    """Return the different prompts, in order: {key: (file:line, request)}.
 
-    The key is a hash of the request, which finds its answer wherever the prompt moves in the file.
+    Raises UserError. The key is a hash of the request, which finds its answer wherever the prompt
+    moves in the file.
     """
     questions = {}
     for number, line in enumerate(prompts.read_bytes().splitlines(), 1):
@@ -145,7 +146,7 @@ def ask(client, ledger, options, key, where, body):
     ]
 
     def attempt(request, send):
-        """Send the request once. The package repeats it; None instead of a response ends that."""
+        """Send the request once; None instead of a response ends the repetition."""
         with ledger.lock:
             tokens = zip(prices, ledger.spent, worst)
             cost = sum(price * (spent + more) for price, spent, more in tokens)

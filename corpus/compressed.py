@@ -1,4 +1,4 @@
-"""Files as chunks of bytes: decompressed where they are compressed, and text in UTF-8."""
+"""Files as chunks of bytes: decompressed, and text in UTF-8."""
 
 import bz2
 import codecs

@@ -1,4 +1,4 @@
-"""What is left out of a corpus: documents that break a rule, copies, and evaluations.
+"""What is left out of a corpus: what breaks a rule, copies, and evaluations.
 
 Everything is off by default: rules for prose would drop most source code.
 
@@ -88,9 +88,10 @@ NOT_ASCII = re.compile(r"([^\x00-\x7f]+)")  # in a group: split returns it, too
 
 
 def fold(text):
-    """Return a text without what copies differ in: case, punctuation, variants of a character.
+    """Return a text without case, punctuation and variants of a character.
 
-    Curly quotes, no-break spaces, composed accents (NFKC) and zero-width characters are no more.
+    Copies differ in these: in curly quotes, no-break spaces, composed accents (NFKC), zero-width
+    characters.
     """
     parts = NOT_ASCII.split(unicodedata.normalize("NFKC", text))
     # ASCII alone is translated ten times as fast.
@@ -100,11 +101,10 @@ def fold(text):
 FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplying by it mixes hashes
 BANDS = 14  # see Seen
 ROWS = 8
-COLUMNS = {None: 0, "exact": 1, "near": 1 + BANDS}  # of a signature
 
 
 def ngrams(hashes, n):
-    """Hash all n words in a row: (words - n + 1,) uint64; all words at once if there are fewer."""
+    """Hash n words in a row, (words - n + 1,) uint64; all words if there are fewer."""
     n = max(1, min(n, len(hashes)))
     count = len(hashes) - n + 1
     total = np.uint64(0)
@@ -253,7 +253,7 @@ def repeated_ngrams(view):
 
 
 def lines_with(pattern):
-    """Return a measure: the share of lines in which a regular expression finds something."""
+    """Return a measure: the share of lines that a regular expression matches."""
     search = regex.compile(pattern, regex.IGNORECASE | regex.V1).search
     return lambda view: share_of_true(bool(search(line)) for line in view.lines)
 
@@ -306,9 +306,9 @@ MEASURES = {name: lines_with(pattern) for name, pattern in LINES.items()} | {
 
 
 def read_rules(quality):
-    """Return rule to limit of "gopher,max_words=200000,max_bullets=off": the later one counts.
+    """Return the limits by rule of "gopher,max_words=200000,max_bullets=off".
 
-    Raises UserError for an unknown rule.
+    The later of two limits counts. Raises UserError for an unknown rule.
     """
     rules = {}
     for part in quality.split(",") if quality else []:
@@ -333,16 +333,17 @@ SHORTEST = 8  # words of an evaluation's text, as in GPT-3; equal shorter texts 
 
 
 def long_ngrams(view):
-    """Hash all 13 words in a row, (n,) uint64; fewer words at once, if there are SHORTEST."""
+    """Hash 13 words in a row, (n,) uint64; all words if there are SHORTEST to 12."""
     return ngrams(view.hashes, 13) if len(view.hashes) >= SHORTEST else view.hashes[:0]
 
 
 @cache
 def evaluation_ngrams(path):
-    """Return the long_ngrams of all texts in a file or folder, sorted. Raises UserError.
+    """Return the long_ngrams of all texts in a file or folder, sorted.
 
-    GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C) cuts 200 characters around the overlap
-    out of a document; here all of it goes. Every worker holds eight bytes a word.
+    Raises UserError. GPT-3 (Brown et al. 2020, arXiv:2005.14165, appendix C) cuts 200 characters
+    around the overlap out of a document; here all of it goes. Every worker holds eight bytes a
+    word.
     """
     files = [path] if path.is_file() else sorted(path.rglob("[!.]*"))
     grams = [np.zeros(0, dtype=np.uint64)]
@@ -358,7 +359,7 @@ def evaluation_ngrams(path):
 
 
 def evaluation_texts(file):
-    """Return the texts in a file, a list of str: the values of JSON and tables, or paragraphs."""
+    """Return the texts in a file: the values of JSON and tables, or paragraphs."""
     kind, note = format_of(file, None)
     if kind in ("parquet", "arrow") and note is None:
         import pyarrow.dataset
@@ -376,7 +377,7 @@ def evaluation_texts(file):
 
 
 def strings_in(value):
-    """Yield each string among the values of lists and dictionaries; their keys are no text."""
+    """Yield each string among the values, not the keys, of nested JSON."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
@@ -423,11 +424,11 @@ class Curator:
 
         The first column is a hash of the text; with duplicates=near the bands follow.
         """
+        if self.duplicates is None:
+            return np.zeros((len(views), 0), dtype=np.uint64)
         digests = np.array([view.digest for view in views], dtype=np.uint64)
         digests = digests.reshape(-1, 1)  # if there are none, too
-        if self.duplicates == "near":
-            return np.hstack([digests, sketch(views)])
-        return digests[:, : COLUMNS[self.duplicates]]
+        return np.hstack([digests, sketch(views)]) if self.duplicates == "near" else digests
 
 
 # --------------------------------------------------------------------------------------------------

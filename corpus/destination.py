@@ -26,12 +26,12 @@ WRITTEN = re.compile(
 
 
 class Progress:
-    """What a killed preparation resumes from, and what the report counts; all plain values.
+    """What a killed preparation resumes from, and what the report counts.
 
-    plan: source and options. cursor: how far it is. splits, sources, notes, dropped: counts by
-    name. lengths: documents by the bits of their size. largest: [size, where, head] of the largest
-    documents. fault: the last [note, where]. appended: bytes of the files to which signatures and
-    the sample are appended.
+    All are plain values. plan: source and options. cursor: how far it is. splits, sources, notes,
+    dropped: counts by name. lengths: documents by the bits of their size. largest: [size, where,
+    head] of the largest documents. fault: the last [note, where]. appended: bytes of the files to
+    which signatures and the sample are appended.
     """
 
     def __init__(self, plan: dict):
@@ -129,9 +129,10 @@ def discard(partial: Path) -> None:
 
 
 def publish(partial: Path, final: Path, overwrite: bool) -> None:
-    """Rename the complete folder `partial` to `final`; raise UserError if that is not free.
+    """Rename the complete folder `partial` to `final`.
 
-    A complete folder exists under `final` at any moment except between two renames.
+    Raises UserError if that is not free. A complete folder exists under `final` at any moment
+    except between two renames.
     """
     require_free(final, overwrite)
     for name in ("progress.json", "signatures.bin", "sample.jsonl"):

@@ -1,4 +1,4 @@
-"""What a worker does: blocks of text to documents, and documents to rows of tokens."""
+"""What a worker does: blocks to documents, and documents to rows of tokens."""
 
 import json
 from dataclasses import dataclass
@@ -13,9 +13,10 @@ from corpus.report import sample_row
 
 @dataclass(slots=True)
 class Document:
-    """A text. where: for people, its file with the line or row. note: what is wrong with it.
+    """A text, where it stands, and what is wrong with it.
 
-    split: where its source or its position decides it.
+    where: for people, its file with the line or row. split: where its source or its position
+    decides it.
     """
 
     text: str
@@ -100,7 +101,7 @@ def encode_document(view: View, tokenizer) -> bytes:
 
 
 def split_of(digest: bytes, val_fraction: float, test_fraction: float) -> str:
-    """Return the split of a document by the SHA-256 of its text: equal texts share a split."""
+    """Return the split of a text by its SHA-256: equal texts share a split."""
     position = int.from_bytes(digest[:8], "big") / 2**64
     if position < val_fraction:
         return "val"

@@ -49,7 +49,7 @@ SEPARATORS = re.compile(r"[\s,\[\]]*")  # between the values of a JSON text, and
 
 
 def format_of(path: Path, text_key: str | None) -> tuple[str, str | None]:
-    """Return the kind of a file (see Unit), and the reason why it is not read, or None."""
+    """Return the kind of a file (see Unit), and why it is not read, or None."""
     head = read_head(path)
     for beginning, note in NO_TEXT.items():
         if head.startswith(beginning):

@@ -130,7 +130,7 @@ def read_hub(unit, config):
 
 
 def read_table(unit, config):
-    """Yield a column of a table, 64 rows at a time. Raises UserError for a column without text."""
+    """Yield a column of a table, 64 rows at a time. Raises UserError for a wrong one."""
     import pyarrow
 
     key = config.text_key or "text"
@@ -176,9 +176,9 @@ def open_table(unit, config, key):
 
 
 def read_csv(path, key):
-    """Yield a column of a table in text, 64 rows at a time. Raises UserError for a wrong column.
+    """Yield a column of a table in text, 64 rows at a time.
 
-    A line or cell longer than LONGEST is a fault.
+    Raises UserError for a wrong column. A line or cell longer than LONGEST is a fault.
     """
     delimiter, _ = read_header(read_head(path).decode(errors="replace"))
     csv.field_size_limit(LONGEST)

@@ -1,4 +1,4 @@
-"""What a corpus is like: report.json, report.html, and warnings of what makes a model worse.
+"""What a corpus is like: report.json, report.html, and warnings.
 
 All documents, bytes and tokens are counted. What takes a closer look (near copies, repeated spans,
 boilerplate, encoded data, languages, kinds of characters) is seen in a sample: all documents of the
@@ -43,7 +43,7 @@ RECIPE_TOKENS = {"quickstart_on_cpu": 1_000_000, "quickstart": 10_000_000, "gpt2
 
 
 def sample_number(view):
-    """Return a number from 0 to 1: the smallest hash of a line or sentence in the middle.
+    """Return a number from 0 to 1: the smallest hash of a middle line or sentence.
 
     Most near copies share it, so the sample holds all of them or none. A license in front, which
     many documents share, does not count.
@@ -91,7 +91,7 @@ def repeated_spans(views):
 
 
 def near_copies(bands, is_held_out):
-    """Return the shares of near copies: in all documents, and of held-out ones in train.
+    """Return the shares of near copies: of all documents, of held-out ones in train.
 
     bands: (documents, BANDS) uint64. is_held_out: (documents,) bool.
     """
@@ -279,10 +279,11 @@ def summarize(folder, progress, meta, tokenizer, shards):
 
 
 def write_report(folder: Path, progress, meta, tokenizer, shards):
-    """Write report.json and report.html into a folder with sample.jsonl; return the warnings.
+    """Write report.json and report.html into a folder; return the warnings.
 
-    progress: see writer.Progress. shards: the tokens by split. meta: what else is known; the page
-    shows its "name", and a split whose "val_fraction" or "test_fraction" is 0 may be empty.
+    The folder has a sample.jsonl. progress: see destination.Progress. shards: the tokens by split.
+    meta: what else is known; the page shows its "name", and a split whose "val_fraction" or
+    "test_fraction" is 0 may be empty.
     """
     import jinja2
 

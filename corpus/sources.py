@@ -178,7 +178,7 @@ def listed_units(source, config, seen):
 
 
 def walk(path, seen):
-    """Yield each file of a path, in order, with the reason why it is not read, or None.
+    """Yield each file of a path, in order, with why it is not read, or None.
 
     seen: real paths to the names under which they are listed. What is listed is not listed again,
     so a circle of links ends.
@@ -214,9 +214,10 @@ def walk(path, seen):
 
 
 def read_index(folder):
-    """Return the index of a data set and the names that it lists; (None, []) if there is none.
+    """Return the index of a data set and the names that it lists.
 
-    The index of a prepared folder, of the library datasets, and of the cache of the hub.
+    The index of a prepared folder, of the library datasets, or of the hub's cache. (None, [])
+    without one.
     """
     for index, (key, column) in INDEXES.items():
         try:
@@ -252,7 +253,10 @@ def leave_out_companions(units):
 
 
 def split_in_words(path):
-    """Return the split that a path names, by the last such word: latest_train.bin is no test."""
+    """Return the split that a path names, by its last such word.
+
+    A word is all of its letters: latest_train.bin is no test.
+    """
     words = re.findall("[a-z]+", path.lower())
     splits = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
     return splits[-1] if splits else None
@@ -298,7 +302,7 @@ def hub_units(name, source, config):
 
 
 def default_tokenizer(units):
-    """Return the tokenizer for these units: that of ready tokens, or a new one for text."""
+    """Return the tokenizer of ready tokens, or a new one for text."""
     ready = [Path(unit.path) for unit in units if unit.kind == "tokens" and unit.note is None]
     if not ready:
         return "bpe:4096"

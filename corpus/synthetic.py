@@ -1,9 +1,10 @@
-"""Synthetic tasks: text of a known structure, so that what a model understands can be counted.
+"""Synthetic tasks: text of a known structure.
 
-An item is a prompt and its answer in plain text, such as `addition: 27 + 35 =` and `62`; a document
-is a list of items. A seed generates it, and a hash of its prompt alone decides the split of an
-item. So no prompt of val or test can be in train, whatever the seed, the number of documents or the
-mixture of tasks: the right answer to a held-out item is computed, not remembered.
+What a model understands of it can be counted. An item is a prompt and its answer in plain text,
+such as `addition: 27 + 35 =` and `62`; a document is a list of items. A seed generates it, and a
+hash of its prompt alone decides the split of an item. So no prompt of val or test can be in train,
+whatever the seed, the number of documents or the mixture of tasks: the right answer to a held-out
+item is computed, not remembered.
 
 The tasks serve two purposes. As an exam they count exact answers to held-out items. Small tasks
 that each isolate one skill tell architectures apart where the loss on natural text is too noisy:
@@ -58,7 +59,7 @@ def copying(rng):
 
 
 def induction(rng):
-    """Look back by content: find the last letter earlier, and say what follows it there.
+    """Look back by content: say what follows the earlier copy of the last letter.
 
     Attention heads that do this appear at a visible step in the training of every language model,
     and learning from the context begins with them (Olsson et al. 2022, arXiv:2209.11895).
@@ -95,10 +96,10 @@ def brackets(rng):
 
 
 def lookup(rng):
-    """Reason in several hops, none of them written down: follow the arrows of a shuffled cycle.
+    """Reason in several hops: follow the arrows of a shuffled cycle.
 
-    This is the task Depo of Allen-Zhu 2025 (arXiv:2512.17351). Each of the one to four hops waits
-    for the one before, so the depth of a model counts.
+    No hop is written down. This is the task Depo of Allen-Zhu 2025 (arXiv:2512.17351). Each of the
+    one to four hops waits for the one before, so the depth of a model counts.
     """
     letters = rng.sample(LETTERS, rng.randint(5, 8))
     hops = rng.randint(1, 4)
@@ -132,7 +133,7 @@ TASKS = {
 
 
 def task_names(tasks: str) -> list[str]:
-    """Return the names in "addition,sorting"; "all" stands for every task. Raises UserError."""
+    """Return the names in "addition,sorting"; "all" is all tasks. Raises UserError."""
     if tasks == "all":
         return list(TASKS)
     names = [name.strip() for name in tasks.split(",")]
@@ -145,7 +146,7 @@ def task_names(tasks: str) -> list[str]:
 
 
 def item_split(prompt: str) -> str:
-    """Return the split of an item: a hash of its prompt puts 5 % in val and 5 % in test.
+    """Return the split of an item by a hash of its prompt: 5 % val, 5 % test.
 
     No option changes these shares: an exam has to know what any training data left out.
     """

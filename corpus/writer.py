@@ -1,4 +1,4 @@
-"""What a preparation writes into its folder: shards, then the report and meta.json."""
+"""What a preparation writes: shards, then the report and meta.json."""
 
 import hashlib
 import json
@@ -274,9 +274,10 @@ def open_bare(path, vocab_size):
 
 
 def finish(folder: Path, name: str, tokenizer: Tokenizer, progress: Progress) -> None:
-    """Write the report, then meta.json. Raises UserError, and removes the folder, without train.
+    """Write the report, then meta.json.
 
-    name: of the data folder that this one becomes.
+    Raises UserError, and removes the folder, if there is no training text. name: of the data folder
+    that this one becomes.
     """
     if progress.splits["train"]["tokens"] == 0:
         discard(folder)
