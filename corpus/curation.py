@@ -162,14 +162,6 @@ class View:
         return np.array([len(word) for word in self.words], dtype=int)
 
     @cached_property
-    def positions(self):
-        """(words,) int64: where each word begins, in bytes; exact in ASCII, else about."""
-        characters = np.frombuffer(self.folded.encode("utf-32-le"), dtype="<u4")
-        inside_words = np.flatnonzero(characters != ord(" "))
-        starts = inside_words[self.lengths.cumsum() - self.lengths]
-        return starts * len(self.raw) // max(1, len(characters))
-
-    @cached_property
     def shingles(self):
         """(words - 4,) uint64: the hashes of five words in a row."""
         return ngrams(self.hashes, 5) if len(self.hashes) else self.digest

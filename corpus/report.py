@@ -1,9 +1,9 @@
 """What a corpus is like: report.json, report.html, and warnings.
 
-All documents, bytes and tokens are counted. What takes a closer look (near copies, repeated spans,
-boilerplate, encoded data, languages, kinds of characters) is seen in a sample: all documents of the
-first SAMPLE_BYTES, then fewer and fewer, so that the sample of any corpus is about as large. A hash
-of the text decides which.
+All documents, bytes and tokens are counted. What takes a closer look (near copies, boilerplate,
+encoded data, languages, kinds of characters) is seen in a sample: all documents of the first
+SAMPLE_BYTES, then fewer and fewer, so that the sample of any corpus is about as large. A hash of
+the text decides which.
 
     sample_row    in the workers: the line of a document in sample.jsonl
     study         what the sample shows
@@ -15,7 +15,6 @@ import json
 import re
 import zlib
 from collections import Counter
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,6 @@ for key, kind in KINDS.items():  # where a range of bytes begins, in ascending o
     KIND_OF_BYTE[first:] = [NAMES.index(kind)] * (256 - first)
 SCRIPTS = "Latin Greek Cyrillic Hebrew Arabic Indian Chinese Korean others".split()
 SAMPLE_BYTES = 8_000_000
-SPAN_BYTES = 10_000  # shorter repeated text is not counted
 # What recipes in config/ read: max_tokens; and the quickstart in its minute on two CPU cores.
 RECIPE_TOKENS = {"quickstart_on_cpu": 1_000_000, "quickstart": 10_000_000, "gpt2": 2_500_000_000}
 
@@ -65,29 +63,6 @@ def sample_row(view, bytes_before, split, where):
     if number * bytes_before >= SAMPLE_BYTES:
         return ""
     return json.dumps([number, split, where, view.text]) + "\n"
-
-
-def repeated_spans(views):
-    """Return (length, document, position) of long spans that came before, in bytes.
-
-    One in 64 shingles is an anchor. A stretch whose anchors all came before is a copy.
-    """
-    seen = set()
-    spans = []
-    for number, view in enumerate(views):
-        anchors = np.flatnonzero(view.shingles & np.uint64(63) == 0)
-        anchors = anchors[: len(view.hashes)]  # none in a text without words
-        known = []
-        for shingle in view.shingles[anchors].tolist():
-            known.append(shingle in seen)
-            seen.add(shingle)
-        pairs = zip(known, view.positions[anchors].tolist())
-        for is_known, stretch in groupby(pairs, key=lambda pair: pair[0]):
-            positions = [position for _, position in stretch]
-            length = positions[-1] - positions[0]
-            if is_known and length >= SPAN_BYTES:
-                spans.append((length, number, positions[0]))
-    return spans
 
 
 def near_copies(bands, is_held_out):
@@ -123,29 +98,22 @@ def study(documents, languages):
     """Return what documents (split, where, text) show."""
     views = [View(text) for _, _, text in documents]
     kinds = np.zeros(len(NAMES), dtype=int)
-    # Kind of fault to (bytes, document, position).
-    faults = {"encoded": [], "binary": [], "repeated": repeated_spans(views)}
+    faults = {"encoded": [], "binary": []}  # [bytes, where, head] of documents
     lines = Counter()
-    for index, view in enumerate(views):
+    for view, (_, where, text) in zip(views, documents):
         codes = np.frombuffer(view.raw.translate(KIND_OF_BYTE), dtype=np.uint8)
         counts = np.bincount(codes, minlength=len(NAMES))
         kinds += counts
-        lines.update(edges(view.text))
+        lines.update(edges(text))
         # No word has 50 letters: this is base64 or hexadecimal.
         encoded = int(view.lengths[view.lengths >= 50].sum())
         if encoded > 1000:
-            faults["encoded"].append((encoded, index, 0))
+            faults["encoded"].append([encoded, where, text[:160]])
         # Decoders write U+FFFD, of three bytes, in place of bytes that are no text.
-        broken = counts[NAMES.index("control")] + 3 * view.text.count("\ufffd")
+        broken = counts[NAMES.index("control")] + 3 * text.count("\ufffd")
         if broken > 0.01 * len(view.raw):
-            faults["binary"].append((len(view.raw), index, 0))
-    examples = {fault: [] for fault, rows in faults.items() if rows}
-    for fault in examples:
-        for size, index, position in sorted(faults[fault], reverse=True)[:5]:
-            _, where, text = documents[index]
-            if position:
-                where += f", from byte {position:,}"
-            examples[fault].append([size, where, text[:160]])
+            faults["binary"].append([len(view.raw), where, text[:160]])
+    examples = {fault: sorted(rows, reverse=True)[:5] for fault, rows in faults.items() if rows}
     held_out = np.array([split != "train" for split, _, _ in documents], dtype=bool)
     copies, copies_across = near_copies(sketch(views), held_out)
     sums = {
@@ -225,7 +193,7 @@ def summarize(folder, progress, meta, tokenizer, shards):
     figures = study(sample, bool(meta.get("languages")))
     # What is counted in the sample stands for so much in the corpus.
     factor = kept["bytes"] / max(1, figures["sample"]["bytes"])
-    for key in ("words", "encoded", "binary", "repeated"):
+    for key in ("words", "encoded", "binary"):
         kept[key] = round(factor * figures["sample"][key])
     if progress.largest:
         figures["examples"]["largest"] = progress.largest

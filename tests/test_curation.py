@@ -80,13 +80,6 @@ def test_text_in_ascii_has_the_words_of_the_segmentation(gap):
     assert View(f"{text} α").words == [*View(text).words, "α"]
 
 
-def test_a_word_has_its_position_in_bytes():
-    text = "One, (two)  x-ray"
-    assert View(text).positions.tolist() == [0, 6, 12, 14]
-    russian = View("один два " * 1000)
-    assert abs(russian.positions[-2] - 999 * 16) < 20
-
-
 # The same text as another program writes it.
 DISGUISES = {
     "upper case": str.upper,

@@ -130,11 +130,6 @@ def near_copies_across():
     return [("shelf 1", f"copy{i}", "val", text) for i, text in enumerate(texts)]
 
 
-def long_span():
-    span = prose(7777, 16_000)
-    return [("shelf 0", f"log{i}.txt", "train", prose(100 + i, 50) + span) for i in range(2)]
-
-
 def encoded():
     text = base64.b64encode(random.Random(1).randbytes(20_000)).decode()
     return [("shelf 0", "blob.txt", "train", text)]
@@ -150,7 +145,7 @@ def other_language():
 
 
 def other_validation():
-    return [("shelf 1", f"val{i}.txt", "val", russian(i)) for i in range(40)]
+    return [("shelf 1", f"val{i}.txt", "val", russian(i)) for i in range(80)]
 
 
 def other_source():
@@ -177,7 +172,6 @@ PLANTED = {
     other_source: "one source dominates: 'archive'",
     boilerplate: "boilerplate",
     near_copies_across: "near copies across the splits",
-    long_span: "very long repeated spans",
     encoded: "encoded data",
     binary: "binary data",
     other_language: "several languages or scripts",
@@ -213,9 +207,7 @@ def test_all_planted_faults_together_are_named_with_a_reason_and_what_to_do(
 
 def test_a_text_that_repeats_itself_is_named_with_advice_for_a_single_text(tokenizer, tmp_path):
     warnings = Corpus(repeating_text(), tokenizer, tmp_path).warnings()
-    held_out, spans, *_ = warnings
-    assert held_out.startswith("held-out text is in train: 100.0% of val and 100.0% of test")
-    assert spans.startswith("very long repeated spans")
+    assert warnings[0].startswith("held-out text is in train: 100.0% of val and 100.0% of test")
     assert not any("--duplicates" in warning for warning in warnings)
 
 
@@ -495,36 +487,6 @@ def test_a_license_in_front_of_many_documents_does_not_draw_them_together_into_t
     assert sample_number(View(text)) == sample_number(View("changed " + text))
     numbers = {sample_number(View(license + prose(i, 2000))) for i in range(50)}
     assert len(numbers) > 45
-
-
-def repeats(*texts: str) -> list[list]:
-    documents = [["train", where, text] for where, text in zip("abc", texts)]
-    return study(documents, languages=False)["examples"].get("repeated", [])
-
-
-def test_a_repeated_span_is_found_with_its_position_and_length():
-    span = prose(1, 5000)
-    before = prose(4, 100)
-    first = prose(2, 700) + span + prose(3, 900)
-    [[length, where, _]] = repeats(first, before + span + prose(5, 50))
-    assert len(span) - 3000 < length <= len(span)
-    name, _, position = where.partition(", from byte ")
-    assert name == "b"
-    assert len(before) <= int(position.replace(",", "")) < len(before) + 3000
-
-
-def test_a_repeated_span_inside_one_document_is_found():
-    span = prose(1, 5000)
-    assert repeats(span + prose(6, 99) + span)[0][0] > len(span) - 3000
-
-
-def test_short_repeats_at_equal_distances_are_no_long_span():
-    parts = []
-    for i in range(10):
-        phrase = prose(i, 400)
-        between = prose(100 + i, 900)[: 5000 - len(phrase)]
-        parts += [phrase, between, phrase, prose(200 + i, 1500)[: 12_000 - 2 * len(phrase)]]
-    assert repeats(" ".join(parts)) == []
 
 
 # --------------------------------------------------------------------------------------------------
