@@ -170,14 +170,10 @@ def count_tokens(shards, vocab_size, end_of_text):
         for block in read_blocks(shards[split], 2**22):
             counts[row] += np.bincount(block, minlength=vocab_size)
             if split == "train":
-                starts = np.flatnonzero(block == end_of_text)
-                ends = np.append(starts[1:], len(block))
-                chosen = slice(-(n_documents + 1) % every, None, every)
-                control = [block[:0]]
-                for first, last in zip(starts[chosen], ends[chosen]):
-                    control.append(block[first:last])
-                counts[3] += np.bincount(np.concatenate(control), minlength=vocab_size)
-                n_documents += len(starts)
+                numbers = n_documents + np.cumsum(block == end_of_text)  # of documents, from 1
+                control = block[(numbers % every == 0) & (numbers > 0)]
+                counts[3] += np.bincount(control, minlength=vocab_size)
+                n_documents = numbers[-1]
     counts[0] -= counts[3]
     return counts
 

@@ -234,7 +234,7 @@ def test_other_options_do_not_resume_an_old_preparation(tmp_path, monkeypatch, c
     data = Data(prepare(options(source, tokenizer="bpe:300", overwrite=True), tmp_path))
     assert data.tokenizer.vocab_size == 300
     assert int(data.splits["train"].read(0, 50).max()) < 300
-    assert "half made with another tokenizer" in capsys.readouterr().out
+    assert "half made, with another tokenizer: deleting it" in capsys.readouterr().out
 
 
 def test_progress_of_another_edition_is_not_resumed(tmp_path, monkeypatch):
