@@ -135,9 +135,9 @@ def documents_of(data: Data, split: str) -> list[str]:
     return text.split("<|endoftext|>")[1:]
 
 
-def name_of(place: str) -> str:
+def name_of(where: str) -> str:
     """Return the file of "mine/FILE:LINE, …" or "mine/FILE row NUMBER"."""
-    return re.sub(r"(:\d+.*| row \d+)$", "", place.removeprefix("mine/"))
+    return re.sub(r"(:\d+.*| row \d+)$", "", where.removeprefix("mine/"))
 
 
 def test_every_file_is_read_or_counted_under_a_reason(expected, command):
@@ -150,7 +150,7 @@ def test_every_file_is_read_or_counted_under_a_reason(expected, command):
     assert found["val"] == expected["wiki/validation-00000.parquet"]
 
     notes = data.meta["notes"]
-    reasons = {name_of(place): note for note, row in notes.items() for place in row["examples"]}
+    reasons = {name_of(where): note for note, row in notes.items() for where in row["examples"]}
     assert sum(row["documents"] for row in notes.values()) == len(reasons)
     assert reasons.keys() == NOTES.keys() | FAULTY.keys()
     beginnings = NOTES | {name: note for name, (_, _, note) in FAULTY.items()}
