@@ -480,7 +480,7 @@ def test_without_a_noise_floor_nothing_is_tried_and_the_way_to_one_is_named(data
         judge.try_change(options, root, settings="muon_lr=0.01")
     for part in (
         book.path,
-        "16 runs",
+        "24 runs",
         "research noise --config=config/tiny.py",
         "--budget=30steps",
     ):

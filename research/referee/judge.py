@@ -284,7 +284,7 @@ def known_noise(ledger: Ledger, options: Options) -> Noise:
 class NoiseOptions(Options):
     """Measure how far apart runs of one recipe are, and what can be seen above that."""
 
-    pairs: int = 8  # of runs that differ by their seeds alone
+    pairs: int = 12  # of runs that differ by their seeds alone
 
 
 def measure_noise(options: NoiseOptions) -> None:

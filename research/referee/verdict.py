@@ -16,8 +16,8 @@ Its noise is unknown and pairs are expensive, hence four parts, each a published
 3. The test. One-sided t-tests after each pair (`boundaries`): a group-sequential test whose level
    is spent over the looks (Lan & DeMets 1983, Biometrika 70), exact for normal noise of any size.
    The measured noise floor can only make it stricter: pairs that happen to agree closely do not
-   count as much quieter (`FLOOR_SHARE`). The floor also says when another pair is not worth it. A
-   wrong floor costs good patches and keeps no bad one, as long as the noise is about normal.
+   count as quieter. The floor also says when another pair is not worth it. A wrong floor costs good
+   patches and keeps no bad one, as long as the noise is about normal.
 4. Equality. A change that removes tokens is kept when two one-sided tests (TOST, Schuirmann 1987)
    show at the same looks that it is neither worse nor better by the margin. "No difference was
    found" is not equality. All such changes together lose less than the minimum effect until the
@@ -44,7 +44,6 @@ SAME_PAIRS = 2  # equal to the bit show that a change does nothing
 MINIMUM_EFFECT = 0.001  # bits per byte: a smaller gain is not worth a change
 HOPELESS_CHANCE = 0.1  # that a look gives up a patch just good enough to be kept
 HALF_LIFE = 100  # trials in which the night spends half of its first budget
-FLOOR_SHARE = 0.8  # of the noise floor: a smaller spread of a trial's pairs counts as luck
 MIN_DEVIATION = 1e-9  # bits per byte: smaller differences are rounding
 KEEP = "keep"
 SIMPLER = "keep (simpler)"
@@ -238,7 +237,7 @@ def look(
     limits = boundaries(level, max_pairs)
     mean = d.mean(1)
     alone, pooled, df = deviations(d, noise)
-    spread = np.maximum(alone, FLOOR_SHARE * noise.sd)
+    spread = np.maximum(alone, noise.sd)
     is_better = (-mean * np.sqrt(n) >= limits[n - 1] * spread) & (mean <= -minimum_effect)
     is_identical = (d == 0).all(1) & (n >= SAME_PAIRS)
 
@@ -310,7 +309,7 @@ def decide(
     (alone,), (pooled,), df = deviations(d, noise)
     half = float(t.isf(0.025, df) * pooled / math.sqrt(n))
     if seen in (BETTER, EQUAL):
-        spread = alone if seen == EQUAL else max(alone, FLOOR_SHARE * noise.sd)
+        spread = alone if seen == EQUAL else max(alone, noise.sd)
         half = float(boundaries(0.025, max_pairs)[n - 1] * spread / math.sqrt(n))
     elif seen == IDENTICAL:
         half = 0.0
