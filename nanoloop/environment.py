@@ -9,7 +9,7 @@ import os
 import sys
 from importlib.util import find_spec
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 for name in ("torch", "numpy", "tyro"):
     if find_spec(name) is None:
