@@ -247,7 +247,7 @@ def encode(units, config, tokenizer, writer, title):
                 writer.add(row)
             if writer.is_due():
                 writer.commit(cursor)
-            bar.set_postfix_str(f"{cursor.n_bytes / 1e6:,.0f} MB of text")
+            bar.set_postfix_str(f"{cursor.n_bytes:,} bytes of text")
             bar.update(ends[cursor.unit] - bar.n)  # the files that are done
             if writer.is_full():
                 break

@@ -585,7 +585,7 @@ def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path, monkeypat
     options = {"duplicates": "near", "duplicates_mb": 1}
     one = prepared(tmp_path / "one", source, **options)
     three = prepared(tmp_path / "three", source, workers=3, **options)
-    for path in one.folder.iterdir():
+    for path in one.folder.glob("[!.]*"):  # a hidden note says when a reader checked the shards
         assert path.read_bytes() == (three.folder / path.name).read_bytes(), path.name
 
 
