@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -469,6 +470,26 @@ def test_a_candidate_that_ignores_its_seed_is_noticed_on_other_stretches_too():
     for pair in pairs:
         pair["candidate"]["first"] = 9.0
     assert judge.same_for_every_seed(pairs)["verdict"] == "invalid"
+
+
+class RecordingSlot:
+    """Answers each job with whether the candidate was to run first."""
+
+    def submit(self, seed: int, split: str, candidate_first: bool) -> Future:
+        job = Future()
+        job.set_result(candidate_first)
+        return job
+
+
+def test_which_arm_runs_first_is_drawn_with_the_seed_not_in_turn():
+    """So a replay has the same order, and no regular neighbour always meets one arm."""
+    runner = object.__new__(runs.PairRunner)
+    runner.slots = [RecordingSlot()]
+    seeds = judge.new_seeds(200)
+    order = list(runner.run(seeds, "val"))
+    assert order == list(runner.run(seeds, "val"))
+    assert 60 < sum(order) < 140
+    assert 60 < sum(one == other for one, other in zip(order, order[1:])) < 140
 
 
 def test_without_a_noise_floor_nothing_is_tried_and_the_way_to_one_is_named(data_dir, tmp_path):
