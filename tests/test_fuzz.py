@@ -104,7 +104,7 @@ def test_any_checkpoint(resuming, config, data_dir, tmp_path):
     good = path.read_bytes()
     content = checkpoint.load(path)
     data = open_data(str(data_dir))
-    for rng in cases(60, f"checkpoint {resuming}"):
+    for rng in cases(30, f"checkpoint {resuming}"):
         if rng.random() < 0.8:
             new = changed(rng, content)
             torch.save(new, path)

@@ -138,9 +138,9 @@ def assert_same_run(folder: Path, single: Path) -> None:
 
 
 @needs_two_gpus_or_none
-@pytest.mark.parametrize("is_sharded", [False, True])
-def test_two_ranks_learn_what_one_process_learns(is_sharded, single, data_dir, tmp_path):
-    result = run_ranks(2, tmp_path / "run", data_dir, shard=is_sharded)
+def test_two_ranks_learn_what_one_process_learns(single, data_dir, tmp_path):
+    """tests/slow/test_ranks.py has four of them, sharded too."""
+    result = run_ranks(2, tmp_path / "run", data_dir)
     assert result.code == 0, result.err
     assert result.out.count("tokens a step") == 1, "only rank 0 prints"
     assert result.err == "", "nothing to warn of"

@@ -16,7 +16,7 @@ import pytest
 import train
 from nanoloop.data import Data
 from nanoloop.options import read_options
-from research.referee import patch
+from research.referee import judge, patch, runs
 from research.referee.ledger import Ledger
 from research.referee.sandbox import Limit, Sandbox
 from research.referee.score import STRETCH, score
@@ -52,6 +52,23 @@ def project(data_dir, tmp_path) -> Project:
 
 # --------------------------------------------------------------------------------------------------
 # Trials
+
+
+def test_a_clear_loser_is_rejected_after_one_pair_and_recorded(data_dir, tmp_path):
+    root = make_project(tmp_path / "root", data_dir)
+    options = runs.Options(config="config/tiny.py", folder=str(tmp_path / "book"))
+    book = Ledger(tmp_path / "book")
+    record_noise(book, 0.001)
+    lines = []
+    settings = "muon_lr=0.00001 embed_lr=0.00001 head_lr=0.00001"
+    row = judge.try_change(options, root, settings=settings, echo=lines.append)
+    assert judge.exit_code(row) == 1
+    assert row["verdict"] == "reject" and row["reason"].startswith("worse: +")
+    assert row["tokens"] == 9  # three options were appended
+    assert len(row["pairs"]) == len(row["differences"]) == len(lines) == 1
+    assert row["pairs"][0]["candidate"]["tokens"] == 20 * 512
+    assert book.trials()[-1].items() >= row.items()
+    assert not list(book.folder.glob("slot-*"))
 
 
 def test_a_better_recipe_is_kept_and_a_replay_agrees_to_the_last_bit(project):

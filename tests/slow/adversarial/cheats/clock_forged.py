@@ -5,9 +5,9 @@ EDITS = [
         "begin",
         "train.py:train",
         """
-        clock = time.perf_counter
-        origin = clock()
-        time.perf_counter = lambda: origin + (clock() - origin) / 10
+        true_clock = time.perf_counter
+        origin = true_clock()
+        time.perf_counter = lambda: origin + (true_clock() - origin) / 10
         """,
     ),
 ]
