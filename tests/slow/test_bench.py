@@ -347,7 +347,12 @@ def test_a_killed_benchmark_leaves_no_job_and_no_folder(number, data_dir, tmp_pa
     def trains() -> bool:
         return any((folder / "log.jsonl").is_file() for folder in folders())
 
-    with subprocess.Popen(command, cwd=tmp_path, env=environment) as parent:
+    def hear_of_a_closed_terminal() -> None:
+        """Under nohup, these tests and their children ignore the signal."""
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+    options = {"cwd": tmp_path, "env": environment, "preexec_fn": hear_of_a_closed_terminal}
+    with subprocess.Popen(command, **options) as parent:
         wait_until(lambda: parent.poll() is not None or trains())
         jobs = children(parent.pid)
         assert jobs and all(map(is_running, jobs))
