@@ -78,8 +78,8 @@ def read_run(folder: Path) -> dict:
 def read_data(folder: Path) -> dict:
     """Read a prepared folder: every shard byte for byte, and what its JSON files say."""
     expect((folder / "meta.json").exists(), f"{folder} was not prepared")
-    result = {"files": sorted(path.name for path in folder.iterdir())}
-    for path in sorted(folder.iterdir()):
+    result = {"files": sorted(path.name for path in folder.glob("[!.]*"))}
+    for path in sorted(folder.glob("[!.]*")):
         if path.suffix == ".json":
             result[path.name] = json.loads(path.read_text())
         elif path.suffix == ".bin":
