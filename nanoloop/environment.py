@@ -1,15 +1,10 @@
-"""What a program needs before it imports torch; it imports this module first.
+"""Stop in one line, on import, where this Python lacks the libraries of training.
 
-On import, it stops in one line where this Python lacks a library that training needs. And it lets
-OpenMP's idle threads sleep: they wait actively otherwise, and beside another busy process a step
-takes up to four times as long (docs/figures.md).
+A program imports it first: the others would end in a traceback.
 """
 
-import os
 import sys
 from importlib.util import find_spec
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 for name in ("torch", "numpy", "tyro"):
     if find_spec(name) is None:

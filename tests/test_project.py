@@ -284,10 +284,8 @@ def test_requirements_name_every_library_that_is_imported():
         assert not unknown, f"{short(path)} imports {unknown}: add it to requirements.txt"
 
 
-# What torchrun tells each process, a secret, which must not be an option, and what OpenMP reads
-# when torch loads it.
+# What torchrun tells each process, and a secret, which must not be an option.
 VARIABLES = {
-    "OMP_WAIT_POLICY",
     "RANK",
     "WORLD_SIZE",
     "LOCAL_RANK",
