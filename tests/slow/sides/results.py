@@ -12,6 +12,8 @@ from sides.compare import SharedKeys
 UNSTABLE = {
     "seconds",
     "seconds_left",
+    "lr",  # two names for one thing, of two editions
+    "lr_scale",
     "train_seconds",
     "total_seconds",
     "tokens_per_second",
@@ -35,7 +37,8 @@ def read_checkpoint(path: Path) -> SharedKeys:
     checkpoint = stable(torch.load(path, map_location="cpu", weights_only=True))
     missing = CHECKPOINT_KEYS - checkpoint.keys()
     expect(not missing, f"{path} has no {missing}")
-    return SharedKeys(checkpoint | {"config": SharedKeys(checkpoint["config"])})
+    kept = {"config": SharedKeys(checkpoint["config"]), "model": dict(checkpoint["model"])}
+    return SharedKeys(checkpoint | kept)
 
 
 def read_sharded_checkpoint(folder: Path) -> SharedKeys:
