@@ -4,6 +4,7 @@ Reading a file executes nothing in it. The file of a sharded run is like any oth
 the complete tensors one after the other, so any number of ranks can resume.
 """
 
+import contextlib
 import math
 import sys
 import zipfile
@@ -138,6 +139,10 @@ def load_latest(out: Path, rename: bool) -> dict | None:
     latest = load_first(out, ("last.pt", "previous.pt", "best.pt"), hint, rename)
     if latest is None:
         print(f"'{out}' has no checkpoint to resume: starting at step 0")
+    best = out / "best.pt"
+    if latest and best.exists():  # last.pt is written before its step is evaluated
+        with contextlib.suppress(UserError):
+            latest["best"] = min(latest["best"], load(best)["best"])
     return latest
 
 

@@ -337,6 +337,15 @@ def test_the_best_checkpoint_can_be_resumed_too(finished, tmp_path):
     assert train.train(replace(finished, resume=True, max_steps=6))["steps"] == 6
 
 
+def test_a_resumed_run_replaces_its_best_checkpoint_only_by_a_better_one(finished, tmp_path):
+    """last.pt was written before the evaluation that made the best one; a loss of 0 is the best."""
+    path = tmp_path / "run/best.pt"
+    torch.save(checkpoint.load(path) | {"best": 0.0}, path)
+    train.train(replace(finished, resume=True, max_steps=8))
+    assert checkpoint.load(path)["step"] == 4
+    assert checkpoint.load(tmp_path / "run/last.pt")["step"] == 8
+
+
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_again_silently(finished, tmp_path):
     for path in (tmp_path / "run").glob("*.pt"):
         path.write_bytes(b"damaged")
