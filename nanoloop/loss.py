@@ -32,14 +32,20 @@ def token_losses(x: Tensor, weight: Tensor, targets: Tensor, to_logits) -> Tenso
 
     Arguments as above; the logits are computed for some rows at a time.
     """
-    rows = max(1, MAX_LOGITS // len(weight))
-    x_chunks = x.flatten(0, -2).split(rows)
-    target_chunks = targets.flatten().split(rows)
     losses = [
         F.cross_entropy(to_logits(x, weight), target, ignore_index=-1, reduction="none")
-        for x, target in zip(x_chunks, target_chunks)
+        for x, target in chunks(x, weight, targets)
     ]
     return torch.cat(losses).view_as(targets)
+
+
+def chunks(x: Tensor, weight: Tensor, targets: Tensor):
+    """Return pairs of rows of x, (N, C), and their targets, (N,).
+
+    N is as large as MAX_LOGITS allows.
+    """
+    rows = max(1, MAX_LOGITS // len(weight))
+    return zip(x.flatten(0, -2).split(rows), targets.flatten().split(rows))
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -52,13 +58,10 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             return F.cross_entropy(logits, targets, ignore_index=-1, reduction="sum")
 
         loss_and_grads = torch.func.grad_and_value(chunk_loss, argnums=(0, 1))
-        rows = max(1, MAX_LOGITS // len(weight))
-        x_chunks = x.flatten(0, -2).split(rows)
-        target_chunks = targets.flatten().split(rows)
         total = 0.0
         weight_grad = 0.0
         x_grads = []
-        for x_chunk, target_chunk in zip(x_chunks, target_chunks):
+        for x_chunk, target_chunk in chunks(x, weight, targets):
             grads, loss = loss_and_grads(x_chunk, weight, target_chunk)
             total = total + loss
             x_grads.append(grads[0])
