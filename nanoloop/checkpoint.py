@@ -18,10 +18,7 @@ from torch import Tensor
 from typeguard import check_type
 
 from model import GPTConfig
-from nanoloop.files import (
-    replace_file,
-    write_if_possible,
-)
+from nanoloop.files import replace_file, write_if_possible
 from nanoloop.gpt2 import published_weights
 from nanoloop.options import UserError, reading, require
 from nanoloop.ranks import all_sum, gathered, in_turn, local, placed, rank, require_equal
@@ -141,8 +138,10 @@ def load_latest(out: Path, rename: bool) -> dict | None:
         print(f"'{out}' has no checkpoint to resume: starting at step 0")
     best = out / "best.pt"
     if latest and best.exists():  # last.pt is written before its step is evaluated
-        with contextlib.suppress(UserError):
-            latest["best"] = min(latest["best"], load(best)["best"])
+        with contextlib.suppress(UserError), reading(f"'{best}' is damaged", "it was not used"):
+            # Mapped: its tensors are not read.
+            found = torch.load(best, map_location="cpu", weights_only=True, mmap=True)
+            latest["best"] = min(latest["best"], found["best"])
     return latest
 
 

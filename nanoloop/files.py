@@ -26,8 +26,6 @@ def replace_file(path: Path, write, keep_old: Path | None = None) -> None:
         if keep_old and path.exists():
             remove(keep_old)
             os.replace(path, keep_old)
-        elif path.is_dir():
-            shutil.rmtree(path)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
