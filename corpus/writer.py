@@ -41,10 +41,8 @@ class Writer:
         official=frozenset(),
     ):
         self.config = config
-        self.limits = {
-            "documents": config.max_documents or math.inf,
-            "bytes": config.max_bytes or math.inf,
-        }
+        limits = {"documents": config.max_documents, "bytes": config.max_bytes}
+        self.limits = {key: limit for key, limit in limits.items() if limit}
         self.official = official
         self.folder = folder
         self.progress = progress
@@ -62,12 +60,16 @@ class Writer:
 
     def room(self):
         """Return how many bytes of text the options still want, in all splits."""
+        if "bytes" not in self.limits:
+            return math.inf
         return self.limits["bytes"] - self.progress.kept()["bytes"]
 
     def is_full(self):
         """Say whether the options want no more documents, or less than a character."""
-        n_documents = self.progress.kept()["documents"]
-        return n_documents >= self.limits["documents"] or self.room() < LONGEST_CHARACTER
+        if self.room() < LONGEST_CHARACTER:
+            return True
+        limit = self.limits.get("documents")
+        return limit is not None and self.progress.kept()["documents"] >= limit
 
     def has_share(self, split):
         """Say whether a split may have another document."""
