@@ -129,8 +129,9 @@ def fill(units, config, final):
         units = sorted(units, key=lambda unit: unit.split is None)
     split_single_text(units, config)
     to_read = [unit for unit in units if unit.note is None]
+    destination = os.path.realpath(final)
     for unit in to_read:
-        is_inside = Path(os.path.realpath(unit.path)).is_relative_to(os.path.realpath(final))
+        is_inside = Path(os.path.realpath(unit.path)).is_relative_to(destination)
         require(not is_inside, f"'{final}' holds the source {unit.path}: type another --name")
     ready = [unit.path for unit in to_read if unit.kind == "tokens"]
     texts = [unit for unit in to_read if unit.kind != "tokens"]
