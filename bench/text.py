@@ -118,13 +118,13 @@ def preparation_speed(files: list[str], action: Callable) -> dict:
 
 @contextlib.contextmanager
 def watched_memory():
-    """Yield a list that gets the memory of this session, in MiB, every 0.2 seconds."""
-    samples = [session_memory_mb()]
+    """Yield a list that gets the memory of this program, in MiB, every 0.2 seconds."""
+    samples = [program_memory_mb()]
     is_done = threading.Event()
 
     def watch() -> None:
         while not is_done.wait(0.2):
-            samples.append(session_memory_mb())
+            samples.append(program_memory_mb())
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -135,10 +135,11 @@ def watched_memory():
         thread.join()
 
 
-def session_memory_mb() -> float:
-    """Sum the memory of this session's processes in MiB, shared pages once; 0 outside Linux.
+def program_memory_mb() -> float:
+    """Sum the memory of this process and those it started, in MiB; 0 outside Linux.
 
-    Mapped files do not count: the system takes their pages back when it needs memory.
+    Shared pages count once. Mapped files do not count: the system takes their pages back when it
+    needs memory.
     """
     total = 0
     for process in Path("/proc").glob("[0-9]*"):

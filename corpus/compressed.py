@@ -46,7 +46,7 @@ def read_head(path):
 
 def first_bytes(chunks, size):
     head = b""
-    with contextlib.suppress(Exception):  # whoever reads on will meet the fault
+    with contextlib.suppress(Exception):  # read_chunks raises it again
         while len(head) < size:
             head += next(chunks)
     return head

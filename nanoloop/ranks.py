@@ -55,7 +55,7 @@ def connected():
     """Connect the ranks for the block; only rank 0 prints. Ends the program with exit code 0.
 
     When a rank fails, all end, and the first to fail gives the message. A single process that no
-    launcher started goes on after the block.
+    launcher started continues after the block.
     """
     if not {"RANK", "WORLD_SIZE"} & set(os.environ):
         yield

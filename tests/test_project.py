@@ -72,7 +72,7 @@ def test_a_swap_is_no_joined_assignment():
 
 
 def test_the_spine_leaves_room_for_a_learner():
-    """The limit is 6,000; whoever adds an activation must not have to remove something first."""
+    """The limit is 6,000: a learner can add an activation and need not remove something first."""
     tokens = total(SPINE).tokens
     message = f"model.py and train.py hold {tokens:,} tokens. Move what is no lesson to nanoloop/"
     assert tokens <= 5_700, message

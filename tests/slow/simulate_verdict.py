@@ -184,6 +184,7 @@ class Rule:
 
 NOW = Rule()
 FIRST_EDITION = Rule(first_look_rule, two_equal_rounds, 8)
+RULES = {"first edition": FIRST_EDITION, "now": NOW}
 
 
 def judge_round(
@@ -461,7 +462,7 @@ def one_split_table(nights: int, rng: np.random.Generator) -> list[str]:
         "| rule | nights with a false keep |",
         "|---|---|",
     ]
-    for name, rule in {"first edition": FIRST_EDITION, "now": NOW}.items():
+    for name, rule in RULES.items():
         lost, _ = changeless_nights(nights, 100, rng, rule=rule, effect=1.0, test_effect=0.0)
         lines.append(f"| {name} | {share(lost, nights)} |")
     return lines
@@ -482,7 +483,7 @@ def ratchet_table(nights: int, rng: np.random.Generator) -> list[str]:
         (20, 0.0, 0.0, 0.05),
     ]
     for case in cases:
-        for name, rule in {"first edition": FIRST_EDITION, "now": NOW}.items():
+        for name, rule in RULES.items():
             found = [ratchet(rng, rule, *case) for _ in range(nights)]
             kept, lost, alpha, expected = np.mean(found, axis=0)
             figures = f"{kept:.1f} | {lost:.2f} | {100 * alpha:.3f} % | {expected:.3f}"

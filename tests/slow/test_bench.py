@@ -238,14 +238,14 @@ def test_preparing_gives_each_side_the_same_tokens(nanogpt, monkeypatch, tmp_pat
 
 MEMORY = """
 import subprocess, sys
-from bench.text import session_memory_mb
+from bench.text import program_memory_mb
 
-before = session_memory_mb()
+before = program_memory_mb()
 code = "x = bytearray(b'1' * 80_000_000); print(flush=True); input()"
 pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
 with subprocess.Popen([sys.executable, "-c", code], **pipes) as child:
     child.stdout.readline()
-    print(session_memory_mb() - before)
+    print(program_memory_mb() - before)
     child.communicate(b"\\n")
 """
 
