@@ -3,16 +3,19 @@
     python -m tests.slow.measure attention config/gpt2.py          # a GPU's attention kernels
     python -m tests.slow.measure kernels config/gpt2.py            # a step's time by kernel
     python -m tests.slow.measure overheads config/quickstart.py    # logs, evaluations, checkpoints
+    python -m tests.slow.measure opening config/quickstart.py      # 20 GB of prepared data, 3 times
 
 Every option of train.py may follow.
 """
 
 import contextlib
 import io
+import shutil
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import sdpa_kernel
@@ -20,7 +23,9 @@ from torch.nn.attention import sdpa_kernel
 from bench.measure import Training, timed
 from nanoloop import checkpoint
 from nanoloop.attention import CUDA_KERNELS, flex_attend
+from nanoloop.data import HEADER_BYTES, HEADER_INTS, open_data
 from nanoloop.device import pick_device, tune_process
+from nanoloop.files import sha256_of_file, write_json
 from nanoloop.options import read_options, require, run_program
 from nanoloop.runlog import RunLog
 from train import TrainConfig, evaluate
@@ -123,12 +128,44 @@ def overheads(config: TrainConfig) -> None:
         ("checkpoint", save_ms, config.save_interval),
     ):
         when = "at the end only"
-        if interval:
+        if name == "log line" and interval is None:
+            when = f"every 5 seconds: {ms / 5000:.3%} of the time"
+        elif interval:
             when = f"every {interval} steps: {ms / (interval * step_ms):.2%} of the time"
         print(f"{name:10} {ms:8.1f} ms, {when}")
 
 
-JOBS = {"attention": attention, "kernels": kernels, "overheads": overheads}
+def opening(config: TrainConfig) -> None:
+    """Time opening a folder of 20 GB with the tokenizer of `data`, the first time and later.
+
+    Its shards hold zeros that take no room on the disk, so the first time is that of the checks.
+    """
+    tokens = 100_000_000
+    header = np.zeros(HEADER_INTS, "<i4")
+    header[:3] = (20240520, 1, tokens)
+    source = open_data(config.data)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copy(source.folder / "tokenizer.json", folder)
+        files = [f"train_{number:06d}.bin" for number in range(100)]
+        for file in files:
+            with open(folder / file, "wb") as shard:
+                shard.write(header.tobytes())
+                shard.truncate(HEADER_BYTES + 2 * tokens)
+        checksum = sha256_of_file(folder / files[0])
+        shards = [{"split": "train", "file": file, "sha256": checksum} for file in files]
+        write_json(folder / "meta.json", source.meta | {"shards": shards})
+        for when in ("first", "second", "third"):
+            _, seconds = timed(torch.device("cpu"), open_data, name)
+            print(f"20 GB opened the {when} time in {seconds:.3f} s")
+
+
+JOBS = {
+    "attention": attention,
+    "kernels": kernels,
+    "overheads": overheads,
+    "opening": opening,
+}
 
 
 def main(argv: list[str]) -> None:
