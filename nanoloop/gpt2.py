@@ -1,10 +1,13 @@
-"""GPT-2's published weights in the form of a checkpoint."""
+"""Weights in Hugging Face's format as a checkpoint: GPT-2's, and what research export wrote."""
 
+import json
 from dataclasses import asdict
+from pathlib import Path
 
+import torch
 from torch.nn.functional import pad
 
-from model import GPTConfig
+from model import GPT, GPTConfig
 from nanoloop.options import reading
 
 # What makes a model GPT-2 apart from its size. config/gpt2_classic.py sets the same.
@@ -21,14 +24,77 @@ SWITCHES = {
     "weight_init": "gpt2",
 }
 
+# What an exported folder holds besides transformers' files: a key of config.json, and a file.
+OWN_CONFIG = "nanoloop"
+OWN_TOKENIZER = "nanoloop_tokenizer.json"
+
+# Parts of names here, and in transformers' Qwen3.
+QWEN3_NAMES = {
+    "wte": "model.embed_tokens",
+    "h.": "model.layers.",
+    "attn.c_q": "self_attn.q_proj",
+    "attn.c_k": "self_attn.k_proj",
+    "attn.c_v": "self_attn.v_proj",
+    "attn.c_proj": "self_attn.o_proj",
+    "mlp.c_fc": "mlp.up_proj",
+    "mlp.c_gate": "mlp.gate_proj",
+    "mlp.c_proj": "mlp.down_proj",
+}
+
+
+def qwen3_name(name: str) -> str:
+    for part, replacement in QWEN3_NAMES.items():
+        name = name.replace(part, replacement)
+    return name
+
 
 def published_weights(source: str) -> dict:
-    """Load GPT-2's published weights as a checkpoint: "config", "model" and "tokenizer".
+    """Load weights in Hugging Face's format: "config", "model" and "tokenizer" of a checkpoint.
 
     source: gpt2, gpt2-medium, gpt2-large or gpt2-xl, which transformers downloads once, or the
-    path of a folder in its format. "tokenizer" is None: GPT-2's is tiktoken's "gpt2". Raises
-    UserError where they cannot be read.
+    path of a folder of GPT-2 or of python -m research export. "tokenizer" is None for a folder that
+    was not exported: GPT-2's is tiktoken's "gpt2". Raises UserError where they cannot be read.
     """
+    folder = Path(source)
+    settings = tokenizer = None
+    with reading(f"'{source}' cannot be read", "export the run again"):
+        if (folder / OWN_TOKENIZER).is_file():
+            tokenizer = json.loads((folder / OWN_TOKENIZER).read_bytes())
+            settings = json.loads((folder / "config.json").read_bytes())[OWN_CONFIG]
+            config = GPTConfig(**settings)
+            if not has_gpt2s_shape(config):
+                weights = exported_weights(folder, config)
+                return {"config": settings, "model": weights, "tokenizer": tokenizer}
+    return gpt2_weights(source) | {"tokenizer": tokenizer}
+
+
+def has_gpt2s_shape(config: GPTConfig) -> bool:
+    is_classic = all(getattr(config, name) == value for name, value in SWITCHES.items())
+    return is_classic and config.bigram_rows == 0 and config.kv_heads() == config.n_head
+
+
+def exported_weights(folder: Path, config: GPTConfig) -> dict:
+    """Read the weights of an exported folder that is not GPT-2's."""
+    from safetensors.torch import load_file
+
+    stored = {}
+    for path in folder.glob("*.safetensors"):
+        stored |= load_file(path)
+    with torch.device("meta"):
+        expected = GPT(config).state_dict()
+    weights = {}
+    for name, value in expected.items():
+        is_tied = config.tie_embeddings and name == "lm_head.weight"
+        name_in_file = "wte.weight" if is_tied else name
+        found = stored.get(f"gpt.{name_in_file}")
+        if found is None:
+            found = stored[qwen3_name(name_in_file)]
+        weights[name] = pad(found, (0, 0, 0, len(value) - len(found))) if value.ndim > 1 else found
+    return weights
+
+
+def gpt2_weights(source: str) -> dict:
+    """Return the "config" and the "model" of GPT-2 by its name or folder."""
     from transformers import GPT2LMHeadModel
 
     hint = "check the network, or give the path of a folder with GPT-2's files"
@@ -56,4 +122,4 @@ def published_weights(source: str) -> dict:
     table = pad(weights["wte.weight"], (0, 0, 0, padding))
     weights["wte.weight"] = table
     weights["lm_head.weight"] = table
-    return {"config": asdict(config), "model": weights, "tokenizer": None}
+    return {"config": asdict(config), "model": weights}
