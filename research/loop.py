@@ -240,9 +240,6 @@ def run(
     judge(repo, tree=…, hypothesis=…, **row) tries that tree against the one in `repo`, records it
     and returns its row.
     """
-    program = shlex.split(agent)[:1]
-    require(program, "no agent: type its command, such as --agent='claude -p'")
-    require(shutil.which(program[0]), f"--agent={agent!r}: there is no such command")
     ledger = Ledger(folder)
     repo = open_repository(folder)
     recover(ledger, repo)
@@ -257,6 +254,9 @@ def run(
 
 
 def main(options: LoopOptions) -> None:
+    program = shlex.split(options.agent)[:1]
+    require(program, "no agent: type its command, such as --agent='claude -p'")
+    require(shutil.which(program[0]), f"--agent={options.agent!r}: there is no such command")
     known_noise(Ledger(Path(options.folder)), options)  # before an agent works in vain
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     run(

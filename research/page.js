@@ -1,6 +1,5 @@
-// A click on a column's head sorts the trials by it. Each trial is one tbody, so its details move with it.
-const table = document.querySelector("table");
-table.tHead.addEventListener("click", (event) => {
+// A click on a column's head sorts its table by it. Each trial or setting is one tbody, so its details move with it.
+for (const table of document.querySelectorAll("table")) table.tHead.addEventListener("click", (event) => {
   const head = event.target.closest("th");
   if (!head) return;
   const rising = head.getAttribute("aria-sort") !== "ascending";

@@ -1,8 +1,8 @@
 """The page of what was tried: python -m research report
 
-Writes report.html, which needs no other file, and progress.png into the ledger's folder. The text
-of candidates and their authors is untrusted: it is escaped and marked, and the page's policy runs
-no script except the one that sorts.
+Writes report.html, which needs no other file, into the ledger's folder. The text of candidates and
+their authors is untrusted: it is escaped and marked, and the page's policy runs no script except
+the one that sorts.
 """
 
 import base64
@@ -21,6 +21,7 @@ from research.referee.ledger import Ledger
 from research.referee.runs import ARMS, scores
 from research.referee.verdict import LEVEL, Night, Noise
 
+KIND = ("config", "budget", "data", "hardware")  # only scores with the same of these compare
 COLOURS = {"keep": "#1a7f37", "undecided": "#bf8700", "reject": "#8c959f"}
 
 
@@ -66,25 +67,30 @@ def curves(row: dict) -> dict | None:
 
 
 def progress_figure(trials: list[dict]):
-    """Draw each trial's score beside the recipe's, on the validation split: a Figure."""
+    """Draw each trial's score beside the recipe's, on the validation split: a Figure.
+
+    trials: scored ones of one kind, oldest first.
+    """
+    from matplotlib.dates import ConciseDateFormatter
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.subplots()
-    axes.set(xlabel="trial", ylabel="val_bpb (bits per byte)")
-    axes.set_xlim(0.5, max(1, len(trials)) + 0.5)
-    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    means = [np.mean(scores(row["pairs"], "val"), axis=0) for row in trials]
-    means = np.reshape(means, (-1, 2))  # (trials, 2) bits per byte of baseline and candidate
-    numbers = np.arange(1, len(trials) + 1)
-    axes.plot(numbers, means[:, 0], "k.-", lw=1, label="the recipe of that time")
+    axes.set(xlabel="time", ylabel="val_bpb (bits per byte)")
+    # (trials, 2) bits per byte of baseline and candidate
+    means = np.array([np.mean(scores(row["pairs"], "val"), axis=0) for row in trials])
+    times = np.array([row["time"][:19] for row in trials], "datetime64[s]")  # without the zone
+    axes.plot(times, means[:, 0], "k.-", lw=1, label="the recipe of that time")
     for verdict, colour in COLOURS.items():
         chosen = np.array([row["verdict"].startswith(verdict) for row in trials], bool)
         label = f"{verdict} ({chosen.sum()})"
-        axes.plot(numbers[chosen], means[chosen, 1], "o", color=colour, label=label)
-    if trials:  # a few hopeless ones must not flatten the rest
-        low, high = np.quantile(means, [0, 0.9])
-        axes.set_ylim(low - max(0.01, (high - low) / 10), high + max(0.02, high - low))
+        axes.plot(times[chosen], means[chosen, 1], "o", color=colour, label=label)
+    margin = (times[-1] - times[0]) // 20 + np.timedelta64(1, "m")
+    axes.set_xlim(times[0] - margin, times[-1] + margin)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))
+    # A few hopeless ones must not flatten the rest.
+    low, high = np.quantile(means, [0, 0.9])
+    axes.set_ylim(low - max(0.01, (high - low) / 10), high + max(0.02, high - low))
     axes.legend(fontsize=8)
     return figure
 
@@ -93,35 +99,64 @@ def to_base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
+def settings(rows: list[dict]) -> list[tuple[float, str, list[float]]]:
+    """Return each setting that `tune` scored, the best first: mean, text and score by seed.
+
+    rows: newest first. Scores are bits per byte.
+    """
+    found: dict[str, list[float]] = {}
+    for row in rows[::-1]:
+        if row["kind"] == "setting":
+            found.setdefault(row["hypothesis"], []).append(row["bpb"])
+    return sorted((np.mean(by_seed), text, by_seed) for text, by_seed in found.items())
+
+
+def section(rows: list[dict]) -> dict:
+    """Collect what the page shows of one kind of trial; rows: newest first."""
+    trials = [row | {"curves": curves(row)} for row in rows if row["kind"] == "trial"]
+    scored = [row for row in trials[::-1] if row.get("differences") and row.get("verdict")]
+    floors = [Noise.of(row) for row in rows if row["kind"] == "noise" and row.get("differences")]
+    picture = io.BytesIO()
+    if scored:
+        progress_figure(scored).savefig(picture, dpi=150)
+    return {
+        "kind": rows[0],
+        "trials": trials,
+        "settings": settings(rows),
+        "floor": floors[0] if floors else None,
+        "picture": to_base64(picture.getvalue()),
+    }
+
+
+def open_ledger(options: LogOptions) -> Ledger:
+    """Return the ledger of the options. Raises UserError if nothing was recorded there."""
+    folder = Path(options.folder)
+    has_ledger = (folder / "ledger.jsonl").is_file()
+    hint = "name the folder of one, or begin with: python -m research noise"
+    require(has_ledger, f"--folder={folder} holds no ledger: {hint}")
+    return Ledger(folder)
+
+
 def main(options: LogOptions) -> None:
     import jinja2
 
-    folder = Path(options.folder)
     source = Path(__file__).parent
-    has_ledger = (folder / "ledger.jsonl").is_file()
-    require(has_ledger, f"--folder={folder} holds no ledger: judge a change first, with try")
-    rows = Ledger(folder).trials()
-    trials = [row | {"curves": curves(row)} for row in rows if row["kind"] == "trial"]
-    scored = [row for row in trials if row.get("differences") and row.get("verdict")]
-    # Scores compare within one recipe, budget and machine.
-    kinds = [(row["config"], row["budget"], row["hardware"]) for row in scored]
-    comparable = [row for row, kind in zip(scored, kinds) if kind == kinds[-1]]
-    picture = io.BytesIO()
-    progress_figure(comparable).savefig(picture, dpi=100)
-    noise = [row for row in rows if row["kind"] == "noise" and row.get("differences")]
+    ledger = open_ledger(options)
+    rows = ledger.trials()
+    kinds: dict[tuple, list[dict]] = {}
+    for row in rows[::-1]:
+        kinds.setdefault(tuple(row.get(name) for name in KIND), []).append(row)
     script = (source / "page.js").read_text(encoding="utf-8")
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(source), autoescape=True, finalize=visible, trim_blocks=True
     )
     text = templates.get_template("page.html").render(
-        trials=trials[::-1],
+        sections=[section(group) for group in kinds.values()],
         night=Night.of(rows),
         level=LEVEL,
         script=script,
         script_hash=to_base64(hashlib.sha256(script.encode()).digest()),
-        picture=to_base64(picture.getvalue()),
-        floor=Noise.of(noise[-1]) if noise else None,
     )
-    replace_file(folder / "progress.png", lambda file: file.write(picture.getvalue()))
-    replace_file(folder / "report.html", lambda file: file.write(text.encode()))
-    print(f"{folder / 'report.html'} and {folder / 'progress.png'}: {len(rows)} rows")
+    page = ledger.folder / "report.html"
+    replace_file(page, lambda file: file.write(text.encode()))
+    print(f"{page}: {len(rows)} rows")

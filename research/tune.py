@@ -22,7 +22,7 @@ import tyro
 
 from nanoloop.options import UserError, require
 from research.referee import patch
-from research.referee.judge import exit_code, known_noise, try_change
+from research.referee.judge import begin, exit_code, known_noise, try_change
 from research.referee.runs import Options, Setup, Slot
 
 EXAMPLE = "muon_lr=log(0.005,0.05) n_layer=int(1,4) activation=relu2|swiglu"
@@ -162,7 +162,10 @@ def main(options: TuneOptions) -> int:
         change = patch.from_settings(setup.base, setup.options.config, text, setup.root)
         # Nothing runs beside it, so it is the baseline.
         slot.install("baseline", patch.apply(setup.base, change))
-        return slot.run("baseline", seed, "val")["bpb"]
+        bpb = slot.run("baseline", seed, "val")["bpb"]
+        reason = f"seed {seed}: {bpb:.4f} bits per byte"
+        begin("setting", setup, state="done", hypothesis=text, bpb=bpb, reason=reason)
+        return bpb
 
     with ExitStack() as stack:
         slots = []

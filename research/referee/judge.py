@@ -60,6 +60,7 @@ def begin(kind: str, setup: Setup, **more) -> dict:
         "tree": patch.hash_of(sorted(setup.base.items())),
         "hardware": hardware(),
         "data": Data(setup.data).fingerprint,
+        "data_folder": setup.data.name,
         "versions": {"python": platform.python_version(), "torch": version("torch")},
     }
     return setup.ledger.append(row | more)

@@ -345,9 +345,3 @@ def test_a_checkout_that_changes_does_not_disturb_the_loop(tmp_path):
 def test_an_agent_that_changes_the_ledger_or_the_repository_ends_the_loop(tmp_path, act):
     with pytest.raises(UserError, match="neither can be trusted"):
         start(tmp_path / "out", f'{sys.executable} -c "{act}"', tries=None)
-
-
-def test_a_command_that_does_not_exist_is_a_mistake_at_once(tmp_path):
-    with pytest.raises(UserError, match="no such command"):
-        start(tmp_path / "out", "no-such-agent --fast", tries=1)
-    assert not (tmp_path / "out/repo").exists()
