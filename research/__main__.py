@@ -8,6 +8,7 @@
     python -m research log | show ID | report    what was tried; one trial in full; the page
     python -m research replay ID                 repeat a recorded trial
     python -m research exam RUN --tasks=TASKS    how many synthetic items a run's model answers
+    python -m research export RUN FOLDER         the model for Hugging Face's transformers
 
 Each explains its options with --help. Exit code of a trial: 0 kept, 1 rejected or undecided, 2 a
 mistake in the command, 3 refused or crashed.
@@ -19,16 +20,15 @@ import json
 import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from nanoloop.options import read_options, require, run_program
 from research import exam, loop, page, tune
-from research.page import LogOptions, visible
+from research.insight import export
+from research.page import LogOptions, open_ledger, visible
 from research.referee import judge
-from research.referee.ledger import Ledger
 from research.referee.patch import ROOT, git
 from research.referee.runs import Options
 
@@ -72,18 +72,18 @@ def try_one(options: TryOptions) -> int:
 
 def find(options: LogOptions) -> dict:
     """Return the trial whose id begins with options.id. Raises UserError."""
-    trials = Ledger(Path(options.folder)).trials()
-    latest = ", ".join(row["id"] for row in trials[-5:]) or "none"
-    folder = f"--folder={options.folder}"
-    require(options.id, f"type the id of a trial after the command; latest in {folder}: {latest}")
-    rows = [row for row in trials if row["id"].startswith(options.id)]
-    message = f"{len(rows)} trials in {options.folder} begin with '{options.id}'; latest: {latest}"
-    require(len(rows) == 1, message)
+    trials = open_ledger(options).trials()
+    start = options.id or ""
+    rows = [row for row in trials if row["id"].startswith(start)]
+    latest = ", ".join(row["id"] for row in trials[-5:])
+    message = f"{len(rows)} trials in {options.folder} begin with '{start}'"
+    hint = f"type one id after the command, or its beginning; the latest: {latest}"
+    require(len(rows) == 1, f"{message}: {hint}")
     return rows[0]
 
 
 def log(options: LogOptions) -> None:
-    for row in Ledger(Path(options.folder)).trials():
+    for row in open_ledger(options).trials():
         if options.json:
             print(json.dumps(row))
             continue
@@ -135,6 +135,7 @@ COMMANDS = {
     "report": (page.main, LogOptions),
     "replay": (replay, LogOptions),
     "exam": (exam.main, exam.ExamOptions),
+    "export": (export.main, export.ExportOptions),
 }
 
 
