@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import tokenize
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,7 @@ def from_patch(base: dict[str, bytes], diff: bytes) -> Change:
         tree = write_tree(base, Path(folder))
         try:
             listed = git(tree, *apply_command, "--numstat", "-z", "-", stdin=diff)
-            paths = [row.split("\t")[-1] for row in listed.split("\0") if row]
+            paths = [row.split("\t", 2)[2] for row in listed.split("\0") if row]
             others = [path for path in paths if not may_change(path)]
             refuse(others, f"it touches {', '.join(others)}; {MAY_CHANGE}")
             git(tree, *apply_command, "-", stdin=diff)
@@ -227,9 +228,12 @@ def read_source(path: str, content: bytes) -> str:
     try:
         text = content.decode("utf-8")
         compile(text, path, "exec", dont_inherit=True)
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         kind = type(error).__name__
         raise Invalid(f"{path} is not Python source in UTF-8 ({kind}: {error})") from None
+    # Python would read other text than the judge, code in what looks like a comment.
+    refuse(encoding != "utf-8", f"{path} says that it is in {encoding}, not in UTF-8")
     refuse("\0" in text or "\r" in text, f"{path} is not plain text")
     return text
 

@@ -32,8 +32,15 @@ NO_LIMIT = Limit(7 * 24 * 3600)  # of the baseline, which is the user's code
 MIN_SECONDS = 60  # the clock stops no run of steps or tokens before
 MAX_SLOWDOWN = 20  # … nor before so many times the baseline's time; a busy machine may need them
 ATTEMPTS = 4  # of a change that overruns the seconds it is given, before it is refused
+REPEATS = 2  # of a pair that was disturbed
+MAX_APART = 0.1  # between two runs of so many seconds, in the share of the processor they got
+MAX_DRIFT = 1.25  # times the baseline's usual processor time; above, the machine is disturbed
 CURVE_BYTES = 4 << 20  # of a run's log that are read
 CURVE_POINTS = 500  # that are kept
+
+
+class Disturbed(patch.Invalid):
+    """Another program changed what a run could do in its time. That says nothing of the change."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,11 @@ class Setup:
         self.options = Options(**{name: getattr(options, name) for name in names})
         self.root = root
         self.base = patch.read_tree(root)
-        recipe = read_options(TrainConfig, [str(root / options.config)], "-m research")
+        config = patch.ROOT / options.config
+        if not config.is_file():
+            config = root / options.config
+        # The user's, not one that a change kept by `loop` has written: it is run here.
+        recipe = read_options(TrainConfig, [str(config)], "-m research")
         message = f"{options.config} starts from weights (init_from), which cannot be judged"
         require(not recipe.init_from, message)
         self.recipe = recipe
@@ -119,6 +130,7 @@ class Slot:
         self.setup = setup
         self.data = Data(setup.data)
         cores, variables = share_machine(count)[number]
+        self.n_cores = len(cores)
         if setup.kind == "tokens":
             # Idle threads sleep, so that processor time measures work however busy the machine is.
             variables["OMP_WAIT_POLICY"] = "passive"
@@ -149,6 +161,11 @@ class Slot:
         limit = self.limit(self.trained, self.setup.options.slowdown, slack=5)
         run = self.train_once(arm, seed, amount, limit)
         if run.late:
+            now = self.train_once("baseline", seed, amount, NO_LIMIT).processor_seconds
+            usually = usual(self.trained, "processor_seconds")
+            if now > MAX_DRIFT * usually:
+                message = f"the baseline's runs take {now:.1f} seconds of processor time now"
+                raise Disturbed(f"{message}, and usually {usually:.1f}", run.text)
             message = f"training took more than {limit.exceeded(run)} (see --slowdown)"
             raise patch.Invalid(message, run.text)
         return run
@@ -157,16 +174,22 @@ class Slot:
         """Do one run of the candidate with a budget of seconds, which it may not exceed."""
         amount = self.setup.amount
         allowed = usual(self.trained, "seconds") + 0.5 + 0.01 * amount
-        limit = Limit(allowed + 3 + 0.25 * amount)
+        seconds = allowed + 3 + 0.25 * amount
+        limit = Limit(seconds, seconds * self.n_cores)
         for _ in range(ATTEMPTS):
             given = max(amount - self.charge, amount / 2)
             run = self.train_once("candidate", seed, given, limit)
+            excess = run.seconds - allowed
+            if excess <= 0:
+                return run
+            message = f"training took {run.seconds:.1f} seconds, and may take {allowed:.1f}"
+            if excess <= run.waited_seconds:
+                waited = f"for {run.waited_seconds:.1f} of them others had its cores"
+                raise Disturbed(f"{message}; {waited}", run.text)
             if run.late:
                 break
-            if run.seconds <= allowed:
-                return run
-            self.charge += run.seconds - allowed + 0.2
-        raise patch.Invalid(f"training took more than {allowed:.1f} seconds", run.text)
+            self.charge += excess + 0.2
+        raise patch.Invalid(message, run.text)
 
     def train_once(self, arm: str, seed: int, amount: float, limit: Limit) -> Ended:
         """Do one run of an arm. Raises Crashed if it ends badly without being late."""
@@ -199,12 +222,13 @@ class Slot:
         trained = self.train(arm, seed)
         curve = read_curve(self.folder / "log.jsonl")
         limit = NO_LIMIT
+        baseline = []
         if arm == "candidate":
             limit = self.limit(self.scored, factor=8, slack=3)
+            baseline = self.scored
         tree = self.folder / arm
         model = self.folder / f"{arm}.pt"
-        rounding = max((known.rounding for known in self.scored), default=0.0)
-        scored = score(self.box, tree, model, self.data, split, seed, limit, rounding)
+        scored = score(self.box, tree, model, self.data, split, seed, limit, baseline)
         if arm == "baseline":
             self.trained.append(trained)
             self.scored.append(scored)
@@ -212,32 +236,75 @@ class Slot:
             "bpb": scored.bpb,
             "first": scored.first,
             "seconds": round(trained.seconds, 2),
+            "processor_seconds": round(trained.processor_seconds, 2),
+            "share": round(share(trained), 3),
             "tokens": curve[-1][0] if curve else None,
             "curve": curve,
         }
 
     def pair(self, seed: int, split: str, candidate_first: bool) -> dict:
-        """Run both arms with one seed; return the row of the pair.
+        """Run both arms with one seed, again if they are disturbed; return the row of the pair.
 
-        It has "failed" if the candidate was refused or crashed. Raises UserError where the
-        baseline fails.
+        It has "failed" if the candidate was refused or crashed, or if all attempts were disturbed.
+        Raises UserError where the baseline fails.
         """
-        row = {"seed": seed, "split": split, "isolation": self.box.isolation}
-        # The first pair begins with the baseline, which sets the candidate's limits.
-        arms = ARMS[::-1] if candidate_first and self.trained else ARMS
-        for arm in arms:
-            try:
-                row[arm] = self.run(arm, seed, split)
-            except patch.Invalid as error:
-                message = f"the baseline itself cannot be judged: {error}\n{error.text}"
-                require(arm == "candidate", message)
-                kind = "crash" if isinstance(error, Crashed) else "invalid"
-                row["failed"] = {"verdict": kind, "reason": str(error), "stderr": error.text}
+        for repeats in range(1 + REPEATS):
+            row = self.pair_once(seed, split, candidate_first) | {"repeats": repeats}
+            if row.get("failed", {}).get("verdict") != "disturbed":
                 break
         return row
 
+    def pair_once(self, seed: int, split: str, candidate_first: bool) -> dict:
+        row = {"seed": seed, "split": split, "isolation": self.box.isolation}
+        # The first pair begins with the baseline, which sets the candidate's limits.
+        arms = ARMS[::-1] if candidate_first and self.trained else ARMS
+        try:
+            for arm in arms:
+                row[arm] = self.run(arm, seed, split)
+            self.compare_shares(*[row[arm]["share"] for arm in ARMS])
+        except patch.Invalid as error:
+            message = f"the baseline itself cannot be judged: {error}\n{error.text}"
+            require(arm == "candidate" or isinstance(error, Disturbed), message)
+            row["failed"] = failure(error)
+        return row
+
+    def run_alone(self, seed: int) -> float:
+        """Score one run of the baseline on the validation split. Raises patch.Invalid.
+
+        It is repeated if it got another share of the processor than the latest runs.
+        """
+        for repeats in range(1 + REPEATS):
+            latest = [share(run) for run in self.trained[-5:]]
+            found = self.run("baseline", seed, "val")
+            try:
+                self.compare_shares(statistics.median(latest or [found["share"]]), found["share"])
+                return found["bpb"]
+            except Disturbed:
+                if repeats == REPEATS:
+                    raise
+
+    def compare_shares(self, one: float, other: float) -> None:
+        """Raise Disturbed if the same number of seconds was worth more to one of two runs."""
+        if self.setup.kind == "seconds" and abs(one - other) > MAX_APART:
+            shares = f"{one:.0%} and {other:.0%} of the processor"
+            raise Disturbed(f"two runs got {shares}, since other programs used it too")
+
     def close(self) -> None:
         self.box.close()
+
+
+def failure(error: patch.Invalid) -> dict:
+    """Return what a row says of a candidate that was not scored."""
+    kinds = {Crashed: "crash", Disturbed: "disturbed"}
+    reason = str(error)
+    if isinstance(error, Disturbed):
+        reason += ": try it again when the machine is quiet, or with a budget of steps"
+    return {"verdict": kinds.get(type(error), "invalid"), "reason": reason, "stderr": error.text}
+
+
+def share(run: Ended) -> float:
+    """Return the share of the processor that a run got of what it could have used."""
+    return run.processor_seconds / (run.processor_seconds + run.waited_seconds)
 
 
 def usual(results: list, name: str) -> float:

@@ -54,6 +54,7 @@ class Ended:
     status: int  # 0: well
     seconds: float  # by the clock
     processor_seconds: float  # of all its processes together
+    waited_seconds: float  # in which it could have worked, but others had its cores
     late: bool  # ended by its limit
     text: str  # the end of what it printed, untrusted
 
@@ -160,6 +161,7 @@ class Sandbox:
             "argv": [str(argument) for argument in argv],
             "folder": str(shown[0] if shown else out),
             "printed": str(self.folder / "printed"),
+            "meter": str(self.folder / "meter"),
             "seconds": limit.seconds,
             "processor_seconds": limit.processor_seconds,
             "collect": files,
@@ -168,6 +170,10 @@ class Sandbox:
         with run_end:
             socket.send_fds(self.control, [json.dumps(run).encode()], [run_end.fileno()])
         return judge_end
+
+    def processor_seconds(self) -> float:
+        """Return what the run has used so far, to 0.1 seconds."""
+        return float((self.folder / "meter").read_text().split()[0])
 
     def finish(self) -> Ended:
         """Wait for the end of the run. Close the socket of `start` before."""

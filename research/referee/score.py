@@ -2,17 +2,23 @@
 
 The candidate's process (worker.py) gets windows of tokens and returns logits. The judge computes
 everything else from its copy of the data and of the bytes per token. But a window holds the next
-token of all its positions except the last: a model that looks ahead would see the answers. So each
-scored window comes back, changed from some position on, and the answers for the part before that
-position must be the same. Scored and changed windows are mixed and shuffled, and a window and its
-changed copies go to different processes, which run one after the other and share no memory. So a
-process can neither know which windows count nor remember its earlier answers.
+token of all its positions except the last: a model that looks ahead would see the answers. So a
+second process, which shares no memory with the first, is asked about a copy of each scored window.
+A copy is cut at a drawn position: later tokens are random, and other rows stand beside it. The
+predictions up to the cut must be the same.
 
-What escapes: a model that looks ahead at a share f of all positions is missed with probability
-(1 - f)^R, where R is the number of changed windows; and a dependence below LEAK, in nats per token.
+Where the baseline's losses for the same text are known, half of the cuts are drawn in proportion to
+how much better the candidate predicts there. So an undue gain at few positions is found by its
+size: if it is g nats per token on average, and honest predictions are better than the baseline's by
+h on average, counting those that are better alone, it escapes with probability
+exp(-R g / 2(g + h)) at most, where R is the number of copies. What a copy changes at its cut,
+divided by the chance of that cut, is added to the score. So what later tokens add is taken off
+again, on average exactly, however small it is.
 """
 
 import contextlib
+import statistics
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +35,10 @@ QUESTION_TOKENS = 4096  # in one question to the worker
 STRETCH = 1024  # tokens in a row that are scored of a longer split
 MAX_CHANGE = 0.25  # nats by which one prediction may change with its batch or with later tokens
 MAX_ROUNDING = 5e-3  # … by which they may change in the root mean square, or 10 × the baseline's
-LEAK = 3e-4  # … and on average, beside six standard errors: rounding has no direction
-CHANGED_WINDOWS = 256  # at least, however few windows the split has
+LEAK = 3e-5  # … and on average, beside six standard errors: rounding has no direction
+CHANGED_WINDOWS = 256  # copies at least, however few windows the split has
+MAX_START = 2.0  # times the baseline's processor time to start
+START_SLACK = 1.0  # … and seconds more
 
 
 class Crashed(Invalid):
@@ -46,6 +54,9 @@ class Score:
     rounding: float  # root mean square of the changes that `check` saw, nats
     seconds: float
     processor_seconds: float
+    start_seconds: float  # of processor time to start
+    text: np.ndarray  # (n,) the token ids
+    losses: np.ndarray  # (n - 1,) nats of all but the first
 
 
 class Worker:
@@ -57,6 +68,8 @@ class Worker:
     def __init__(self, box: Sandbox, tree: Path, checkpoint: Path, limit: Limit):
         self.box = box
         self.limit = limit
+        self.answered = 0
+        self.first_seconds = 0.0  # of processor time until its first answer
         self.ended: Ended | None = None
         self.socket = box.start([WORKER, checkpoint], [tree, checkpoint, WORKER], limit)
         self.answers = self.socket.makefile("rb")
@@ -86,6 +99,9 @@ class Worker:
         expected = [*tokens.shape, self.vocab_size]
         refuse(shape != expected, f"its logits have the shape {shape}, not {expected}")
         content = self.read(4 * int(np.prod(shape)))
+        if self.answered == 0:
+            self.first_seconds = self.box.processor_seconds()
+        self.answered += 1
         return np.frombuffer(content, dtype="<f4").reshape(shape)
 
     def close(self) -> None:
@@ -94,6 +110,11 @@ class Worker:
             self.answers.close()
             self.socket.close()
             self.ended = self.box.finish()
+
+    def start_seconds(self) -> float:
+        """Estimate the processor time that it needed to start, without its first answer."""
+        rest = self.ended.processor_seconds - self.first_seconds
+        return self.first_seconds - rest / max(1, self.answered - 1)
 
 
 def nats(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -115,19 +136,8 @@ def nats(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
 # The windows to ask about
 
 
-@dataclass(frozen=True)
-class Plan:
-    """N windows of T tokens: those that count, then changed copies of them."""
-
-    tokens: np.ndarray  # (N, T)
-    targets: np.ndarray  # (N, T); of a changed window those of its original; -1: not scored
-    counted: np.ndarray  # (N,) bool
-    original: np.ndarray  # (N,) index of the window that it is a copy of
-    cut: np.ndarray  # (N,) last position before the change
-
-
-def make_plan(data: Data, text: np.ndarray, block_size: int, rng: np.random.Generator) -> Plan:
-    """Cut the text, (n,) token ids, into windows and change copies of them.
+def cut_windows(text: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut (n,) token ids into N windows of T: tokens, and targets, -1 where there is none.
 
     Each token except the first is a target once, so the same tokens are scored whatever the
     block_size.
@@ -137,23 +147,40 @@ def make_plan(data: Data, text: np.ndarray, block_size: int, rng: np.random.Gene
     tokens.flat[: len(text) - 1] = text[:-1]
     targets = np.full((count, block_size), -1)
     targets.flat[: len(text) - 1] = text[1:]
-    length = (targets >= 0).sum(axis=1)
+    return tokens, targets
 
-    copies = max(1, -(-CHANGED_WINDOWS // count))
-    original = np.tile(np.arange(count), 1 + copies)
-    cut = (rng.random(len(original)) * np.maximum(length[original] - 1, 1)).astype(int)
-    cut[:count] = length - 1
-    changed = tokens[original]
-    for row in range(count, len(original)):
-        start = cut[row] + 1
-        # The text of another window, or one other token alone.
-        end = block_size if row % 4 else start + 1
-        changed[row, start:end] = tokens[rng.integers(count)][start:end]
-        if start < block_size and changed[row, start] == tokens[original[row], start]:
-            vocab_size = data.tokenizer.vocab_size
-            changed[row, start] = (changed[row, start] + rng.integers(1, vocab_size)) % vocab_size
-    counted = np.arange(len(original)) < count
-    return Plan(changed, targets[original], counted, original, cut)
+
+@dataclass(frozen=True)
+class Copies:
+    """R changed copies of N windows."""
+
+    tokens: np.ndarray  # (R, T)
+    original: np.ndarray  # (R,) index of the window
+    cut: np.ndarray  # (R,) last position before the change
+    weight: np.ndarray  # (R,) 1 / the expected number of copies of the window with this cut
+
+
+def draw_copies(
+    tokens: np.ndarray, targets: np.ndarray, gains: np.ndarray, vocab_size: int, rng
+) -> Copies:
+    """Copy windows, with random tokens after a drawn position; all arrays (N, T).
+
+    gains: nats by which each prediction is better than the baseline's, 0 where that is unknown.
+    """
+    is_scored = targets >= 0
+    chance = is_scored / is_scored.sum(axis=1, keepdims=True)
+    gains = np.maximum(gains, 0) * is_scored
+    total = gains.sum(axis=1, keepdims=True)
+    chance = np.where(total > 0, (chance + gains / np.maximum(total, 1e-9)) / 2, chance)
+
+    copies = -(-CHANGED_WINDOWS // len(tokens))
+    original = np.tile(np.arange(len(tokens)), copies)
+    reached = chance.cumsum(axis=1)[original] > rng.random((len(original), 1))
+    cut = reached.argmax(axis=1)
+    is_later = np.arange(tokens.shape[1]) > cut[:, None]
+    other = rng.integers(vocab_size, size=is_later.shape)
+    changed = np.where(is_later, other, tokens[original])
+    return Copies(changed, original, cut, 1 / (copies * chance[original, cut]))
 
 
 def scored_text(data: Data, split: str, seed: int, max_tokens: int) -> np.ndarray:
@@ -178,50 +205,48 @@ def scored_text(data: Data, split: str, seed: int, max_tokens: int) -> np.ndarra
 # The answers, and what they reveal
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What the candidate said of a plan's windows."""
+def ask(worker: Worker, tokens: np.ndarray, targets: np.ndarray, rng) -> tuple:
+    """Ask about all windows, (N, T), in random order, in batches of one shape.
 
-    losses: np.ndarray  # (N, T) nats
-    moment: np.ndarray  # (N,) when each was asked, from 0 to 1 within its process
-
-    def ask(self, worker: Worker, plan: Plan, rows: np.ndarray, rng: np.random.Generator) -> None:
-        """Ask about `rows` of the plan in random order, in batches of one shape."""
-        rows = rng.permutation(rows)
-        self.moment[rows] = np.arange(len(rows)) / max(1, len(rows)) + rng.random() * 1e-9
-        size = rows_at_once(plan)
-        # Equal shapes give equal rounding.
-        filled = np.concatenate([rows, rng.choice(rows, -len(rows) % size)])
-        for batch in filled.reshape(-1, size):
-            logits = worker.ask(plan.tokens[batch])
-            self.losses[batch] = nats(logits, np.maximum(plan.targets[batch], 0))
-
-
-def rows_at_once(plan: Plan) -> int:
-    return max(2, QUESTION_TOKENS // plan.tokens.shape[1])
-
-
-def check(plan: Plan, answers: Answers, usual: float) -> tuple[str | None, float]:
-    """Compare each changed window with its original up to the cut.
-
-    Returns what is wrong, None if nothing is, and the root mean square of the changes in nats.
-    usual: that of the baseline.
+    Returns (N, T) nats and (N,) when each was asked, from 0 to 1.
     """
-    losses = answers.losses
-    changed = np.flatnonzero(~plan.counted)
-    original = plan.original[changed]
-    is_before = np.arange(plan.tokens.shape[1]) <= plan.cut[changed, None]  # (N, T)
-    apart = np.where(is_before, losses[changed] - losses[original], 0.0)
-    rounding = float(np.sqrt((apart**2).sum() / is_before.sum()))
+    count = len(tokens)
+    order = rng.permutation(count)
+    losses = np.zeros(tokens.shape)
+    moment = np.zeros(count)
+    moment[order] = np.arange(count) / count
+    size = rows_at_once(tokens)
+    # Equal shapes give equal rounding.
+    filled = np.concatenate([order, rng.choice(order, -count % size)])
+    for batch in filled.reshape(-1, size):
+        losses[batch] = nats(worker.ask(tokens[batch]), np.maximum(targets[batch], 0))
+    return losses, moment
+
+
+def rows_at_once(tokens: np.ndarray) -> int:
+    return max(2, QUESTION_TOKENS // tokens.shape[1])
+
+
+def check(copies: Copies, apart: np.ndarray, later: np.ndarray, usual: float) -> tuple:
+    """Judge by how much the answers for copies are apart from those for their windows.
+
+    apart: (R, T) nats, 0 after the cut. later: (R,) by how much later, within its process, a copy
+    was asked. usual: the baseline's rounding. Returns what is wrong, None if nothing is, and the
+    root mean square of the changes in nats.
+    """
+    at_cut = apart[np.arange(len(apart)), copies.cut]
+    everywhere = (apart**2).sum() / (copies.cut + 1).sum()
+    rounding = float(np.sqrt(max(everywhere, (at_cut**2).mean())))
     largest = np.abs(apart).max()
     if largest > MAX_CHANGE or rounding > max(MAX_ROUNDING, 10 * usual):
         return f"predictions change by {rounding:.4f} nats, at most {largest:.2f}", rounding
 
     # A candidate that learns from what it is asked gets better with time.
-    order = np.sign(answers.moment[changed] - answers.moment[original])
+    of_window = apart.sum(axis=1) / (copies.cut + 1)
     means = {
-        "when the next token is another": apart[np.arange(len(changed)), plan.cut[changed]],
-        "when asked again": order * apart.sum(axis=1) / is_before.sum(axis=1),
+        "when the next token is another": at_cut,
+        "from process to process": of_window,
+        "when asked again": np.sign(later) * of_window,
     }
     for case, values in means.items():
         mean = abs(values.mean())
@@ -230,23 +255,30 @@ def check(plan: Plan, answers: Answers, usual: float) -> tuple[str | None, float
     return None, rounding
 
 
-def find_cause(worker: Worker, plan: Plan, rng: np.random.Generator) -> str:
-    """Say why equal beginnings got different answers: state, other rows, or later tokens."""
-    size = rows_at_once(plan)
-    rows = rng.choice(np.flatnonzero(plan.counted), size)
-    others = rng.choice(np.flatnonzero(plan.counted), size)
-    targets = np.maximum(plan.targets[rows], 0)
-    first = nats(worker.ask(plan.tokens[rows]), targets)
-    again = nats(worker.ask(plan.tokens[rows]), targets)
+def find_cause(
+    worker: Worker, tokens: np.ndarray, targets: np.ndarray, suspects: np.ndarray, rng
+) -> str:
+    """Say why equal beginnings got different answers: state, other rows, or later tokens.
+
+    suspects: indices of windows, those with the largest changes first.
+    """
+    size = rows_at_once(tokens)
+    rows = rng.integers(len(tokens), size=size)
+    count = len(suspects[: size // 2])
+    rows[: 2 * count : 2] = suspects[:count]
+    mixed = rows.copy()
+    mixed[1::2] = rng.integers(len(tokens), size=size // 2)
+
+    first, again, beside_others = (
+        nats(worker.ask(tokens[batch]), np.maximum(targets[batch], 0))
+        for batch in (rows, rows, mixed)
+    )
     if np.abs(first - again).max() > 1e-3:
         return (
             "the same input gets different answers: "
             "it keeps state between calls, or draws random numbers"
         )
-    half = size // 2
-    mixed = np.concatenate([rows[:half], others[half:]])
-    beside_others = nats(worker.ask(plan.tokens[mixed]), targets)
-    if np.abs(beside_others - first)[:half].max() > 1e-3:
+    if np.abs(beside_others - first)[::2].max() > 1e-3:
         return "a prediction depends on the other rows of the batch"
     return "a prediction depends on tokens that come after it"
 
@@ -259,44 +291,66 @@ def score(
     split: str,
     seed: int,
     limit: Limit,
-    usual_rounding: float = 0.0,
+    baseline: Sequence[Score] = (),
     max_tokens: int = SCORED_TOKENS,
 ) -> Score:
     """Score a checkpoint on a split. Raises Invalid.
 
     seed: of the stretches that are scored, the same for a pair. limit: of each of the candidate's
-    two processes. usual_rounding: the baseline's. max_tokens: of the split that are scored. The
+    two processes. baseline: its scores so far. max_tokens: of the split that are scored. The
     positions of the changes and the order of the questions are drawn anew each time.
     """
     rng = np.random.default_rng()
+    text = scored_text(data, split, seed, max_tokens)
     with closing(Worker(box, tree, checkpoint, limit)) as first:
         size = first.block_size
         known = data.tokenizer.vocab_size
         message = f"its vocabulary is {first.vocab_size}, not the data's {known}"
         refuse(first.vocab_size != known, message)
         refuse(not 1 <= size <= 2**17, f"block_size={size} is out of bounds")
-        plan = make_plan(data, scored_text(data, split, seed, max_tokens), size, rng)
-        answers = Answers(np.zeros(plan.tokens.shape), np.zeros(len(plan.tokens)))
-        # Each process gets half of the windows that count, and the copies of the other half.
-        side = rng.permutation(plan.counted.sum())[plan.original] % 2
-        is_first = side == plan.counted
-        answers.ask(first, plan, np.flatnonzero(is_first), rng)
+        tokens, targets = cut_windows(text, size)
+        losses, moment = ask(first, tokens, targets, rng)
+
+    is_scored = targets >= 0
+    gains = np.zeros(tokens.shape)
+    for earlier in baseline:
+        if np.array_equal(earlier.text, text):
+            gains[is_scored] = earlier.losses - losses[is_scored]
+    copies = draw_copies(tokens, targets, gains, known, rng)
     with closing(Worker(box, tree, checkpoint, limit)) as second:
         is_same = second.block_size == size and second.vocab_size == known
         refuse(not is_same, "its block_size or vocab_size changes from process to process")
-        answers.ask(second, plan, np.flatnonzero(~is_first), rng)
-    problem, rounding = check(plan, answers, usual_rounding)
+        answers, copy_moment = ask(second, copies.tokens, targets[copies.original], rng)
+    start_seconds = max(first.start_seconds(), second.start_seconds())
+    usual_rounding = 0.0
+    if baseline:
+        usual_rounding = max(known.rounding for known in baseline)
+        usual_start = statistics.median(known.start_seconds for known in baseline)
+        message = f"it computes for {start_seconds:.1f} seconds before its first answer, where the "
+        message += f"baseline needs {usual_start:.1f}: training ends with its run"
+        refuse(start_seconds > MAX_START * usual_start + START_SLACK, message)
+    is_before = np.arange(size) <= copies.cut[:, None]
+    apart = np.where(is_before, answers - losses[copies.original], 0.0)  # (R, T) nats
+    later = copy_moment - moment[copies.original]
+    problem, rounding = check(copies, apart, later, usual_rounding)
     if problem:
+        suspects = copies.original[np.argsort(-np.abs(apart).max(axis=1))]
         with closing(Worker(box, tree, checkpoint, limit)) as worker:
-            raise Invalid(f"{find_cause(worker, plan, rng)} ({problem})")
+            cause = find_cause(worker, tokens, targets, suspects, rng)
+        raise Invalid(f"{cause} ({problem})")
 
-    is_scored = plan.counted[:, None] & (plan.targets >= 0)
-    n_bytes = data.tokenizer.token_bytes[np.maximum(plan.targets, 0)] * is_scored
-    total = (answers.losses * (n_bytes > 0)).sum()
+    n_bytes = data.tokenizer.token_bytes[np.maximum(targets, 0)] * is_scored  # (N, T)
+    total = (losses * (n_bytes > 0)).sum()
+    is_text = n_bytes[copies.original, copies.cut] > 0
+    at_cut = apart[np.arange(len(apart)), copies.cut]
+    undue = (copies.weight * at_cut * is_text).sum()  # what later tokens have saved
     return Score(
-        bpb=float(total / n_bytes.sum() / np.log(2)),
-        first=float(answers.losses[0].sum()),
+        bpb=float((total + undue) / n_bytes.sum() / np.log(2)),
+        first=float(losses[0].sum()),
         rounding=rounding,
         seconds=max(first.ended.seconds, second.ended.seconds),
         processor_seconds=max(first.ended.processor_seconds, second.ended.processor_seconds),
+        start_seconds=start_seconds,
+        text=text,
+        losses=losses[is_scored],
     )

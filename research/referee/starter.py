@@ -14,8 +14,10 @@ Sources: namespaces(7), mount_namespaces(7), mount_setattr(2), capabilities(7), 
 
 import contextlib
 import ctypes
+import glob
 import importlib
 import json
+import math
 import os
 import platform
 import resource
@@ -39,7 +41,8 @@ IMPORTED = (
     "matplotlib.backends.backend_agg",
 )
 TAIL_BYTES = 8_000  # of what a run prints that are kept
-LATE = 128  # exit code of a run that used too much processor time; a candidate's are below it
+LATE = 128  # exit code of a run that exceeded a limit; a candidate's are below it
+MAX_WAITING = 20  # times its limit of seconds, after which a run ends although it had to wait
 POLL_SECONDS = 0.05  # between two looks at the processor time
 
 # Flags of unshare(2): mounts, host name, IPC, processes, network; and users.
@@ -238,15 +241,18 @@ def become_candidate(run: dict, *streams: int) -> None:
 # The first process of a run
 
 
-def first_process(run: dict, channel: int, files: list[int]) -> None:
-    """Build the view, run the candidate and copy its files out; exit with its status or LATE."""
+def first_process(run: dict, channel: int, meter: int, files: list[int]) -> None:
+    """Build the view, run the candidate and copy its files out; exit with its status or LATE.
+
+    meter: a file that gets the seconds so far: of processor time, and spent waiting for it.
+    """
     end_with_parent()  # when the starter ends, this ends, and with it the run
     if run["isolated"]:
         build_view(run["root"], run["view"])
     # The printed text is in memory, so it cannot fill the judge's disk.
     with tempfile.TemporaryFile(dir="/tmp") as printed:
         candidate = fork(become_candidate, run, channel, printed.fileno(), printed.fileno())
-        is_late = not ends_within(candidate, run)
+        is_late = not ends_within(candidate, run, meter)
         with contextlib.suppress(OSError):
             if run["isolated"]:
                 os.kill(-1, signal.SIGKILL)
@@ -260,36 +266,68 @@ def first_process(run: dict, channel: int, files: list[int]) -> None:
     sys.exit(LATE if is_late else candidate.exitcode & 127)
 
 
-def ends_within(candidate, run: dict) -> bool:
-    """Wait for the candidate; return False as soon as it exceeds its processor time."""
-    limit = run["processor_seconds"]
-    if limit is None:
-        candidate.join()
-        return True
+def ends_within(candidate, run: dict, meter: int) -> bool:
+    """Wait for the candidate; return False as soon as it exceeds a limit.
+
+    Time in which it waits for a core does not count: its neighbours cause that.
+    """
+    limit = run["processor_seconds"] or math.inf
+    started = time.perf_counter()
     before = 0.0
     lost = 0.0  # of processes that ended and that no process waited for
+    waited = 0.0
     # Not join: it waits on a pipe that the candidate has closed.
     while candidate.is_alive():
         time.sleep(POLL_SECONDS)
-        used = processor_seconds(candidate.pid, run["isolated"])
+        pids = run_processes(candidate.pid, run["isolated"])
+        used = processor_seconds(pids)
         lost += max(0.0, before - used)
         before = used
-        if lost + used > limit:
+        waited = max(waited, waiting_seconds(pids))
+        os.pwrite(meter, b"%.2f %.2f" % (lost + used, waited), 0)
+        if lost + used > limit or time.perf_counter() - started - waited > run["seconds"]:
             return False
     return True
 
 
-def processor_seconds(candidate: int, isolated: bool) -> float:
-    """Sum the processor time of a run's processes, and of those they have waited for."""
-    pids = [str(candidate)]
-    if isolated:  # then /proc holds this process and those of the run alone
-        pids = [name for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
+def run_processes(candidate: int, isolated: bool) -> list[str]:
+    """List the process numbers of a run."""
+    if not isolated:
+        return [str(candidate)]
+    # Then /proc holds this process and those of the run alone.
+    return [name for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
+
+
+def processor_seconds(pids: list[str]) -> float:
+    """Sum the processor time of processes, and of those they have waited for."""
     ticks = 0
     for pid in pids:
         with contextlib.suppress(OSError):  # it has ended in the meantime
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             ticks += sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
     return ticks / os.sysconf("SC_CLK_TCK") + waited_for()
+
+
+def waiting_seconds(pids: list[str]) -> float:
+    """Sum the time in which threads could have run but had no core; 0 if it is unknown."""
+    nanoseconds = 0
+    for pid in pids:
+        for path in glob.glob(f"/proc/{pid}/task/*/schedstat"):
+            with contextlib.suppress(OSError):  # it has ended in the meantime
+                nanoseconds += int(Path(path).read_text().split()[1])
+    return nanoseconds / 1e9
+
+
+def taken_seconds() -> float:
+    """Return the time for which this process's cores have worked, for any process or host."""
+    cores = [f"cpu{number}" for number in os.sched_getaffinity(0)]
+    ticks = 0
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *fields = line.split()
+        if name in cores:
+            idle_ticks = sum(map(int, fields[3:5]))
+            ticks += sum(map(int, fields[:8])) - idle_ticks
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def waited_for() -> float:
@@ -315,12 +353,14 @@ def start(run: dict, channel: int) -> None:
     end_with_parent()
     flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
     printed = os.open(run["printed"], flags, 0o644)
+    meter = os.open(run["meter"], flags, 0o644)
+    os.pwrite(meter, b"0 0", 0)
     files = [os.open(path, flags, 0o644) for path in run["collect"].values()]
     os.dup2(printed, 2)
     if run["isolated"]:
         enter_namespaces()
     # Not this process is in the new process namespace but its child.
-    first = fork(first_process, run, channel, files)
+    first = fork(first_process, run, channel, meter, files)
     first.join()
     sys.exit(first.exitcode & 255)
 
@@ -338,17 +378,23 @@ def main(control: socket.socket) -> None:
         run = json.loads(message)
         started = time.perf_counter()
         before = waited_for()
+        taken_before = taken_seconds()
         process = fork(start, run, *channel)
         os.close(*channel)
-        ready = connection.wait([control, process.sentinel], run["seconds"])
+        ready = connection.wait([control, process.sentinel], MAX_WAITING * run["seconds"])
         if control in ready:  # the judge has ended: when this process ends, the kernel ends the run
             os._exit(0)
         process.kill()
         process.join()
+        used = waited_for() - before
+        # Its own threads may wait for each other too, but not longer than others had its cores.
+        waited = float(Path(run["meter"]).read_text().split()[1])
+        others = max(0.0, taken_seconds() - taken_before - used)
         result = {
             "status": process.exitcode & 255,
             "seconds": time.perf_counter() - started,
-            "processor_seconds": waited_for() - before,
+            "processor_seconds": used,
+            "waited_seconds": min(waited, others),
             "late": not ready or process.exitcode == LATE,
         }
         control.send(json.dumps(result).encode())

@@ -6,7 +6,9 @@ what catches it, and
     EDITS          edits of the recipe (see edits.py)
     FILES          path to text of files that the change adds or replaces; None: it deletes the file
     LINK           (path, target) of a symbolic link
+    PATCH          a patch as text, instead of edits
     BUDGET         seconds, such as "1s", instead of the recipe's steps
+    RUNS           how often it runs; 1 if it is not given
 
 and what must become of it:
 
@@ -14,6 +16,9 @@ and what must become of it:
     GAINS_NOTHING  it runs, and its score is the baseline's to within so many bits per byte. A case
                    that looks for something exits with status 99 where it finds it: a crash.
     SAME           it scores the same to the last bit
+    SIMPLER        it has fewer tokens
+    GAINS          it is scored as better by so many bits per byte: a cheat in open/, which
+                   docs/research.md names as one that the referee does not defend against
 
 An honest change without any of these is scored.
 """
@@ -34,9 +39,10 @@ from tests.slow.adversarial.edits import apply_edits
 from tests.trials import make_project, prepare_words
 
 HERE = Path(__file__).parent / "adversarial"
-CASES = sorted(HERE.glob("cheats/*.py")) + sorted(HERE.glob("honest/*.py"))
+FOLDERS = ("cheats", "honest", "open")
+CASES = [path for folder in FOLDERS for path in sorted(HERE.glob(f"{folder}/*.py"))]
 SEEDS = (101, 202)
-OUTSIDE_PATCH = b"--- /dev/null\n+++ b/../outside.py\n@@ -0,0 +1 @@\n+print('mine')\n"
+BASELINE = "the baseline's scores, before and after all cases"
 
 
 def name_of(path: Path) -> str:
@@ -69,15 +75,20 @@ class CachedBaseline(runs.Slot):
 
 def make_change(case: dict, setup: runs.Setup, folder: Path) -> patch.Change:
     """Make the case's change, as a tree or, for paths outside of it, as a patch."""
+    if "PATCH" in case:
+        change = patch.from_patch(setup.base, case["PATCH"].encode())
+        patch.refuse(not change.files, "it changes nothing")
+        return change
     data = Data(setup.data)
-    held_out = data.tokenizer.decode(data.splits["val"].read(0, 2000)).replace("\n", " ")
+    tokens = data.splits["val"].read(0, 2000)
+    held_out = data.tokenizer.decode(tokens).replace("\n", " ")
     texts = {path: content.decode() for path, content in setup.base.items()}
     for path, text in apply_edits(texts, case.get("EDITS", [])).items():
         texts[path] = text.replace("HELD_OUT", held_out[300:600])
         texts[path] = texts[path].replace("BLOB", secrets.token_hex(10_000))
+        if "HASHES" in text:
+            texts[path] = texts[path].replace("HASHES", hashes(tokens))
     texts |= case.get("FILES", {})
-    if "../outside.py" in texts:
-        return patch.from_patch(setup.base, OUTSIDE_PATCH)
     files = {path: text.encode() for path, text in texts.items() if text is not None}
     tree = patch.write_tree(files, folder / "tree")
     if "LINK" in case:
@@ -89,8 +100,17 @@ def make_change(case: dict, setup: runs.Setup, folder: Path) -> patch.Change:
     return change
 
 
+def hashes(tokens: list[int]) -> str:
+    """Write hexadecimal numbers: a hash of 12 tokens in three bytes, and the next in one."""
+    codes = []
+    for end in range(12, 1012):
+        code = hash(tuple(map(int, tokens[end - 12 : end]))) % 2**24
+        codes.append(f"{code:06x}{tokens[end] % 256:02x}")
+    return "".join(codes)
+
+
 def outcome_of(case: dict, change: patch.Change, setup: runs.Setup, slots: dict, share) -> dict:
-    """Return the failure of a candidate that is refused, else {"differences"} of its pairs."""
+    """Return the failure of a candidate that is refused, else its differences and tokens."""
     budget = case.get("BUDGET")
     if budget not in slots:
         own_setup = copy.copy(setup)
@@ -101,12 +121,12 @@ def outcome_of(case: dict, change: patch.Change, setup: runs.Setup, slots: dict,
     slot = slots[budget]
     slot.install("candidate", patch.apply(setup.base, change))
     pairs = []
-    for seed in SEEDS if "ignores" in case.get("REFUSED", "") else SEEDS[:1]:
+    for seed in SEEDS[: case.get("RUNS", 1)]:
         pairs.append(slot.pair(seed, "val", False))
         failure = pairs[-1].get("failed") or judge.same_for_every_seed(pairs)
         if failure:
             return failure
-    return {"differences": judge.differences(pairs, "val")}
+    return {"differences": judge.differences(pairs, "val"), "tokens": change.tokens}
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +134,7 @@ def outcomes(request, tiny, tmp_path_factory) -> dict[str, dict]:
     """Judge all cases that were asked for, two at once where there are two cores."""
     items = [item for item in request.session.items if item.path == Path(__file__)]
     chosen = [item.callspec.params["path"] for item in items if hasattr(item, "callspec")]
-    results = {}
+    results = {BASELINE: []}
     waiting = []
     for path in chosen:
         case = runpy.run_path(str(path))
@@ -135,6 +155,10 @@ def outcomes(request, tiny, tmp_path_factory) -> dict[str, dict]:
             except Exception as error:
                 results[name] = {"error": error}
         for slot in slots.values():
+            for job, row in slot.known.items():
+                if slot.setup.kind == "tokens":
+                    again = runs.Slot.run(slot, "baseline", *job)
+                    results[BASELINE].append((row["bpb"], again["bpb"]))
             slot.close()
 
     cores = len(os.sched_getaffinity(0))
@@ -154,11 +178,20 @@ def test_cheats_are_refused_and_honest_changes_are_not(path, outcomes):
         assert re.search(case["REFUSED"], outcome.get("reason", "")), message
     elif "GAINS_NOTHING" in case:
         assert abs(outcome.get("differences", [9.9])[0]) <= case["GAINS_NOTHING"], message
+    elif "GAINS" in case:
+        assert outcome.get("differences", [9.9])[0] < -case["GAINS"], message
     else:
         assert "differences" in outcome, message
+        assert not case.get("SIMPLER") or outcome["tokens"] < 0, message
         assert not case.get("SAME") or outcome["differences"] == [0.0], message
 
 
+def test_no_case_has_harmed_the_baseline(outcomes):
+    """After all of them its score is the same to the last bit: nothing outlives a run."""
+    for before, after in outcomes[BASELINE]:
+        assert before == after
+
+
 def test_the_suite_is_as_large_as_promised():
-    assert len(list(HERE.glob("cheats/*.py"))) >= 57
-    assert len(list(HERE.glob("honest/*.py"))) >= 25
+    assert len(list(HERE.glob("cheats/*.py"))) >= 82
+    assert len(list(HERE.glob("honest/*.py"))) >= 36

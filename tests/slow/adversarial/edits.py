@@ -7,6 +7,8 @@ A case in cheats/ or honest/ lists EDITS, each (kind, target, code). The kinds:
     append    target a file. The code goes to its end, before `if __name__ == "__main__":`.
     begin     target "train.py:train". The code becomes the first statements of that function, after
               its docstring.
+    body      target "train.py:lr_scale". The code becomes the body of that function.
+    rename    target "model.py:rotate". The code is the new name, wherever the file has the old.
     wrap      target "model.py:GPT.forward". The code is `def changed(original, …)`, which takes the
               function's place and calls `original(…)` where it wants to.
 
@@ -45,6 +47,12 @@ def apply_edits(files: dict[str, str], edits: list[tuple[str, str, str]]) -> dic
             files[path] = append(files[path], code)
         elif kind == "begin":
             files[path] = begin(files[path], find_function(files[path], path, name), code)
+        elif kind == "body":
+            files[path] = body(files[path], find_function(files[path], path, name), code)
+        elif kind == "rename":
+            find_function(files[path], path, name)
+            old_name = name.rpartition(".")[2]
+            files[path] = re.sub(rf"\b{old_name}\b", code.strip(), files[path])
         elif kind == "wrap":
             find_function(files[path], path, name)
             files[path] = append(files[path], wrapper(name, code))
@@ -79,11 +87,23 @@ def find_function(text: str, path: str, name: str) -> ast.FunctionDef:
     return scope
 
 
-def begin(text: str, function: ast.FunctionDef, code: str) -> str:
+def first_statement(function: ast.FunctionDef) -> ast.stmt:
     has_docstring = ast.get_docstring(function) is not None
-    first = function.body[1 if has_docstring else 0]
+    return function.body[1 if has_docstring else 0]
+
+
+def begin(text: str, function: ast.FunctionDef, code: str) -> str:
+    first = first_statement(function)
     lines = text.splitlines(keepends=True)
     lines.insert(first.lineno - 1, textwrap.indent(code, " " * first.col_offset))
+    return "".join(lines)
+
+
+def body(text: str, function: ast.FunctionDef, code: str) -> str:
+    first = first_statement(function)
+    lines = text.splitlines(keepends=True)
+    new_lines = [textwrap.indent(code, " " * first.col_offset)]
+    lines[first.lineno - 1 : function.end_lineno] = new_lines
     return "".join(lines)
 
 

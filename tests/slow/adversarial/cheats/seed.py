@@ -4,3 +4,4 @@ EDITS = [
     ("begin", "train.py:train", "config = replace(config, seed=7)"),
 ]
 REFUSED = "ignores the seed"
+RUNS = 2

@@ -1,0 +1,5 @@
+"""Twice the context: scored with its windows."""
+
+EDITS = [
+    ("options", "config/tiny.py", "block_size = 64"),
+]
