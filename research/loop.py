@@ -26,11 +26,11 @@ from functools import partial
 from pathlib import Path
 
 from nanoloop.options import UserError, require
-from research.referee.judge import known_noise, try_change
+from research.referee.judge import noise_row, plan, try_change
 from research.referee.ledger import Ledger, new_id, now
 from research.referee.patch import ROOT, Invalid, from_tree, git, hash_of, read_tree
 from research.referee.runs import Options
-from research.referee.verdict import Night, Noise
+from research.referee.verdict import SCREEN, Night, Noise, rounds
 
 MAX_LESSONS = 200  # of the newest trials, in the agent's brief
 SET_DEATH_SIGNAL = 1  # of prctl(2): the signal that a process gets when its parent ends
@@ -202,7 +202,8 @@ def attempt(command: str, ledger: Ledger, repo: Path, number: int, seconds: floa
         if problem or not idea:
             return end(problem or "nothing was changed", hypothesis=hypothesis)
         for trial in rows:
-            if trial.get("idea") == idea and trial["state"] == "done":
+            is_judged = trial["state"] == "done" and trial["verdict"] != "disturbed"
+            if trial.get("idea") == idea and is_judged:
                 reason = f"the idea of {trial['id']} again"
                 return end(reason, same_as=trial["id"], hypothesis=hypothesis)
         trial = judge(repo, tree=str(copy), hypothesis=hypothesis, id=row["id"], number=number)
@@ -226,30 +227,23 @@ def recover(ledger: Ledger, repo: Path) -> None:
             commit(repo, row)
 
 
-def run(
-    agent: str,
-    folder: Path,
-    judge,
-    hours: float | None,
-    tries: int | None,
-    minutes: float,
-    echo=print,
-) -> None:
+def run(options: LoopOptions, judge, echo=print) -> None:
     """Do attempts until the hours or the tries are used up. Raises UserError.
 
     judge(repo, tree=…, hypothesis=…, **row) tries that tree against the one in `repo`, records it
     and returns its row.
     """
-    ledger = Ledger(folder)
-    repo = open_repository(folder)
+    ledger = Ledger(Path(options.folder))
+    repo = open_repository(ledger.folder)
     recover(ledger, repo)
     number = sum("number" in row for row in ledger.trials())
     hint = "Ctrl-C ends the loop, the same command resumes it"
     echo(f"{number} attempts so far; keeps are commits in {repo}; {hint}")
-    end = time.monotonic() + 3600 * (hours or math.inf)
-    while number < (tries or math.inf) and time.monotonic() <= end:
+    end = time.monotonic() + 3600 * (options.hours or math.inf)
+    while number < (options.tries or math.inf) and time.monotonic() <= end:
         number += 1
-        row = attempt(agent, ledger, repo, number, 60 * minutes, judge)
+        seconds = 60 * options.agent_minutes
+        row = attempt(options.agent, ledger, repo, number, seconds, judge)
         echo(f"attempt {number} | {row['verdict']} | {row['reason']}")
 
 
@@ -257,13 +251,9 @@ def main(options: LoopOptions) -> None:
     program = shlex.split(options.agent)[:1]
     require(program, "no agent: type its command, such as --agent='claude -p'")
     require(shutil.which(program[0]), f"--agent={options.agent!r}: there is no such command")
-    known_noise(Ledger(Path(options.folder)), options)  # before an agent works in vain
+    known = noise_row(Ledger(Path(options.folder)), options)  # before an agent works in vain
+    runs = 2 * sum(count for _, count in rounds(SCREEN, options.max_pairs))
+    trial = plan(options, runs, known.get("run_seconds"))
+    print(f"an attempt: at most {options.agent_minutes:g} minutes of the agent, then {trial}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    run(
-        options.agent,
-        Path(options.folder),
-        partial(try_change, options),
-        options.hours,
-        options.tries,
-        options.agent_minutes,
-    )
+    run(options, partial(try_change, options))

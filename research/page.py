@@ -46,9 +46,8 @@ def curves(row: dict) -> dict | None:
     runs = []
     for pair in row.get("pairs", []):
         for arm in ARMS:
-            curve = pair.get(arm, {}).get("curve")
-            if curve:
-                runs.append((arm, np.array(curve, float)))
+            if pair.get(arm, {}).get("curve"):
+                runs.append((arm, np.array(pair[arm]["curve"], float)))
     is_drawable = [(abs(run) < 1e15).all() for _, run in runs]  # false for NaN too
     if not runs or not all(is_drawable):
         return None

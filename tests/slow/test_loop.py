@@ -149,7 +149,10 @@ def start(
 ) -> None:
     """Run the loop in `folder`."""
     judge = judge or QuickJudge(Ledger(folder), pause)
-    loop.run(agent, folder, judge, hours, tries, minutes, echo=echo)
+    options = loop.LoopOptions(
+        agent=agent, folder=str(folder), hours=hours, tries=tries, agent_minutes=minutes
+    )
+    loop.run(options, judge, echo)
 
 
 def outcomes(folder: Path) -> list[str]:
