@@ -143,17 +143,17 @@ def make_norm(config: GPTConfig) -> nn.Module:
 
 
 def rotary_angles(config: GPTConfig) -> tuple[Tensor, Tensor]:
-    """Compute cosine and sine of the rotation angles, (block_size, D/2) each."""
+    """Compute cosine and sine of the rotation angles, (block_size, 1, D/2) each."""
     D = config.head_size()
     frequency = config.rope_base ** -(torch.arange(0, D, 2) / D)  # (D/2,) radians per position
-    angle = torch.outer(torch.arange(config.block_size), frequency)
+    angle = torch.arange(config.block_size)[:, None, None] * frequency
     return angle.cos(), angle.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair of channels by its angle (rotary embedding, arXiv:2104.09864).
 
-    x: (B, H, T, D); cos, sin: (T, D/2). Channel i is paired with channel i + D/2.
+    x: (B, T, H, D); cos, sin: (T, 1, D/2). Channel i is paired with channel i + D/2.
     """
     x1, x2 = x.chunk(2, dim=-1)
     y1 = x1 * cos - x2 * sin
@@ -201,9 +201,6 @@ class Attention(nn.Module):
             gate = 2 * torch.sigmoid(self.value_gate(x[..., : self.value_gate.in_features]))
             v = v + gate.unsqueeze(-1) * value_embed.view(B, T, -1, self.head_size)
 
-        q = q.transpose(1, 2)  # (B, H, T, D)
-        k = k.transpose(1, 2)  # (B, G, T, D)
-        v = v.transpose(1, 2)  # (B, G, T, D)
         if self.qk_norm:  # bounded scores tolerate high learning rates (arXiv:2010.04245)
             q = F.rms_norm(q, (self.head_size,))
             k = F.rms_norm(k, (self.head_size,))
@@ -211,6 +208,10 @@ class Attention(nn.Module):
             cos, sin = rotary
             q = rotate(q, cos, sin)
             k = rotate(k, cos, sin)
+        # Only now: in this order a GPU copies no tensor to another layout.
+        q = q.transpose(1, 2)  # (B, H, T, D)
+        k = k.transpose(1, 2)  # (B, G, T, D)
+        v = v.transpose(1, 2)  # (B, G, T, D)
 
         dropout = self.dropout if self.training else 0.0
         if cache is None:

@@ -4,8 +4,6 @@ Shapes in comments: B batch, H heads of queries, G heads of keys and values, D h
 T positions of queries, S positions of keys (S > T when a cache holds earlier ones).
 """
 
-import contextlib
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,14 +18,12 @@ CUDA_KERNELS = [
 ]
 
 
-@contextlib.contextmanager
 def kernel_priority():
-    """Prefer the fastest attention kernels on CUDA while the context is active."""
-    if torch.cuda.is_available():
-        with sdpa_kernel(CUDA_KERNELS, set_priority=True):
-            yield
-    else:
-        yield
+    """Return a context in which CUDA takes the fastest attention kernel.
+
+    The choice depends on the card, dtypes and shapes alone, so ranks and resumed runs agree.
+    """
+    return sdpa_kernel(CUDA_KERNELS, set_priority=True)
 
 
 def attend(
@@ -47,6 +43,7 @@ def attend(
     positions: (T,) int64, the positions of the queries among the keys; None: the last T of S.
     """
     dtype = q.dtype
+    shape = q.shape
     T = q.size(2)
     S = k.size(2)
     if q.device.type == "cpu" and q.requires_grad:
@@ -54,12 +51,13 @@ def attend(
         q = q.float()
         k = k.float()
         v = v.float()
-    options = {"dropout_p": dropout, "scale": scale, "enable_gqa": q.size(1) != k.size(1)}
+    is_grouped = q.size(1) != k.size(1)
+    options = {"dropout_p": dropout, "scale": scale, "enable_gqa": is_grouped}
     is_plain = documents is None and positions is None
-    if is_plain and T == 1 and window >= S:  # one query sees all keys
-        y = F.scaled_dot_product_attention(q, k, v, **options)
-    elif is_plain and T == S and window >= S:
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
+    if q.is_cuda and is_grouped:  # FlashAttention alone takes that, and no float32
+        is_plain = is_plain and q.dtype == torch.bfloat16
+    if is_plain and window >= S and T in (1, S):  # a single query sees all keys
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=T == S, **options)
     elif T == S and positions is None and flex_is_fast(q, dropout):
         y = flex_attend(q, k, v, window, scale, documents)
     else:  # exact on every device, but masked scores are computed all the same
@@ -68,7 +66,11 @@ def attend(
         mask = causal_mask(positions, S, window)
         if documents is not None:
             mask = mask & (documents[:, None, :, None] == documents[:, None, None, :])
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options)
+        if q.is_cuda:
+            # Its kernels take grouped queries or a mask: the queries of a group become positions.
+            mask = torch.cat([mask] * (q.size(1) // k.size(1)), dim=-2)
+            q = q.reshape(*k.shape[:2], -1, q.size(3))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options).view(shape)
     return y.to(dtype)
 
 

@@ -71,10 +71,10 @@ def test_with_a_document_mask_each_document_is_predicted_as_if_it_stood_alone():
 def test_rotation_makes_scores_depend_on_distance_alone():
     model = GPT(SMALL)
     torch.manual_seed(0)
-    q = torch.randn(8).expand(1, 1, 16, 8)  # one vector at all 16 positions
-    k = torch.randn(8).expand(1, 1, 16, 8)
-    rotated_q = rotate(q, model.cos, model.sin)[0, 0]
-    rotated_k = rotate(k, model.cos, model.sin)[0, 0]
+    q = torch.randn(8).expand(1, 16, 1, 8)  # one vector at all 16 positions
+    k = torch.randn(8).expand(1, 16, 1, 8)
+    rotated_q = rotate(q, model.cos, model.sin)[0, :, 0]
+    rotated_k = rotate(k, model.cos, model.sin)[0, :, 0]
     scores = rotated_q @ rotated_k.T  # (16, 16): query at position i, key at position j
     for distance in (0, 1, 5):
         diagonal = scores.diagonal(-distance)
