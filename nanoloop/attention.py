@@ -70,7 +70,7 @@ def attend(
             # Its kernels take grouped queries or a mask: the queries of a group become positions.
             mask = torch.cat([mask] * (q.size(1) // k.size(1)), dim=-2)
             q = q.reshape(*k.shape[:2], -1, q.size(3))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options).view(shape)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options).reshape(shape)
     return y.to(dtype)
 
 
