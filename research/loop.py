@@ -26,11 +26,11 @@ from functools import partial
 from pathlib import Path
 
 from nanoloop.options import UserError, require
-from research.referee.judge import noise_row, plan, try_change
+from research.referee.judge import noise_row, try_change
 from research.referee.ledger import Ledger, new_id, now
 from research.referee.patch import ROOT, Invalid, from_tree, git, hash_of, read_tree
 from research.referee.runs import Options
-from research.referee.verdict import SCREEN, Night, Noise, rounds
+from research.referee.verdict import Night, Noise
 
 MAX_LESSONS = 200  # of the newest trials, in the agent's brief
 SET_DEATH_SIGNAL = 1  # of prctl(2): the signal that a process gets when its parent ends
@@ -201,11 +201,9 @@ def attempt(command: str, ledger: Ledger, repo: Path, number: int, seconds: floa
             problem = problem or f"unusable: {error}"
         if problem or not idea:
             return end(problem or "nothing was changed", hypothesis=hypothesis)
-        for trial in rows:
-            is_judged = trial["state"] == "done" and trial["verdict"] != "disturbed"
-            if trial.get("idea") == idea and is_judged:
-                reason = f"the idea of {trial['id']} again"
-                return end(reason, same_as=trial["id"], hypothesis=hypothesis)
+        for known in judged(rows, idea):
+            reason = f"the idea of {known} again"
+            return end(reason, same_as=known, hypothesis=hypothesis)
         trial = judge(repo, tree=str(copy), hypothesis=hypothesis, id=row["id"], number=number)
         if trial["verdict"].startswith("keep"):
             commit(repo, trial)
@@ -215,6 +213,12 @@ def attempt(command: str, ledger: Ledger, repo: Path, number: int, seconds: floa
         raise
     finally:
         shutil.rmtree(copy, ignore_errors=True)
+
+
+def judged(rows: list[dict], idea: str) -> list[str]:
+    """List the trials that have judged an idea. Where the machine was disturbed, none has."""
+    trials = [row for row in rows if row.get("idea") == idea and row["state"] == "done"]
+    return [row["id"] for row in trials if row["verdict"] != "disturbed"]
 
 
 def recover(ledger: Ledger, repo: Path) -> None:
@@ -251,9 +255,6 @@ def main(options: LoopOptions) -> None:
     program = shlex.split(options.agent)[:1]
     require(program, "no agent: type its command, such as --agent='claude -p'")
     require(shutil.which(program[0]), f"--agent={options.agent!r}: there is no such command")
-    known = noise_row(Ledger(Path(options.folder)), options)  # before an agent works in vain
-    runs = 2 * sum(count for _, count in rounds(SCREEN, options.max_pairs))
-    trial = plan(options, runs, known.get("run_seconds"))
-    print(f"an attempt: at most {options.agent_minutes:g} minutes of the agent, then {trial}")
+    noise_row(Ledger(Path(options.folder)), options)  # before an agent works in vain
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     run(options, partial(try_change, options))

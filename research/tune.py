@@ -22,8 +22,9 @@ import tyro
 
 from nanoloop.options import UserError, require
 from research.referee import patch
-from research.referee.judge import begin, exit_code, known_noise, try_change
-from research.referee.runs import Options, Setup, Slot
+from research.referee.judge import begin, exit_code, noise_row, plan, try_change
+from research.referee.runs import Options, Setup, Slot, undisturbed
+from research.referee.verdict import Noise
 
 EXAMPLE = "muon_lr=log(0.005,0.05) n_layer=int(1,4) activation=relu2|swiglu"
 
@@ -153,7 +154,9 @@ def main(options: TuneOptions) -> int:
 
     space = read_space(options.space, {field.name for field in fields(TrainConfig)})
     setup = Setup(options, patch.ROOT)
-    noise = known_noise(setup.ledger, options)
+    noise = noise_row(setup.ledger, options)
+    runs = options.tries * options.seeds
+    print(f"at most {plan(options, runs, noise.get('run_seconds'))}, then a trial", flush=True)
     start = setting_of(setup.recipe, space)
 
     def score(settings: dict, seed: int, slot: Slot) -> float:
@@ -162,7 +165,7 @@ def main(options: TuneOptions) -> int:
         change = patch.from_settings(setup.base, setup.options.config, text, setup.root)
         # Nothing runs beside it, so it is the baseline.
         slot.install("baseline", patch.apply(setup.base, change))
-        bpb = slot.run("baseline", seed, "val")["bpb"]
+        bpb = undisturbed(lambda: slot.run_alone(seed))
         reason = f"seed {seed}: {bpb:.4f} bits per byte"
         begin("setting", setup, state="done", hypothesis=text, bpb=bpb, reason=reason)
         return bpb
@@ -179,7 +182,7 @@ def main(options: TuneOptions) -> int:
             options.tries,
             options.seeds,
             slots,
-            noise.sd,
+            Noise.of(noise).sd,
             start,
         )
     is_scored = any(trial.value is not None for trial in study.trials)

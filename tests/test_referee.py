@@ -12,6 +12,7 @@ import textwrap
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ import pytest
 from nanoloop.data import Data
 from nanoloop.options import UserError
 from research import loop
-from research.referee import judge, patch, runs, score, views
+from research.referee import judge, patch, runs, score, starter, views
 from research.referee.ledger import Ledger
 from research.referee.sandbox import Ended, Limit, Sandbox, remove_leftovers
 from research.referee.tokens import count_tokens
@@ -569,6 +570,116 @@ def test_without_a_noise_floor_nothing_is_tried_and_the_way_to_one_is_named(data
     ):
         assert str(part) in str(caught.value)
     assert len(book.trials()) == 1
+
+
+# --------------------------------------------------------------------------------------------------
+# A machine that is busy with other work
+
+
+class FakeSlot(runs.Slot):
+    """Trains in no time: each run takes the next (seconds, processor seconds, seconds of waiting).
+
+    Its budget is 10 seconds. A score is the number of runs before.
+    """
+
+    def __init__(self, monkeypatch, figures: list[tuple[float, float, float]]):
+        self.setup = SimpleNamespace(kind="seconds", amount=10.0, options=runs.Options())
+        self.box = SimpleNamespace(isolation="namespaces")
+        self.data = None
+        self.folder = Path("nowhere")
+        self.n_cores = 1
+        self.charge = 0.0
+        self.trained = []
+        self.scored = []
+        self.left = list(figures)
+        monkeypatch.setattr(runs, "read_curve", lambda path: [[512, 2.0]])
+        monkeypatch.setattr(runs, "score", self.score)
+
+    def train_once(self, arm, seed, amount, limit) -> Ended:
+        return Ended(0, *self.left.pop(0), late=False, text="")
+
+    def score(self, *arguments) -> SimpleNamespace:
+        bpb = float(len(self.trained))
+        return SimpleNamespace(bpb=bpb, first=bpb, seconds=1.0, processor_seconds=1.0)
+
+
+QUIET = (10.5, 10.0, 0.2)
+SHARED = (10.5, 6.0, 4.2)  # a neighbour had the core for a while
+MUCH_SHARED = (10.5, 4.0, 6.2)
+
+
+def test_a_pair_whose_runs_had_other_shares_of_the_processor_is_repeated(monkeypatch):
+    slot = FakeSlot(monkeypatch, [QUIET, SHARED, SHARED, SHARED])
+    row = slot.pair(7, "val", False)
+    assert "failed" not in row and row["repeats"] == 1 and not slot.left
+    assert row["baseline"]["share"] == row["candidate"]["share"] == pytest.approx(0.588)
+    assert len(judge.differences([row], "val")) == 1
+
+
+def test_a_budget_of_steps_is_worth_the_same_whatever_share_a_run_gets(monkeypatch):
+    slot = FakeSlot(monkeypatch, [QUIET, MUCH_SHARED])
+    slot.setup.kind = "tokens"
+    row = slot.pair(7, "val", False)
+    assert "failed" not in row and row["repeats"] == 0
+
+
+def test_a_trial_that_is_disturbed_thrice_has_no_verdict_and_can_be_tried_again(monkeypatch):
+    slot = FakeSlot(monkeypatch, [QUIET, SHARED] * 3)
+    pairs = []
+    runner = SimpleNamespace(run=lambda seeds, split: [slot.pair(7, split, False)])
+    row = judge.decide(runner, pairs, [[7], [8]], [(0.05, 8)] * 2, {}, print, stops_early=True)
+    assert row["verdict"] == "disturbed" and judge.exit_code(row) == 4
+    assert "98% and 59% of the processor" in row["reason"] and "try it again" in row["reason"]
+    assert pairs[0]["repeats"] == 2 and judge.differences(pairs, "val") == []
+    row |= {"id": "t1", "state": "done", "idea": "x"}
+    assert loop.judged([row], "x") == []
+    assert loop.judged([row | {"verdict": "reject"}], "x") == ["t1"]
+
+
+def test_who_waits_for_a_core_is_not_refused_for_the_time(monkeypatch):
+    """Nor does it get less time in the next attempt."""
+    slow = (14.0, 10.0, 4.0)
+    slot = FakeSlot(monkeypatch, [QUIET, slow, QUIET, QUIET])
+    row = slot.pair(7, "val", False)
+    assert "failed" not in row and row["repeats"] == 1 and slot.charge == 0
+    idle = (14.0, 13.8, 0.2)
+    slot = FakeSlot(monkeypatch, [QUIET, idle, idle, idle, idle])
+    row = slot.pair(7, "val", False)
+    assert row["failed"]["verdict"] == "invalid" and "14.0 seconds" in row["failed"]["reason"]
+
+
+def test_a_setting_counts_when_two_runs_in_a_row_got_the_same_share(monkeypatch):
+    slot = FakeSlot(monkeypatch, [QUIET, SHARED, SHARED])
+    assert slot.run_alone(0) == 0
+    assert runs.undisturbed(lambda: slot.run_alone(1)) == 2
+    slot = FakeSlot(monkeypatch, [QUIET, SHARED, QUIET, SHARED])
+    slot.run_alone(0)
+    with pytest.raises(runs.Disturbed):
+        runs.undisturbed(lambda: slot.run_alone(1))
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_the_clock_of_a_run_stands_still_while_others_have_its_core(monkeypatch, waits, tmp_path):
+    clock = SimpleNamespace(now=0.0)
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    fake_time = SimpleNamespace(sleep=sleep, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(starter, "time", fake_time)
+    monkeypatch.setattr(starter, "times", lambda *_: (0.1, 0.9 * clock.now if waits else 0.0))
+    candidate = SimpleNamespace(pid=1, is_alive=lambda: clock.now < 5)
+    run = {"processor_seconds": None, "isolated": True, "seconds": 1.0}
+    with open(tmp_path / "meter", "wb") as meter:
+        assert starter.ends_within(candidate, run, meter.fileno()) == waits
+    used, waited = (tmp_path / "meter").read_text().split()
+    assert used == "0.10" and float(waited) == pytest.approx(4.5 if waits else 0, abs=0.1)
+
+
+def test_a_plan_names_runs_and_time():
+    options = runs.Options(workers=2)
+    assert judge.plan(options, 16, 70.2) == "16 runs of about 70 s, 10 minutes"
+    assert judge.plan(options, 16, None) == "16 runs"
 
 
 @pytest.mark.parametrize("budget", ["60", "steps", "0s", "-5s", "1e3"])

@@ -10,6 +10,7 @@ import platform
 import re
 import secrets
 import shutil
+import statistics
 import subprocess
 import time
 from contextlib import closing
@@ -24,7 +25,8 @@ from research.referee.ledger import Ledger, new_id, now
 from research.referee.runs import ARMS, Options, PairRunner, Setup, scores
 from research.referee.verdict import Night, Noise
 
-EXIT_CODES = {"keep": 0, "keep (simpler)": 0, "invalid": 3, "crash": 3}  # all others: 1
+# All others: 1.
+EXIT_CODES = {"keep": 0, "keep (simpler)": 0, "invalid": 3, "crash": 3, "disturbed": 4}
 
 
 def exit_code(row: dict) -> int:
@@ -155,7 +157,9 @@ def judge(
     level. lost: what simpler changes may have lost before. more: fields of the row; with
     "replay_of" all seeds are used. Raises UserError.
     """
-    noise = known_noise(setup.ledger, setup.options)
+    known = noise_row(setup.ledger, setup.options)
+    runs = 2 * sum(map(len, seeds))
+    echo(f"at most {plan(setup.options, runs, known.get('run_seconds'))}")
     started = time.time()
     is_replay = "replay_of" in more
     row = begin(
@@ -173,7 +177,7 @@ def judge(
     rules = {
         "lost": lost,
         "minimum_effect": setup.options.minimum_effect,
-        "noise": noise,
+        "noise": Noise.of(known),
         "tokens": change.tokens,
     }
     pairs: list[dict] = []
@@ -258,8 +262,8 @@ def same_for_every_seed(pairs: list[dict], split: str = "val") -> dict | None:
 # The noise floor
 
 
-def known_noise(ledger: Ledger, options: Options) -> Noise:
-    """Return the noise floor measured last for this recipe, budget and machine.
+def noise_row(ledger: Ledger, options: Options) -> dict:
+    """Return the row of the noise floor measured last for this recipe, budget and machine.
 
     Raises UserError where none is: without it, a recipe that is mostly a little better and
     sometimes much worse would pass.
@@ -273,12 +277,20 @@ def known_noise(ledger: Ledger, options: Options) -> Noise:
     }
     for row in reversed(ledger.trials()):
         if wanted.items() <= row.items():
-            return Noise.of(row)
+            return row
     flags = f"--config={options.config} --budget={options.budget} --folder={options.folder}"
     raise UserError(
         f"{ledger.path} holds no noise floor for this recipe, budget and machine. Measure it once, "
         f"with {2 * NoiseOptions.pairs} runs:\n    python -m research noise {flags}"
     )
+
+
+def plan(options: Options, runs: int, run_seconds: float | None) -> str:
+    """Say how many runs follow, and for how long if the seconds of one are known."""
+    if run_seconds is None:
+        return f"{runs} runs"
+    minutes = math.ceil(runs * run_seconds / options.workers / 60)
+    return f"{runs} runs of about {run_seconds:.0f} s, {verdict.plural(minutes, 'minute')}"
 
 
 @dataclass(frozen=True)
@@ -299,17 +311,31 @@ def measure_noise(options: NoiseOptions) -> None:
     setup = Setup(options, patch.ROOT)
     setup.seed_step = 1
     row = begin("noise", setup)
+    # Start-up and scoring are known after the first pair.
+    budget_seconds = setup.amount if setup.kind == "seconds" else None
+    print(f"{plan(options, 2 * options.pairs, budget_seconds)} at least", flush=True)
     pairs = []
     with closing(PairRunner(setup, setup.base)) as runner:
         for pair in runner.run(new_seeds(options.pairs), "val"):
-            require("failed" not in pair, f"a run failed: {pair.get('failed')}")
             pairs.append(pair)
+            run_seconds = statistics.median(pair["seconds"] / 2 for pair in pairs)
+            if len(pairs) == 1:
+                print(plan(options, 2 * options.pairs - 2, run_seconds), "follow", flush=True)
             found = differences(pairs, "val")
-            print(f"pair {len(pairs)}: difference {found[-1]:+.5f} bits per byte")
+            if "failed" in pair:
+                failure = pair["failed"]
+                require(failure["verdict"] == "disturbed", f"a run failed: {failure}")
+                print(f"pair {len(pairs)} is left out: {failure['reason']}", flush=True)
+            else:
+                difference = f"{found[-1]:+.5f} bits per byte"
+                print(f"pair {len(pairs)}: difference {difference}", flush=True)
+    message = f"{len(found)} pairs are undisturbed, too few: wait until the machine is quiet"
+    require(len(found) >= 3, message)
     floor = Noise.of({"differences": found}).sd
     alpha = Night.of(setup.ledger.trials()).alpha()
     reason = f"noise floor of a pair: {floor:.5f} bits per byte"
     row |= {"state": "done", "differences": found, "noise": floor, "reason": reason}
+    row["run_seconds"] = round(run_seconds, 2)
     setup.ledger.append(row)
     seen = []
     for count in (8, 16, options.max_pairs):

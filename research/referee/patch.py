@@ -56,8 +56,11 @@ class Invalid(Exception):
     text: what the candidate printed, untrusted.
     """
 
+    verdict = "invalid"
+
     def __init__(self, message: str, text: str = ""):
-        super().__init__(message)
+        # It may name a path of the change, which may hold anything.
+        super().__init__("".join(c if c.isprintable() else " " for c in message))
         self.text = text
 
 

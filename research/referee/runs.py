@@ -13,6 +13,7 @@ import re
 import shutil
 import statistics
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -33,14 +34,19 @@ MIN_SECONDS = 60  # the clock stops no run of steps or tokens before
 MAX_SLOWDOWN = 20  # … nor before so many times the baseline's time; a busy machine may need them
 ATTEMPTS = 4  # of a change that overruns the seconds it is given, before it is refused
 REPEATS = 2  # of a pair that was disturbed
-MAX_APART = 0.1  # between two runs of so many seconds, in the share of the processor they got
-MAX_DRIFT = 1.25  # times the baseline's usual processor time; above, the machine is disturbed
+MAX_APART = 0.1  # by which the smaller of two runs' shares of the processor may be below the other
 CURVE_BYTES = 4 << 20  # of a run's log that are read
 CURVE_POINTS = 500  # that are kept
 
 
 class Disturbed(patch.Invalid):
     """Another program changed what a run could do in its time. That says nothing of the change."""
+
+    verdict = "disturbed"
+
+    def __init__(self, message: str, text: str = ""):
+        advice = "try it again when the machine is quiet, or with a budget of steps"
+        super().__init__(f"{message}: {advice}", text)
 
 
 @dataclass(frozen=True)
@@ -161,11 +167,6 @@ class Slot:
         limit = self.limit(self.trained, self.setup.options.slowdown, slack=5)
         run = self.train_once(arm, seed, amount, limit)
         if run.late:
-            now = self.train_once("baseline", seed, amount, NO_LIMIT).processor_seconds
-            usually = usual(self.trained, "processor_seconds")
-            if now > MAX_DRIFT * usually:
-                message = f"the baseline's runs take {now:.1f} seconds of processor time now"
-                raise Disturbed(f"{message}, and usually {usually:.1f}", run.text)
             message = f"training took more than {limit.exceeded(run)} (see --slowdown)"
             raise patch.Invalid(message, run.text)
         return run
@@ -236,7 +237,6 @@ class Slot:
             "bpb": scored.bpb,
             "first": scored.first,
             "seconds": round(trained.seconds, 2),
-            "processor_seconds": round(trained.processor_seconds, 2),
             "share": round(share(trained), 3),
             "tokens": curve[-1][0] if curve else None,
             "curve": curve,
@@ -248,58 +248,54 @@ class Slot:
         It has "failed" if the candidate was refused or crashed, or if all attempts were disturbed.
         Raises UserError where the baseline fails.
         """
-        for repeats in range(1 + REPEATS):
-            row = self.pair_once(seed, split, candidate_first) | {"repeats": repeats}
-            if row.get("failed", {}).get("verdict") != "disturbed":
-                break
-        return row
-
-    def pair_once(self, seed: int, split: str, candidate_first: bool) -> dict:
+        started = time.perf_counter()
         row = {"seed": seed, "split": split, "isolation": self.box.isolation}
         # The first pair begins with the baseline, which sets the candidate's limits.
         arms = ARMS[::-1] if candidate_first and self.trained else ARMS
         try:
-            for arm in arms:
-                row[arm] = self.run(arm, seed, split)
-            self.compare_shares(*[row[arm]["share"] for arm in ARMS])
+            undisturbed(lambda: self.run_both(row, arms))
         except patch.Invalid as error:
-            message = f"the baseline itself cannot be judged: {error}\n{error.text}"
-            require(arm == "candidate" or isinstance(error, Disturbed), message)
-            row["failed"] = failure(error)
-        return row
+            row["failed"] = {"verdict": error.verdict, "reason": str(error), "stderr": error.text}
+        return row | {"seconds": round(time.perf_counter() - started, 2)}
+
+    def run_both(self, row: dict, arms) -> None:
+        """Add the runs of a pair to its row. Raises UserError and patch.Invalid."""
+        row["repeats"] = row.get("repeats", -1) + 1
+        for arm in arms:
+            try:
+                row[arm] = self.run(arm, row["seed"], row["split"])
+            except patch.Invalid as error:
+                message = f"the baseline itself cannot be judged: {error}\n{error.text}"
+                require(arm == "candidate", message)
+                raise
+        self.compare_shares(*[row[arm]["share"] for arm in arms])
 
     def run_alone(self, seed: int) -> float:
-        """Score one run of the baseline on the validation split. Raises patch.Invalid.
+        """Score a run of the baseline, equally quick as the one before, on the validation split.
 
-        It is repeated if it got another share of the processor than the latest runs.
+        Raises patch.Invalid.
         """
-        for repeats in range(1 + REPEATS):
-            latest = [share(run) for run in self.trained[-5:]]
-            found = self.run("baseline", seed, "val")
-            try:
-                self.compare_shares(statistics.median(latest or [found["share"]]), found["share"])
-                return found["bpb"]
-            except Disturbed:
-                if repeats == REPEATS:
-                    raise
+        found = self.run("baseline", seed, "val")
+        self.compare_shares(*[share(run) for run in self.trained[-2:]])
+        return found["bpb"]
 
-    def compare_shares(self, one: float, other: float) -> None:
-        """Raise Disturbed if the same number of seconds was worth more to one of two runs."""
-        if self.setup.kind == "seconds" and abs(one - other) > MAX_APART:
-            shares = f"{one:.0%} and {other:.0%} of the processor"
-            raise Disturbed(f"two runs got {shares}, since other programs used it too")
+    def compare_shares(self, *shares: float) -> None:
+        """Raise Disturbed where the same seconds were worth more to one run than to another."""
+        is_apart = min(shares) < (1 - MAX_APART) * max(shares)
+        if is_apart and self.setup.kind == "seconds":
+            got = " and ".join(f"{share:.0%}" for share in shares)
+            raise Disturbed(f"two runs got {got} of the processor, which others used too")
 
     def close(self) -> None:
         self.box.close()
 
 
-def failure(error: patch.Invalid) -> dict:
-    """Return what a row says of a candidate that was not scored."""
-    kinds = {Crashed: "crash", Disturbed: "disturbed"}
-    reason = str(error)
-    if isinstance(error, Disturbed):
-        reason += ": try it again when the machine is quiet, or with a budget of steps"
-    return {"verdict": kinds.get(type(error), "invalid"), "reason": reason, "stderr": error.text}
+def undisturbed(attempt):
+    """Return attempt(), which is repeated where it raises Disturbed, but not without end."""
+    for _ in range(REPEATS):
+        with contextlib.suppress(Disturbed):
+            return attempt()
+    return attempt()
 
 
 def share(run: Ended) -> float:
@@ -313,8 +309,8 @@ def usual(results: list, name: str) -> float:
 
 
 def scores(pairs: list[dict], split: str, figure: str = "bpb") -> list[list[float]]:
-    """Return a figure of [baseline, candidate] of the split's pairs that have both."""
-    is_scored = [pair["split"] == split and set(ARMS) <= set(pair) for pair in pairs]
+    """Return a figure of [baseline, candidate] of the split's pairs that count."""
+    is_scored = [pair["split"] == split and "failed" not in pair for pair in pairs]
     return [[pair[arm][figure] for arm in ARMS] for pair, ok in zip(pairs, is_scored) if ok]
 
 

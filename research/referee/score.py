@@ -44,6 +44,8 @@ START_SLACK = 1.0  # … and seconds more
 class Crashed(Invalid):
     """The candidate ended before its work was done."""
 
+    verdict = "crash"
+
 
 @dataclass(frozen=True)
 class Score:

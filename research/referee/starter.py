@@ -14,7 +14,6 @@ Sources: namespaces(7), mount_namespaces(7), mount_setattr(2), capabilities(7), 
 
 import contextlib
 import ctypes
-import glob
 import importlib
 import json
 import math
@@ -42,7 +41,6 @@ IMPORTED = (
 )
 TAIL_BYTES = 8_000  # of what a run prints that are kept
 LATE = 128  # exit code of a run that exceeded a limit; a candidate's are below it
-MAX_WAITING = 20  # times its limit of seconds, after which a run ends although it had to wait
 POLL_SECONDS = 0.05  # between two looks at the processor time
 
 # Flags of unshare(2): mounts, host name, IPC, processes, network; and users.
@@ -279,55 +277,34 @@ def ends_within(candidate, run: dict, meter: int) -> bool:
     # Not join: it waits on a pipe that the candidate has closed.
     while candidate.is_alive():
         time.sleep(POLL_SECONDS)
-        pids = run_processes(candidate.pid, run["isolated"])
-        used = processor_seconds(pids)
+        used, waiting = times(candidate.pid, run["isolated"])
         lost += max(0.0, before - used)
         before = used
-        waited = max(waited, waiting_seconds(pids))
+        waited = max(waited, waiting)
         os.pwrite(meter, b"%.2f %.2f" % (lost + used, waited), 0)
         if lost + used > limit or time.perf_counter() - started - waited > run["seconds"]:
             return False
     return True
 
 
-def run_processes(candidate: int, isolated: bool) -> list[str]:
-    """List the process numbers of a run."""
-    if not isolated:
-        return [str(candidate)]
-    # Then /proc holds this process and those of the run alone.
-    return [name for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
+def times(candidate: int, isolated: bool) -> tuple[float, float]:
+    """Sum up seconds of a run's processes, and of those they have waited for.
 
-
-def processor_seconds(pids: list[str]) -> float:
-    """Sum the processor time of processes, and of those they have waited for."""
+    Returns the processor time, and the time in which threads could have run but had no core (0
+    where the kernel does not say).
+    """
+    pids = [str(candidate)]
+    if isolated:  # then /proc holds this process and those of the run alone
+        pids = [name for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
     ticks = 0
+    nanoseconds = 0
     for pid in pids:
         with contextlib.suppress(OSError):  # it has ended in the meantime
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             ticks += sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
-    return ticks / os.sysconf("SC_CLK_TCK") + waited_for()
-
-
-def waiting_seconds(pids: list[str]) -> float:
-    """Sum the time in which threads could have run but had no core; 0 if it is unknown."""
-    nanoseconds = 0
-    for pid in pids:
-        for path in glob.glob(f"/proc/{pid}/task/*/schedstat"):
-            with contextlib.suppress(OSError):  # it has ended in the meantime
-                nanoseconds += int(Path(path).read_text().split()[1])
-    return nanoseconds / 1e9
-
-
-def taken_seconds() -> float:
-    """Return the time for which this process's cores have worked, for any process or host."""
-    cores = [f"cpu{number}" for number in os.sched_getaffinity(0)]
-    ticks = 0
-    for line in Path("/proc/stat").read_text().splitlines():
-        name, *fields = line.split()
-        if name in cores:
-            idle_ticks = sum(map(int, fields[3:5]))
-            ticks += sum(map(int, fields[:8])) - idle_ticks
-    return ticks / os.sysconf("SC_CLK_TCK")
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                nanoseconds += int((thread / "schedstat").read_text().split()[1])
+    return ticks / os.sysconf("SC_CLK_TCK") + waited_for(), nanoseconds / 1e9
 
 
 def waited_for() -> float:
@@ -378,24 +355,19 @@ def main(control: socket.socket) -> None:
         run = json.loads(message)
         started = time.perf_counter()
         before = waited_for()
-        taken_before = taken_seconds()
         process = fork(start, run, *channel)
         os.close(*channel)
-        ready = connection.wait([control, process.sentinel], MAX_WAITING * run["seconds"])
+        ready = connection.wait([control, process.sentinel])
         if control in ready:  # the judge has ended: when this process ends, the kernel ends the run
             os._exit(0)
         process.kill()
         process.join()
-        used = waited_for() - before
-        # Its own threads may wait for each other too, but not longer than others had its cores.
-        waited = float(Path(run["meter"]).read_text().split()[1])
-        others = max(0.0, taken_seconds() - taken_before - used)
         result = {
             "status": process.exitcode & 255,
             "seconds": time.perf_counter() - started,
-            "processor_seconds": used,
-            "waited_seconds": min(waited, others),
-            "late": not ready or process.exitcode == LATE,
+            "processor_seconds": waited_for() - before,
+            "waited_seconds": float(Path(run["meter"]).read_text().split()[1]),
+            "late": process.exitcode == LATE,
         }
         control.send(json.dumps(result).encode())
 

@@ -24,15 +24,28 @@ parent = os.getppid()
 while os.getppid() == parent:
     pass
 """
+# The same, for a few seconds at a time.
+COME_AND_GO = """
+import os
+import random
+import time
+
+parent = os.getppid()
+while os.getppid() == parent:
+    end = time.monotonic() + random.uniform(1, 8)
+    while time.monotonic() < end:
+        pass
+    time.sleep(random.uniform(1, 8))
+"""
 
 
 @contextlib.contextmanager
-def busy_cores(count: int) -> Iterator[None]:
+def busy_cores(count: int, program: str = SPIN) -> Iterator[None]:
     """Keep `count` processes busy, and end them on the way out."""
     neighbours = []
     try:
         for _ in range(count):
-            neighbours.append(subprocess.Popen([sys.executable, "-c", SPIN]))
+            neighbours.append(subprocess.Popen([sys.executable, "-c", program]))
         yield
         ended = [process.pid for process in neighbours if process.poll() is not None]
         if ended:
