@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanoloop.attention import attend
-from nanoloop.loss import chunked_cross_entropy, needs_chunks, token_losses
+from nanoloop.loss import mean_loss, token_losses
 
 # --------------------------------------------------------------------------------------------------
 # Configuration. A field's comment is its --help text; the field is the only home of its default.
@@ -378,12 +378,8 @@ class GPT(nn.Module):
         weight = self.lm_head.weight
         if targets is None:
             return self.to_logits(x, weight)
-        if reduction == "none":
-            return token_losses(x, weight, targets, self.to_logits)
-        if needs_chunks(x, targets, self.config.vocab_size):
-            return chunked_cross_entropy(x, weight, targets, self.to_logits)
-        logits = self.to_logits(x, weight).flatten(0, 1)
-        return F.cross_entropy(logits, targets.flatten(), ignore_index=-1)
+        loss = token_losses if reduction == "none" else mean_loss
+        return loss(x, weight, targets, self.to_logits, self.config)
 
     def embed(self, tokens: Tensor, positions, cache) -> Tensor:
         """Add the embeddings of the tokens, their pairs and their positions: (B, T, C)."""
@@ -405,7 +401,8 @@ class GPT(nn.Module):
     def to_logits(self, x: Tensor, weight: Tensor) -> Tensor:
         """Turn activations (..., C) into logits (..., V), float32, without the padding.
 
-        `weight` is an argument because the chunked loss differentiates by it.
+        `weight` is an argument because the chunked loss differentiates by it. On CUDA
+        nanoloop/loss_kernel.py computes the same softcap: change both.
         """
         logits = F.linear(x, weight.to(x.dtype))[..., : self.config.vocab_size].float()
         softcap = self.config.logit_softcap

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model import GPT, GPTConfig
+from nanoloop.loss import chunks
 from tests.models import SMALL, VARIANTS, random_model, random_tokens
 
 
@@ -103,6 +104,27 @@ def test_an_evaluation_never_holds_all_logits(at_most):
         losses = model(tokens, tokens, reduction="none")
     torch.testing.assert_close(losses, expected)
     assert found.elements == 512 * 32 < expected.numel() * 512  # the head's weights, all logits
+
+
+def test_pieces_have_a_power_of_two_of_rows(at_most):
+    """Tensor cores multiply them fastest; here 33 rows of 64 logits, of which 7 rows would fit."""
+    x = torch.zeros(3, 11, 2)
+    at_most(7 * 64)
+    pieces = chunks(x, torch.zeros(64, 2), torch.zeros(3, 11))
+    assert [len(targets) for _, targets in pieces] == [4] * 8 + [1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("softcap", [15.0, None])
+def test_the_kernel_on_a_gpu_has_the_value_and_gradients_of_the_cpu(softcap):
+    model = random_model(replace(SMALL, logit_softcap=softcap))
+    tokens = random_tokens(3, 11)
+    targets = random_tokens(3, 11, seed=2)
+    targets[1, 3:9] = -1
+    expected = loss_and_grads(model, tokens, targets)
+    found = loss_and_grads(model.cuda(), tokens.cuda(), targets.cuda())
+    for on_cpu, on_gpu in zip(expected, found):
+        assert (on_gpu.cpu() - on_cpu).norm() <= 1e-4 * on_cpu.norm()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
