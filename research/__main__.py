@@ -11,7 +11,7 @@
     python -m research export RUN FOLDER         the model for Hugging Face's transformers
 
 Each explains its options with --help. Exit code of a trial: 0 kept, 1 rejected or undecided, 2 a
-mistake in the command, 3 refused or crashed.
+mistake in the command, 3 refused or crashed, 4 disturbed by other programs: try it again.
 """
 
 import nanoloop.environment  # noqa: F401, says how to install what is missing
@@ -121,6 +121,8 @@ def replay(options: LogOptions) -> int:
     holds = again["verdict"] == row["verdict"]
     print(f"first:  {row['verdict']} ({row['reason']})")
     print(f"second: {again['verdict']} ({again['reason']})")
+    if again["verdict"] == "disturbed":
+        return judge.exit_code(again)
     print("the verdict holds" if holds else "the verdict DOES NOT HOLD")
     return 0 if holds else 1
 
