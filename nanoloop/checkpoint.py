@@ -6,7 +6,6 @@ the complete tensors one after the other, so any number of ranks can resume.
 
 import contextlib
 import math
-import sys
 import zipfile
 from collections.abc import Set
 from dataclasses import asdict, replace
@@ -19,8 +18,8 @@ from typeguard import check_type
 
 from model import GPTConfig
 from nanoloop.files import replace_file, write_if_possible
-from nanoloop.gpt2 import published_weights
-from nanoloop.options import UserError, reading, require
+from nanoloop.gpt2 import nanogpt_weights, published_weights
+from nanoloop.options import UserError, note, reading, require
 from nanoloop.ranks import all_sum, gathered, in_turn, local, placed, rank, require_equal
 
 FORMAT = 3
@@ -93,6 +92,8 @@ def load(path: Path) -> dict:
     require(path.exists(), f"checkpoint '{path}' does not exist: train first, or name another run")
     with reading(f"'{path}' is damaged or no checkpoint", "it was not used, name another"):
         checkpoint = read_file(path)
+        if "model_args" in checkpoint:
+            return nanogpt_weights(checkpoint, path)
         found = checkpoint["format"]
         require(
             found == FORMAT,
@@ -155,7 +156,7 @@ def load_first(out: Path, names: tuple, hint: str, rename: bool = False) -> dict
         try:
             return load(path)
         except UserError as error:
-            print(f"warning: checkpoint skipped: {error}", file=sys.stderr)
+            note(f"warning: checkpoint skipped: {error}")
             if rename:
                 path.rename(path.with_suffix(".damaged"))
     require(not paths, f"no checkpoint in '{out}' can be read: {hint}")
@@ -163,12 +164,13 @@ def load_first(out: Path, names: tuple, hint: str, rename: bool = False) -> dict
 
 
 def load_weights(source: str) -> dict:
-    """Load a checkpoint by its path or its run's folder, or GPT-2's weights.
+    """Load a checkpoint by its path or its run's folder, nanoGPT's too, or GPT-2's weights.
 
     Raises UserError.
     """
     path = Path(source)
-    best = load_first(path, ("best.pt", "last.pt", "previous.pt"), "name another run")
+    names = ("best.pt", "last.pt", "previous.pt", "ckpt.pt")  # the last is nanoGPT's
+    best = load_first(path, names, "name another run")
     if best:
         return best
     if path.suffix == ".pt":

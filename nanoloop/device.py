@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from nanoloop.options import UserError, first_line, require
+from nanoloop import attention
+from nanoloop.options import UserError, first_line, note, require
 from nanoloop.ranks import local_rank, require_equal
 
 # Dense bf16 operations per second of a card, from the data sheets, by a part of its name.
@@ -44,9 +45,9 @@ def pick_device(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     fastest = fastest_dtype(picked)
     if picked.type == "cpu":
         if dtype not in ("auto", "float32", fastest):
-            print(f"warning: {dtype} is slow on this CPU: --dtype={fastest}", file=sys.stderr)
+            note(f"warning: {dtype} is slow on this CPU: --dtype={fastest}")
         elif dtype == "auto" and fastest == "float32":
-            print("this CPU has no native bfloat16: float32", file=sys.stderr)
+            note("this CPU has no native bfloat16: float32")
     if dtype == "auto":
         dtype = fastest
     require_equal({"device": picked.type, "dtype": dtype})
@@ -168,28 +169,37 @@ def tune_process() -> None:
 COMPILED_DEVICES: set[str] = set()  # the types of device on which `compiled` functions compile
 
 
-def compile_model(model, batch_size: int, device: torch.device, wanted: bool | None):
-    """Return the compiled model after one pass of warm-up.
+def compile_model(network, batch_size: int, device: torch.device, wanted: bool | None):
+    """Return the compiled network after one pass of warm-up.
 
-    wanted: None means on CUDA only. Returns the model itself if it is not wanted or if no compiler
-    works here.
+    network: a GPT, or DistributedDataParallel around one. The wrapper comes first: then the
+    backward pass is compiled in parts, and ranks exchange gradients while it runs.
+    wanted: None means on CUDA only. Returns the network itself if it is not wanted or if no
+    compiler works here.
     """
     is_cuda = device.type == "cuda"
     if not (is_cuda if wanted is None else wanted):
-        return model
+        return network
     print("compiling the model", flush=True)
-    network = torch.compile(model, dynamic=False)
-    tokens = torch.zeros(batch_size, model.config.block_size, dtype=torch.long, device=device)
-    try:
-        # One tensor as tokens and targets would be compiled as a special case.
-        network(tokens, tokens.clone()).backward()
-        if is_cuda:
-            COMPILED_DEVICES.add("cuda")
-    except Exception as error:  # no C++ compiler, no Triton, an old card: the types vary
-        print(f"warning: torch.compile does not work here ({first_line(error)}): not compiled")
-        network = model
-    model.zero_grad(set_to_none=True)
-    return network
+    config = getattr(network, "module", network).config
+    tokens = torch.zeros(batch_size, config.block_size, dtype=torch.long, device=device)
+    # FlexAttention needs more shared memory than some cards have.
+    for uses_flex in (True, False):
+        attention.USES_FLEX = uses_flex
+        result = torch.compile(network, dynamic=False)
+        try:
+            # One tensor as tokens and targets would be compiled as a special case.
+            result(tokens, tokens.clone()).backward()
+            if is_cuda:
+                COMPILED_DEVICES.add("cuda")
+            break
+        except Exception as error:  # no C++ compiler, no Triton, an old card: the types vary
+            reason = first_line(error)
+    else:
+        print(f"warning: torch.compile does not work here ({reason}): not compiled")
+        result = network
+    network.zero_grad(set_to_none=True)
+    return result
 
 
 def compiled(function):

@@ -65,7 +65,9 @@ def locked(path: Path, message: str):
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(message) from None
+        # It also waits where no file can be made, such as in /proc.
+        unwritable = f"'{path.parent}' cannot be written: check that path and its permissions"
+        raise UserError(message if path.exists() else unwritable) from None
     except OSError:
         pass  # a file system without locks
     try:

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import errno
 import inspect
+import io
 import os
 import re
 import runpy
@@ -33,6 +34,12 @@ class UserError(ValueError):
 def require(condition, message: str) -> None:
     if not condition:
         raise UserError(message)
+
+
+def note(message: str) -> None:
+    """Print to standard error; under torchrun only the first rank does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr)
 
 
 def is_utf8(text: str) -> bool:
@@ -222,14 +229,27 @@ def read_given(cls: type, argv: list[str], program: str, config_files: bool = Tr
     for name in {name for name in names if names.count(name) > 1}:
         is_list = get_origin(types[name]) is tuple
         require(not is_list, f"--{name} is repeated: give all its values to one, --{name}=A B")
-        print(f"note: --{name} is repeated: the last one counts", file=sys.stderr)
-    config = tyro.cli(
-        cls,
-        args=file_flags + flags,
-        prog=f"python {program}",
-        use_underscores=True,
-        config=(tyro.conf.FlagConversionOff,),
-    )
+        note(f"note: --{name} is repeated: the last one counts")
+    # The parser would print what the class refuses in a form of its own.
+    unchecked = type(cls.__name__, (cls,), {"__post_init__": lambda self: None})
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            parsed = tyro.cli(
+                unchecked,
+                args=file_flags + flags,
+                prog=f"python {program}",
+                use_underscores=True,
+                config=(tyro.conf.FlagConversionOff,),
+            )
+    except SystemExit:
+        _, *lines = printed.getvalue().splitlines()  # in a frame, below a title
+        text = re.sub(r"(?m)^[│|+╰]|[│|+╯]$|[─-]{3,}", " ", "\n".join(lines))
+        raise UserError(" ".join(text.split())) from None
+    try:
+        config = cls(**vars(parsed))
+    except ValueError as error:
+        raise UserError(str(error)) from None
     require_effect(config, values, names)
     return config, {*values, *names}
 
@@ -290,7 +310,7 @@ def require_effect(config, assigned: dict, names: list[str]) -> None:
         for name in {*assigned, *names} & set(options.split()):
             message = f"{name} has no effect with {key}={value}: use {instead}"
             require(name not in names, f"--{message}")
-            print("note:", message, file=sys.stderr)
+            note(f"note: {message}")
 
 
 def print_help(cls: type, program: str, values: dict) -> None:

@@ -188,6 +188,12 @@ def test_one_process_at_a_time_prepares_a_name(root, source):
     assert sorted(os.listdir(root)) == ["d", "e"]
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "data").symlink_to("/proc")
+    with pytest.raises(UserError, match="/data' cannot be written: check that path"):
+        prepare(options("s"), tmp_path / "data")
+
+
 # Calls that rename or remove: the two renames are the fourth and the fifth.
 @pytest.mark.parametrize("n_calls", [1, 3, 4, 5, 7])
 def test_a_kill_in_the_last_second_loses_no_work(root, two, monkeypatch, n_calls):

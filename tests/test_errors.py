@@ -16,7 +16,7 @@ import prepare_data
 import sample
 import train
 from nanoloop import checkpoint
-from nanoloop.options import NEEDS, UserError, explain, run_program
+from nanoloop.options import NEEDS, UserError, explain, note, run_program
 from tests.conftest import ROOT, SMALL, make_documents
 
 RUN = [f"--{key}={value}" for key, value in SMALL.items()] + ["--max_steps=2"]
@@ -148,8 +148,9 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 def assert_message(result, *words: str) -> None:
-    # Join the lines of a long message and drop its frame.
-    message = " ".join(result.err.replace("│", " ").split())
+    message = " ".join(result.err.split())
+    assert any(line.startswith("error: ") for line in result.err.splitlines()), result.err
+    assert not set("│─") & set(message)  # no frame of the parser
     assert result.code == 2, result
     assert "Traceback" not in message
     assert len(message) < 1500
@@ -224,6 +225,13 @@ def test_a_config_file_may_hold_the_rates_of_the_other_optimizer(folder, small, 
     result = command(train.main, "recipe.py", *small, "--optimizer=adamw")
     assert result.code == 0
     assert result.err == "note: embed_lr has no effect with optimizer=adamw: use learning_rate\n"
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_note_is_printed_once_for_all_ranks(monkeypatch, capsys, rank):
+    monkeypatch.setenv("RANK", rank)
+    note("a note")
+    assert capsys.readouterr().err == "a note\n" * (rank == "0")
 
 
 def test_what_an_option_needs_names_options():
