@@ -7,6 +7,8 @@ import gzip
 import lzma
 from functools import partial
 
+import regex
+
 CHUNK = 2**20  # bytes
 HEAD = 2**18  # bytes of a file that say what it holds
 # Byte order marks. UTF-32's begins with UTF-16's.
@@ -17,20 +19,22 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+WITHOUT_MARK = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
+# Characters that no text has: control characters, halves of pairs, codes without a character.
+NO_TEXT = regex.compile(r"[[\p{Cc}\p{Cs}\p{Co}\p{Cn}]--[\t\n\f\r\x1b]]", regex.V1)
 OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
 
 def read_chunks(path, size=None):
     """Yield the content of a file, a little at a time; b"" is the end.
 
-    Compression is recognised by the first bytes of the file, UTF-16 and UTF-32 by the byte order
-    mark of the text, which becomes UTF-8 without a mark. Other content stays as it is. A fault
-    raises OSError, EOFError, or an error of zlib, lzma or zstandard, after the content before it
-    and the b"".
+    Compression is recognised by the first bytes of the file. Text in UTF-16 and UTF-32 becomes
+    UTF-8, without a mark. Other content stays as it is. A fault raises OSError, EOFError, or an
+    error of zlib, lzma or zstandard, after the content before it and the b"".
     """
     try:
         with open(path, "rb") as file:
-            encoding = encoding_of(first_bytes(decompress(file, 4), 4))
+            encoding = encoding_of(first_bytes(decompress(file, 4096), 4096))
             file.seek(0)
             yield from filter(None, recode(decompress(file, size or CHUNK), encoding))
     except Exception:
@@ -108,8 +112,23 @@ def recode(chunks, encoding):
 
 
 def encoding_of(beginning):
-    """Return the encoding that a byte order mark names; None without one."""
+    """Return the encoding that a byte order mark names, or that UTF-16 or UTF-32 shows without one.
+
+    None for UTF-8 and for other content.
+    """
     for mark, encoding in MARKS.items():
         if beginning.startswith(mark):
             return encoding
-    return None
+    # The spaces and line ends of UTF-16 have a byte 0, and half of its bytes are odd in UTF-8.
+    as_utf8 = beginning.decode(errors="ignore").encode().translate(None, bytes(range(32)))
+    if b"\0" not in beginning or len(as_utf8) > 0.75 * len(beginning):
+        return None
+    n_ascii = dict.fromkeys(WITHOUT_MARK, 0)
+    for encoding in WITHOUT_MARK:
+        with contextlib.suppress(UnicodeDecodeError):
+            text = codecs.getincrementaldecoder(encoding)().decode(beginning)
+            if not NO_TEXT.search(text):
+                n_ascii[encoding] = sum(map(str.isascii, text))
+    # The wrong order of bytes makes rare characters of the ASCII ones.
+    best = max(n_ascii, key=n_ascii.get)
+    return best if n_ascii[best] else None

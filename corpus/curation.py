@@ -403,13 +403,33 @@ class Curator:
                 return f"{rule}={limit:g}"
         if self.languages and not {"all", view.language} & self.languages:
             return "language"
-        if self.questions is not None:
-            grams = long_ngrams(view)
-            last = len(self.questions) - 1
-            index = np.searchsorted(self.questions, grams).clip(max=last)
-            if (self.questions[index] == grams).any():
-                return "decontaminate"
+        if self.questions is not None and self.overlap(view).any():
+            return "decontaminate"
         return None
+
+    def overlap(self, view):
+        """Say of each of the view's long_ngrams whether the evaluation has it, (n,) bool."""
+        grams = long_ngrams(view)
+        last = len(self.questions) - 1
+        index = np.searchsorted(self.questions, grams).clip(max=last)
+        return self.questions[index] == grams
+
+    def without_questions(self, view):
+        """Return (rest, passages): the text without lines that share words with the evaluation.
+
+        The line before and the one behind go too, with the answer. The middle of a line of
+        thousands of characters counts as its end.
+        """
+        parts = re.findall(r"[^\n]{0,2000}[\s。]|[^\n]{1,2000}", view.text)
+        line_of_word = np.repeat(np.arange(len(parts)), [len(View(part).words) for part in parts])
+        is_out = np.zeros(len(parts) + 2, dtype=bool)
+        for start in np.flatnonzero(self.overlap(view)):
+            for line in line_of_word[start : start + 13]:
+                is_out[line : line + 3] = True
+        texts = {False: "", True: ""}
+        for part, is_passage in zip(parts, is_out[1:-1].tolist()):
+            texts[is_passage] += part
+        return texts[False], texts[True]
 
     def signatures(self, views):
         """Return what Seen needs of documents, (documents, columns) uint64.

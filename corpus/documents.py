@@ -10,6 +10,8 @@ from corpus.curation import Curator, View
 from corpus.formats import HTML, decode, decode_text, find_field, is_html
 from corpus.report import sample_row
 
+PASSAGES = "left out: lines with words of the evaluation"
+
 
 @dataclass(slots=True)
 class Document:
@@ -68,6 +70,16 @@ class BatchReader:
             if row.size and unit.kind != "synthetic":
                 row.drop_rule = self.curator.judge(view, is_file=unit.kind == "text")
                 row.signature = signature.tobytes()
+            if row.drop_rule == "decontaminate":
+                rest, passages = self.curator.without_questions(view)
+                clean = View(rest)
+                if len(passages) < len(rest) / 10 and not self.curator.overlap(clean).any():
+                    view = clean
+                    row.drop_rule = None
+                    row.head = rest[:160]
+                    row.size = len(view.raw)
+                    where = f"{row.where}, {len(passages)} characters: {passages[:100]!r}"
+                    rows.append(Row(row.source, where, "", PASSAGES, 0, row.split))
             if row.size and row.drop_rule is None:
                 row.content = view.raw
                 if self.tokenizer:

@@ -83,14 +83,14 @@ def is_html(path, text):
 
 
 def decode_text(content):
-    """Return (text, note) of a piece of a file. A few zero bytes stay in the text."""
+    """Return (text, note) of a piece of a file. A few zero bytes are left out."""
     if b"\0" not in content:
         return decode(content)
     n_control = len(content) - len(content.translate(None, CONTROL))
     if n_control * 20 > len(content):
         return "", "binary"
-    text, note = decode(content)
-    return text, note or "zero bytes in the text"
+    text, note = decode(content.replace(b"\0", b""))
+    return text, note or "zero bytes, without which the text is read"
 
 
 def decode(value):

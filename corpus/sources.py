@@ -201,7 +201,7 @@ def walk(path, seen):
     index, indexed = read_index(path)
     for name in sorted({*names, *indexed}):
         child = path / name
-        if name == index:
+        if index and name == index.partition("/")[0]:
             continue
         if index and name not in indexed:
             yield child, f"left out: not in {index}"
@@ -225,11 +225,12 @@ def read_index(folder):
             return index, [str(row[column] if column else row) for row in rows]
         except (OSError, ValueError, LookupError, TypeError):
             continue  # a file of this name can be anything
+    is_inside = folder.name == "snapshots"
     try:
-        commit = (folder / "refs" / "main").read_text()
+        commit = ((folder.parent if is_inside else folder) / "refs" / "main").read_text()
     except (OSError, ValueError):
         return None, []
-    return "refs/main", [f"snapshots/{commit.strip()}"]
+    return "refs/main", [commit.strip() if is_inside else "snapshots"]
 
 
 def is_ours(folder):

@@ -347,8 +347,11 @@ def describe(folder: Path) -> None:
         print(f"warning: {'. '.join(warning)}")
     print(f"{folder} is ready: a vocabulary of {meta['tokenizer']['vocab_size']:,} tokens")
     print(f"report: {folder / 'report.html'}")
-    flags = shlex.join([f"--data={folder}", f"--out=out/{folder.name}"])
-    print(f"to train on it: python train.py config/quickstart.py {flags}")
+    command = ["config/quickstart.py", f"--data={folder}", f"--out=out/{folder.name}"]
+    for recipe in sorted(Path("config").glob("*.py")):
+        if f'\ndata = "{folder}"\n' in recipe.read_text(encoding="utf-8"):
+            command = [str(recipe)]
+    print(f"to train on it: python train.py {shlex.join(command)}")
 
 
 def make_meta(shards, tokenizer, progress):

@@ -28,6 +28,7 @@ from corpus.curation import (
 )
 from corpus.writer import describe_drops
 from nanoloop.options import UserError, explain, read_options
+from prepare_data import PrepareConfig, prepare
 
 PROSE = """\
 The committee met on Tuesday to discuss the new library that the town has wanted for years.
@@ -356,6 +357,37 @@ def test_thirteen_words_of_a_question_drop_a_document_and_twelve_do_not(tmp_path
     twelve = " - ".join(words[2:14])
     assert judge(f"{PROSE} {thirteen} {PROSE}", **options) == "decontaminate"
     assert judge(f"{PROSE} {twelve} {PROSE}", **options) is None
+
+
+@pytest.mark.parametrize("ending", [".\n", ". ", "。"])
+def test_a_passage_of_a_long_text_takes_its_lines_and_not_the_text(tmp_path, ending):
+    (tmp_path / "exam.txt").write_text(QUESTION)
+    curator = Curator(CurationConfig(decontaminate=str(tmp_path)))
+    parts = [f"Sentence {number} of a long book{ending}" for number in range(3000)]
+    question = QUESTION.upper().replace(" ", "\n", 2)
+    view = View("".join(parts[:1500]) + question + "\n" + "".join(parts[1500:]))
+    assert curator.judge(view) == "decontaminate"
+    rest, passages = curator.without_questions(view)
+    assert curator.judge(View(rest)) is None
+    assert question in passages and parts[1499] in passages and parts[1500] in passages
+    assert len(rest) + len(passages) == len(view.text)
+    assert len(passages) < 6500
+
+
+def test_what_a_passage_takes_out_of_a_text_is_counted_and_a_short_text_goes(tmp_path):
+    (tmp_path / "exam.txt").write_text(QUESTION)
+    (tmp_path / "s").mkdir()
+    book = "".join(f"Line {number} of the book.\n" for number in range(900))
+    (tmp_path / "s" / "book.txt").write_text(f"{book}{QUESTION}\n{book}")
+    (tmp_path / "s" / "page.txt").write_text(f"{PROSE}{QUESTION}")
+    (tmp_path / "s" / "prose.txt").write_text(PROSE)
+    options = {"val_fraction": 0, "test_fraction": 0, "decontaminate": str(tmp_path / "exam.txt")}
+    folder = prepare(PrepareConfig(source=(str(tmp_path / "s"),), **options), tmp_path / "data")
+    meta = json.loads((folder / "meta.json").read_bytes())
+    (where,) = meta["notes"]["left out: lines with words of the evaluation"]["examples"]
+    assert where.startswith(f"{tmp_path}/s/book.txt, 131 characters: 'Line 899 of the book.")
+    assert meta["dropped"]["decontaminate"]["examples"] == [f"{tmp_path}/s/page.txt"]
+    assert meta["splits"]["train"]["bytes"] == 2 * len(book) - 42 + len(PROSE)
 
 
 def test_every_string_in_a_folder_of_json_is_a_question(tmp_path):

@@ -314,8 +314,36 @@ def test_a_byte_order_mark_names_the_encoding(tmp_path, monkeypatch, text, encod
     assert read_bytes(tmp_path, "a.txt", content) == ([text], {})
 
 
+# The same text in UTF-16 and UTF-32, by a program that writes no mark.
+SCRIPTS = {
+    "Latin": LATIN,
+    "short": "Hi there",
+    "Japanese": JAPANESE,
+    "Russian": "Добрый день, мир. Это текст.\n" * 9,
+    "Hindi": "यह हिन्दी में है। वह अच्छा है।\n" * 9,
+    "Thai": "ภาษาไทยไม่มีช่องว่าง แต่มีวรรค\n" * 9,
+    "emoji": "a 🙂 b 😀 text\n" * 500,
+}
+
+
+@pytest.mark.parametrize("encoding", [name for name in MARKS if name != "utf-8"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_text_shows_its_encoding_without_a_mark(tmp_path, script, encoding):
+    text = SCRIPTS[script]
+    assert read_bytes(tmp_path, "a.txt", text.encode(encoding)) == ([text], {})
+    lines = json.dumps({"text": text}, ensure_ascii=False).encode(encoding)
+    assert read_bytes(tmp_path, "a.dump", lines) == ([text], {})
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1251", "koi8-r"])
+def test_one_zero_byte_makes_no_utf_16_of_other_encodings(tmp_path, encoding):
+    content = SCRIPTS["Russian"].encode(encoding)
+    (note,) = read_bytes(tmp_path, "a.txt", content[:50] + b"\0" + content[50:])[1]
+    assert note.startswith("zero bytes" if encoding == "utf-8" else "invalid UTF-8")
+
+
 ODD = {
-    "a zero byte": (b"one\0 " + b"word " * 9, ["one\0 " + "word " * 9], "zero bytes in the text"),
+    "a zero byte": (b"one\0 " + b"word " * 9, ["one " + "word " * 9], "zero bytes, without which"),
     "lists of names": (b"a.txt\0" * 99, ["a.txt\0" * 99], "binary"),
     "half a character": ("Wörter".encode("utf-16") + b"x", ["Wörter\ufffd"], "invalid UTF-8"),
     "half a pair": ("ab".encode("utf-16") + b"\0\xd8c\0", ["ab\ufffd\ufffd\ufffdc"], "invalid"),

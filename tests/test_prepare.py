@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -176,6 +177,19 @@ def test_what_is_left_out_is_counted_and_named(tmp_path, capsys):
     assert meta["notes"]["binary"]["examples"] == [f"{source}/picture.png"]
     assert "picture.png" in capsys.readouterr().out
     assert sum(split["documents"] for split in meta["splits"].values()) == 21
+
+
+def test_the_next_command_names_the_recipe_of_this_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    source = write_texts(tmp_path / "s", make_documents(20))
+    for name in ("shakespeare_char", "mine"):
+        prepare(options(source, name=name))
+    recipes = re.findall("to train on it: (.*)", capsys.readouterr().out)
+    assert recipes == [
+        "python train.py config/shakespeare_char.py",
+        "python train.py config/quickstart.py --data=data/mine --out=out/mine",
+    ]
 
 
 # --------------------------------------------------------------------------------------------------

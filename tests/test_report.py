@@ -173,7 +173,7 @@ PLANTED = {
     boilerplate: "boilerplate",
     near_copies_across: "near copies across the splits",
     encoded: "encoded data",
-    binary: "binary data",
+    binary: "broken text",
     other_language: "several languages or scripts",
     other_validation: "validation is unlike train",
     known_validation: "held-out text is in train",

@@ -26,7 +26,7 @@ WHOLE = [
 FAULTY = {
     "page.html": (b"<html><p>a page</p>", ["<html><p>a page</p>"], "HTML, read with its tags"),
     "latin 1.txt": (b"na\xefve", ["na\ufffdve"], "invalid UTF-8 replaced"),
-    "zero.txt": (b"a zero\0" + b"byte " * 9, ["a zero\0" + "byte " * 9], "zero bytes in the text"),
+    "zero.txt": (b"a zero\0" + b"byte " * 9, ["a zero" + "byte " * 9], "zero bytes, without"),
     "uneven.csv": (b"n,text\n1,a row\n2,she said, hi\n", ["a row"], "more or fewer columns"),
     "cut.csv.gz": (gzip.compress(b"n,text\n1,a cut row\n")[:-4], ["a cut row"], "corrupt file"),
     "cut.json": (b'[{"text": "a value"}, {"te', ["a value"], "broken JSON: the rest"),
@@ -67,10 +67,8 @@ NOTES = {
     "old": "left out: a prepared folder",
     "saved/cache-0123456789abcdef.arrow": "left out: not in state.json",
     "hub/blobs": "left out: not in refs/main",
-    "hub/refs": "left out: not in refs/main",
-    "hub/snapshots": "left out: not in refs/main",
 }
-INDEXES = ["saved/state.json"]
+INDEXES = ["saved/state.json", "hub/refs/main"]
 
 
 def write(path: Path, content: bytes) -> None:
