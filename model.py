@@ -41,7 +41,8 @@ class GPTConfig:
     position: Literal["rope", "learned"] = "rope"  # rotary, or a learned embedding
     rope_base: float = 100_000.0  # base of the rotary frequencies; larger: longer wavelengths
     norm: Literal["rms", "layer"] = "rms"  # RMSNorm without gain, or LayerNorm with gain (and bias)
-    activation: Literal["relu2", "gelu", "swiglu"] = "relu2"  # of the MLP
+    # of the MLP; gelu is GPT-2's approximation, gelu_exact nanoGPT's
+    activation: Literal["relu2", "gelu", "gelu_exact", "swiglu"] = "relu2"
     qk_norm: bool = True  # normalize queries and keys per head
     bias: bool = False  # biases in Linear and LayerNorm
     tie_embeddings: bool = False  # one table for the token embedding and the output head
@@ -241,10 +242,11 @@ class MLP(nn.Module):
         h = self.c_fc(x)
         if self.activation == "relu2":  # So et al. 2021, arXiv:2109.08668
             h = F.relu(h).square()
-        elif self.activation == "gelu":  # the tanh form, with which GPT-2 was trained
-            h = F.gelu(h, approximate="tanh")
         elif self.activation == "swiglu":  # Shazeer 2020, arXiv:2002.05202
             h = F.silu(self.c_gate(x)) * h
+        else:  # the tanh form, with which GPT-2 was trained, or the exact one
+            form = "tanh" if self.activation == "gelu" else "none"
+            h = F.gelu(h, approximate=form)
         return F.dropout(self.c_proj(h), self.dropout, self.training)
 
 

@@ -1,4 +1,4 @@
-"""Weights in Hugging Face's format as a checkpoint: GPT-2's, and what research export wrote."""
+"""Other programs' weights as a checkpoint: GPT-2's, research export's, nanoGPT's."""
 
 import json
 from dataclasses import asdict
@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import pad
 
 from model import GPT, GPTConfig
-from nanoloop.options import reading
+from nanoloop.options import reading, require
 
 # What makes a model GPT-2 apart from its size. config/gpt2_classic.py sets the same.
 SWITCHES = {
@@ -108,18 +108,56 @@ def gpt2_weights(source: str) -> dict:
         block_size=published.config.n_positions,
         vocab_size=published.config.vocab_size,
     )
+    weights = classic_weights(published.state_dict(), config, is_transposed=True)
+    return {"config": asdict(config), "model": weights}
+
+
+def classic_weights(stored: dict, config: GPTConfig, is_transposed: bool) -> dict:
+    """Rename GPT-2's weights, split its queries, keys and values, pad its table of tokens.
+
+    is_transposed: matrices are (in, out), as published; nn.Linear has (out, in).
+    """
     weights = {}
-    for name, value in published.state_dict().items():
-        name = name.removeprefix("transformer.")
-        if ".c_" in name and value.ndim == 2:
-            value = value.t()  # published as (in, out), nn.Linear has (out, in)
+    for name, value in stored.items():
+        name = name.removeprefix("_orig_mod.").removeprefix("transformer.")
+        if is_transposed and ".c_" in name and value.ndim == 2:
+            value = value.t()
         if "c_attn" in name:  # queries, keys and values in one matrix
             for part, rows in zip(("c_q", "c_k", "c_v"), value.chunk(3)):
                 weights[name.replace("c_attn", part)] = rows
         else:
             weights[name] = value
-    padding = config.padded_vocab() - config.vocab_size
+    padding = config.padded_vocab() - len(weights["wte.weight"])
     table = pad(weights["wte.weight"], (0, 0, 0, padding))
     weights["wte.weight"] = table
     weights["lm_head.weight"] = table
-    return {"config": asdict(config), "model": weights}
+    return weights
+
+
+def nanogpt_weights(checkpoint: dict, path: Path) -> dict:
+    """Turn nanoGPT's checkpoint into the "config", "model" and "tokenizer" of one of ours.
+
+    checkpoint: what its ckpt.pt holds. path: of that file; a tokenizer.json beside it is the
+    vocabulary. "tokenizer" is None for GPT-2's. Raises UserError for another vocabulary, and
+    where a weight is missing or unknown.
+    """
+    settings = SWITCHES | {"activation": "gelu_exact"} | checkpoint["model_args"]
+    if settings["vocab_size"] == 50304:  # GPT-2's, padded by nanoGPT
+        settings["vocab_size"] = 50257
+    config = GPTConfig(**settings)
+    tokenizer = None
+    vocabulary = path.with_name("tokenizer.json")
+    if vocabulary.is_file():
+        tokenizer = json.loads(vocabulary.read_bytes())
+    size = len(tokenizer["tokens"]) if tokenizer else 50257
+    require(
+        config.vocab_size == size,
+        f"'{path}' has a vocabulary of {config.vocab_size}, {vocabulary} of {size}: "
+        "docs/from_nanogpt.md says how to write that file",
+    )
+    weights = classic_weights(checkpoint["model"], config, is_transposed=False)
+    with torch.device("meta"):
+        expected = GPT(config).state_dict()
+    names = sorted(expected.keys() ^ weights.keys())
+    require(not names, f"'{path}' is of a changed nanoGPT: it lacks or adds {names[:3]}")
+    return {"config": asdict(config), "model": weights, "tokenizer": tokenizer}
