@@ -8,6 +8,7 @@
     python -m research log | show ID | report    what was tried; one trial in full; the page
     python -m research replay ID                 repeat a recorded trial
     python -m research exam RUN --tasks=TASKS    how many synthetic items a run's model answers
+    python -m research compare RUN RUN …         what differs: settings, curves, figures, speed
     python -m research export RUN FOLDER         the model for Hugging Face's transformers
 
 Each explains its options with --help. Exit code of a trial: 0 kept, 1 rejected or undecided, 2 a
@@ -26,7 +27,7 @@ import tyro
 
 from nanoloop.options import read_options, require, run_program
 from research import exam, loop, page, tune
-from research.insight import export
+from research.insight import compare, export
 from research.page import LogOptions, open_ledger, visible
 from research.referee import judge
 from research.referee.patch import ROOT, git
@@ -137,6 +138,7 @@ COMMANDS = {
     "report": (page.main, LogOptions),
     "replay": (replay, LogOptions),
     "exam": (exam.main, exam.ExamOptions),
+    "compare": (compare.main, compare.CompareOptions),
     "export": (export.main, export.ExportOptions),
 }
 

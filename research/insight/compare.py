@@ -1,0 +1,132 @@
+"""Compare runs, finished or running: python -m research compare RUN RUN …
+
+Reads config.json, log.jsonl and summary.json of each folder. Prints a table of what differs and a
+summary, and writes a page with the curves. A difference is candidate - baseline, below 0 is better;
+the baseline is the first run's setting.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+
+from model import GPT
+from nanoloop.checkpoint import model_config
+from nanoloop.device import flops_per_token
+from nanoloop.files import replace_file
+from nanoloop.options import reading, require
+from nanoloop.runlog import format_figure, read_rows
+from research.page import render
+
+AXES = ("step", "tokens", "seconds", "flops")
+# Settings that change no weight.
+IGNORED = "out prepare resume overwrite verify wandb sample_prompt log_interval eval_interval"
+MAX_LINES = 8  # of the summary that tell of settings
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Compare runs: settings, curves, final figures, speed."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # folders of runs
+    page: str = "out/compare.html"  # file of the curves, for a browser
+    json: bool = False  # print a JSON object, for programs
+
+
+def read_run(folder: str) -> tuple[dict, list[dict]]:
+    """Return a run's config, with "finished", and its log's rows, each with AXES.
+
+    Raises UserError.
+    """
+    path = Path(folder)
+    hint = "name a folder that train.py has written, such as out/quickstart"
+    with reading(f"'{folder}' is no run", hint), torch.device("meta"):
+        config = json.loads((path / "config.json").read_bytes())
+        flops = flops_per_token(GPT(model_config({"config": config})))
+    rows = read_rows(path / "log.jsonl")
+    require(rows, f"'{folder}' has no line in its log.jsonl yet: wait for one, or leave it out")
+    for row in rows:
+        row.setdefault("seconds", 0.0)  # an evaluation before the first step
+        row["flops"] = row["tokens"] * flops
+    summary = path / "summary.json"
+    steps = json.loads(summary.read_bytes())["steps"] if summary.is_file() else None
+    return config | {"finished": steps == rows[-1]["step"]}, rows
+
+
+def having(rows: list[dict], figure: str) -> list[dict]:
+    """Return the rows that hold a figure."""
+    return [row for row in rows if figure in row]
+
+
+def mean_text(values: list[float], sign: str = "") -> str:
+    """Write the mean of one value a seed, with its 95 % interval from two seeds on.
+
+    The interval is Student's.
+    """
+    from scipy.stats import sem, t
+
+    mean = np.mean(values)
+    if len(values) == 1:
+        return f"{mean:{sign}.4f} (one seed)"
+    half = sem(values) * t.isf(0.025, len(values) - 1)
+    interval = f"{mean - half:{sign}.4f} to {mean + half:{sign}.4f}"
+    return f"{mean:{sign}.4f} ({len(values)} seeds, 95 % interval {interval})"
+
+
+def main(options: CompareOptions) -> None:
+    require(len(options.runs) > 1, "type two or more folders of runs after the command")
+    configs, logs = zip(*map(read_run, options.runs))
+    table = {}
+    for name in configs[0]:
+        cells = [config.get(name) for config in configs]
+        if name not in IGNORED and cells != cells[:1] * len(cells):
+            table[name] = cells
+    # Losses are per token of one text; bits per byte compare across tokenizers.
+    is_same_text = not {"data", "vocab_size"} & table.keys()
+    is_evaluated = all(having(log, "val_bpb") for log in logs)
+    note = "data or vocabulary differ, so only val_bpb compares"
+    require(is_same_text or is_evaluated, f"{note}: wait until each run has one")
+    curve = "loss" if is_same_text else "val_bpb"
+    final = "val_bpb" if is_evaluated else "loss"
+
+    groups: dict[str, dict] = {}  # of runs that differ in the seed alone: final figure by seed
+    for number, log in enumerate(logs):
+        setting = [f"{name}={cells[number]}" for name, cells in table.items() if name != "seed"]
+        finals = groups.setdefault(" ".join(setting), {})
+        finals[configs[number]["seed"]] = having(log, final)[-1][final]
+    baseline = next(iter(groups.values()))
+    summary = []
+    for setting, finals in groups.items():
+        line = f"{final} {mean_text(list(finals.values()))} {setting or 'with the same settings'}"
+        differences = [finals[seed] - baseline[seed] for seed in finals.keys() & baseline.keys()]
+        if differences and finals is not baseline:
+            line += f"; difference {mean_text(differences, '+')}"
+        summary.append(line)
+    hint = "which setting is better, pairs of fresh seeds tell: python -m research try --help"
+    notes = [hint] if is_same_text else [note, hint]
+    summary = [*summary[:MAX_LINES], *notes]
+
+    curves = [having(log, curve) for log in logs]
+    target = max(min(row[curve] for row in rows) for rows in curves)
+    for axis in AXES:
+        table[f"last {axis}"] = [log[-1][axis] for log in logs]
+    for axis in AXES:
+        reached = [next(row for row in rows if row[curve] <= target) for rows in curves]
+        table[f"{axis} to {curve} {target:.4f}"] = [row[axis] for row in reached]
+    result = {"runs": options.runs, "table": table, "summary": summary}
+    texts = {name: list(map(format_figure, cells)) for name, cells in table.items()}
+    texts = {"run": options.runs} | texts
+    values = {"axes": AXES, "curve": curve, "curves": curves, "texts": texts, "summary": summary}
+    content = render("insight/compare.html", **values)
+    Path(options.page).parent.mkdir(parents=True, exist_ok=True)
+    replace_file(Path(options.page), lambda file: file.write(content))
+    if options.json:
+        print(json.dumps(result))
+        return
+    for name, cells in texts.items():
+        print(f"{name:28}", *(f"{cell:>16}" for cell in cells))
+    print(*summary, f"curves: {options.page}", sep="\n")
