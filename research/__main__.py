@@ -9,6 +9,7 @@
     python -m research replay ID                 repeat a recorded trial
     python -m research exam RUN --tasks=TASKS    how many synthetic items a run's model answers
     python -m research compare RUN RUN …         what differs: settings, curves, figures, speed
+    python -m research diagnose RUN              why it went as it went: rules, signals, forks
     python -m research export RUN FOLDER         the model for Hugging Face's transformers
 
 Each explains its options with --help. Exit code of a trial: 0 kept, 1 rejected or undecided, 2 a
@@ -27,7 +28,7 @@ import tyro
 
 from nanoloop.options import read_options, require, run_program
 from research import exam, loop, page, tune
-from research.insight import compare, export
+from research.insight import compare, diagnose, export
 from research.page import LogOptions, open_ledger, visible
 from research.referee import judge
 from research.referee.patch import ROOT, git
@@ -139,6 +140,7 @@ COMMANDS = {
     "replay": (replay, LogOptions),
     "exam": (exam.main, exam.ExamOptions),
     "compare": (compare.main, compare.CompareOptions),
+    "diagnose": (diagnose.main, diagnose.DiagnoseOptions),
     "export": (export.main, export.ExportOptions),
 }
 

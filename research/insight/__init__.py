@@ -1,0 +1,1 @@
+"""Insight: why a run goes as it goes, what differs between runs, models for other tools."""
