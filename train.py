@@ -331,9 +331,9 @@ def train(config: TrainConfig, stop: StopFlag | None = None, given=frozenset()) 
         summary = resumed_summary(out, step, config.progress(step, seconds))
         if summary is not None:  # of a run that is finished
             return summary
-    # The loop calls `network`, which has the weights of `model` and may be compiled and wrapped.
-    compiled = compile_model(model, batch_size, device, config.compile)
-    network = ranks.replicate(compiled, config.shard)
+    # The loop calls `network`, which has the weights of `model` and may be wrapped and compiled.
+    replicated = ranks.replicate(model, config.shard)
+    network = compile_model(replicated, batch_size, device, config.compile)
     log = RunLog(out, asdict(config), step, seconds, *describe(model, device, batches))
 
     def save(name: str) -> bool:

@@ -17,6 +17,8 @@ CUDA_KERNELS = [
     SDPBackend.MATH,
 ]
 
+USES_FLEX = True  # False where FlexAttention cannot be compiled: nanoloop/device.py tries
+
 
 def kernel_priority():
     """Return a context in which CUDA takes the fastest attention kernel.
@@ -56,14 +58,17 @@ def attend(
     is_plain = documents is None and positions is None
     if q.is_cuda and is_grouped:  # FlashAttention alone takes that, and no float32
         is_plain = is_plain and q.dtype == torch.bfloat16
+    # FlexAttention is fast inside torch.compile, on CUDA, and knows no dropout.
+    is_flexible = USES_FLEX and q.is_cuda and torch.compiler.is_compiling() and not dropout
     if is_plain and window >= S and T in (1, S):  # a single query sees all keys
         y = F.scaled_dot_product_attention(q, k, v, is_causal=T == S, **options)
-    elif T == S and positions is None and flex_is_fast(q, dropout):
+    elif is_flexible and T == S and positions is None:
         y = flex_attend(q, k, v, window, scale, documents)
     else:  # exact on every device, but masked scores are computed all the same
-        if positions is None:
-            positions = torch.arange(S - T, S, device=q.device)
-        mask = causal_mask(positions, S, window)
+        key = torch.arange(S, device=q.device)
+        query = key[S - T :] if positions is None else positions
+        query = query[:, None]
+        mask = (key <= query) & (query - key < window)  # (T, S)
         if documents is not None:
             mask = mask & (documents[:, None, :, None] == documents[:, None, None, :])
         if q.is_cuda:
@@ -72,18 +77,6 @@ def attend(
             q = q.reshape(*k.shape[:2], -1, q.size(3))
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **options).reshape(shape)
     return y.to(dtype)
-
-
-def causal_mask(positions: Tensor, S: int, window: int) -> Tensor:
-    """Mark the keys that each query may see: (T, S) bool, for queries at (T,) positions."""
-    query = positions[:, None]
-    key = torch.arange(S, device=positions.device)
-    return (key <= query) & (query - key < window)
-
-
-def flex_is_fast(q: Tensor, dropout: float) -> bool:
-    """Say whether FlexAttention is fast here: inside torch.compile, on CUDA, without dropout."""
-    return q.is_cuda and torch.compiler.is_compiling() and not dropout
 
 
 def flex_attend(
@@ -103,5 +96,4 @@ def flex_attend(
 
     batch_size = None if documents is None else q.size(0)
     mask = create_block_mask(is_visible, batch_size, None, q.size(2), k.size(2), device=q.device)
-    is_grouped = q.size(1) != k.size(1)
-    return flex_attention(q, k, v, block_mask=mask, scale=scale, enable_gqa=is_grouped)
+    return flex_attention(q, k, v, block_mask=mask, scale=scale, enable_gqa=True)

@@ -14,10 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 from model import GPT
+from nanoloop import attention
 from nanoloop import device as device_module
 from nanoloop.data import TrainBatches, open_data
 from nanoloop.generate import generate
-from tests.models import CPU, VARIANTS, random_model, random_tokens
+from tests.models import CPU, SMALL, VARIANTS, random_model, random_tokens
 from tests.runs import StopAfter
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -103,6 +104,28 @@ def test_a_function_is_compiled_once_and_only_where_the_model_was(monkeypatch):
     assert double(one) == 2 and not compiled
     device_module.COMPILED_DEVICES.add("cpu")
     assert double(one) == double(one) == -2 and len(compiled) == 1
+
+
+def test_what_flex_attention_cannot_do_on_a_card_is_compiled_without_it(monkeypatch):
+    """A T4 has less shared memory than it needs; masked attention still compiles there."""
+    tried = []
+
+    def compile(network, dynamic):
+        def fail_with_flex(*tokens):
+            tried.append(attention.USES_FLEX)
+            if attention.USES_FLEX:
+                raise RuntimeError("out of resource: shared memory")
+            return network(*tokens)
+
+        return fail_with_flex
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(attention, "USES_FLEX", True)
+    model = random_model(SMALL)
+    network = device_module.compile_model(model, 2, CPU, True)
+    assert tried == [True, False]
+    assert network is not model
+    assert all(p.grad is None for p in model.parameters())
 
 
 class Knot:
