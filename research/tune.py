@@ -81,19 +81,21 @@ def search(
     slots=(None,),
     noise_sd: float = math.inf,
     start: dict | None = None,
+    name: str = "",
 ):
     """Return the Optuna study (arXiv:1907.10902) of `space` after `tries` settings.
 
     score(settings, seed, slot): returns bits per byte, or raises patch.Invalid. As many run at once
     as there are slots. noise_sd: the noise floor; inf drops no setting. start: the first setting;
-    an option that it lacks is sampled.
+    an option that it lacks is sampled. name: of what scores compare within; a search of another
+    name has a study of its own.
     """
     import optuna
     from optuna.trial import TrialState
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = f"sqlite:///{folder / 'tune.db'}"
-    study = optuna.create_study(storage=storage, study_name=repr(space), load_if_exists=True)
+    study = optuna.create_study(storage=storage, study_name=f"{name}{space}", load_if_exists=True)
     if start and not study.trials:
         study.enqueue_trial(start)
     free_slots = list(slots)
@@ -184,6 +186,7 @@ def main(options: TuneOptions) -> int:
             slots,
             Noise.of(noise).sd,
             start,
+            f"{options.config} {setup.kind} {setup.amount} {setup.data} ",
         )
     is_scored = any(trial.value is not None for trial in study.trials)
     require(is_scored, "no setting could be scored: change the space")

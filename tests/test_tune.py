@@ -90,3 +90,6 @@ def test_a_search_resumes(tmp_path):
     assert len(calls) == 9
     search(SPACE, score, tmp_path, tries=8, seeds=1)
     assert len(calls) == 9
+    # Scores of another budget are no part of it.
+    search(SPACE, score, tmp_path, tries=1, seeds=1, name="600s ")
+    assert len(calls) == 10
