@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import importlib
 import json
+import math
 import re
 import tomllib
 import unicodedata
@@ -277,6 +278,20 @@ SENTENCE_END = regex.compile(
     r"|[[\p{Sentence_Break=STerm}\p{Sentence_Break=ATerm}]--[.!?]]",
     regex.V1,
 )
+# Thai and Lao end a sentence with a space.
+WITHOUT_SIGNS = regex.compile(r"[\p{Thai}\p{Lao}]")
+
+
+def where_sentences_have_signs(measure):
+    """Return the measure; for text in Thai or Lao it is nan, which breaks no rule."""
+
+    def measure_or_nan(view):
+        is_without = 2 * len(WITHOUT_SIGNS.findall(view.text)) > len(view.text)
+        return math.nan if is_without else measure(view)
+
+    return measure_or_nan
+
+
 MEASURES = {name: lines_with(pattern) for name, pattern in LINES.items()} | {
     # Gopher's
     "words": lambda view: len(view.words),
@@ -295,6 +310,8 @@ MEASURES = {name: lines_with(pattern) for name, pattern in LINES.items()} | {
     # NeMo Curator's limit is 0.15
     "digits": digits,
 }
+for name in ("sentences", "punctuated_lines"):
+    MEASURES[name] = where_sentences_have_signs(MEASURES[name])
 
 
 def read_rules(quality):

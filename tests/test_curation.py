@@ -202,6 +202,16 @@ def test_measures_know_the_signs_of_other_scripts(name, text, value):
     assert MEASURES[name](View(text)) == pytest.approx(value)
 
 
+THAI = "ภาษาไทยไม่มีเครื่องหมายจบประโยค ผู้เขียนเว้นวรรคแทน\n" * 3
+
+
+def test_a_rule_about_sentence_ends_drops_no_text_of_a_script_without_them():
+    rules = "min_sentences=3,min_punctuated_lines=0.5"
+    assert judge(THAI, quality=rules) is None
+    assert judge(f"{THAI} {THAI} (CPU, GPU)", quality=rules) is None
+    assert judge(f"{PROSE[:9]} and a word, ไทย", quality=rules) == "min_sentences=3"
+
+
 JAPANESE = """\
 町が長いあいだ望んできた新しい図書館について話し合うため、委員会は火曜日に開かれた。
 何人もの人が計画に賛成する意見を述べ、反対する人はいなかったが、費用をどこから出すのかとたずねた男性がいた。
