@@ -2,7 +2,7 @@
 
     python -m tests.slow.night FOLDER --neighbours=1
 
-The recipe trains in a second, with learning rates far too low, so that there is something to find.
+The recipe trains in a second, with learning rates too low, so that there is something to find.
 Prints what became of each attempt. Exit code 1: an attempt came to something else than it should.
 """
 
@@ -17,10 +17,10 @@ from tests.conftest import ROOT
 from tests.slow.busy_neighbour import COME_AND_GO, busy_cores
 from tests.trials import make_project, prepare_words, record_noise
 
-SLOW_RATES = "muon_lr = 0.0001\nembed_lr = 0.001\nhead_lr = 0.0001\n"
+SLOW_RATES = "muon_lr = 0.002\nembed_lr = 0.02\nhead_lr = 0.0006\n"
 # What the agent does at its n-th call, and the verdicts that it may come to.
 ACTS = [
-    ("bad", "change('config/tiny.py', 'muon_lr = 0.0001', 'muon_lr = 10.0')", "reject"),
+    ("bad", "change('config/tiny.py', 'embed_lr = 0.02', 'embed_lr = 0.00002')", "reject"),
     ("cheats", "append('nanoloop/data.py', 'cheat = 1')", "invalid"),
     ("crashes", "append('model.py', 'raise SystemExit(5)')", "crash"),
     (
@@ -29,8 +29,8 @@ ACTS = [
         "invalid",
     ),
     ("agent fails", "sys.exit(3)", "none"),
-    ("null", "change('config/tiny.py', 'head_lr = 0.0001', 'head_lr = 0.0001001')", "reject"),
-    ("good", "change('config/tiny.py', 'embed_lr = 0.001', 'embed_lr = 0.3')", "keep"),
+    ("null", "change('config/tiny.py', 'head_lr = 0.0006', 'head_lr = 0.000601')", "reject"),
+    ("good", "change('config/tiny.py', 'embed_lr = 0.02', 'embed_lr = 0.3')", "keep"),
 ]
 AGENT = """
 import pathlib, sys

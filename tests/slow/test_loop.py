@@ -327,6 +327,24 @@ def test_the_hours_end_the_loop(tmp_path):
 # What may not happen
 
 
+class DisturbedOnce(QuickJudge):
+    """Comes to no verdict the first time."""
+
+    def end(self, row: dict, **result) -> dict:
+        if len(self.ledger.trials()) == 1:
+            result["verdict"] = "disturbed"
+        return super().end(row, **result)
+
+
+def test_an_idea_is_judged_again_where_the_machine_was_disturbed(tmp_path):
+    out = tmp_path / "out"
+    agent = make_agent(tmp_path / "agent", ["bad"])
+    start(out, agent, tries=3, judge=DisturbedOnce(Ledger(out)))
+    first, second, third = outcomes(out)
+    assert (first, second) == ("disturbed", "reject")
+    assert third == f"the idea of {Ledger(out).trials()[1]['id']} again"
+
+
 def test_a_checkout_that_changes_does_not_disturb_the_loop(tmp_path):
     """Clones are compared with the loop's repository, not with what the user edits."""
     folder = tmp_path / "out"
