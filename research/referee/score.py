@@ -11,9 +11,9 @@ Where the baseline's losses for the same text are known, half of the cuts are dr
 how much better the candidate predicts there. So an undue gain at few positions is found by its
 size: if it is g nats per token on average, and honest predictions are better than the baseline's by
 h on average, counting those that are better alone, it escapes with probability
-exp(-R g / 2(g + h)) at most, where R is the number of copies. What a copy changes at its cut,
-divided by the chance of that cut, is added to the score. So what later tokens add is taken off
-again, on average exactly, however small it is.
+exp(-R g / 2(g + h)) where it is spread over the windows, R being the number of copies. What a copy
+changes at its cut, divided by the chance of that cut, is added to the score. So what later tokens
+add is taken off again, on average exactly, however small it is.
 """
 
 import contextlib

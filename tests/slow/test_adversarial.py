@@ -20,7 +20,7 @@ and what must become of it:
     GAINS          it is scored as better by so many bits per byte: a cheat in open/, which
                    docs/research.md names as one that the referee does not defend against
 
-An honest change without any of these is scored.
+An honest change without any of these is scored, unless another program disturbs its runs.
 """
 
 import copy
@@ -180,6 +180,8 @@ def test_cheats_are_refused_and_honest_changes_are_not(path, outcomes):
         assert abs(outcome.get("differences", [9.9])[0]) <= case["GAINS_NOTHING"], message
     elif "GAINS" in case:
         assert outcome.get("differences", [9.9])[0] < -case["GAINS"], message
+    elif outcome.get("verdict") == "disturbed":  # by another program: that is no refusal
+        pytest.skip(outcome["reason"])
     else:
         assert "differences" in outcome, message
         assert not case.get("SIMPLER") or outcome["tokens"] < 0, message

@@ -21,7 +21,7 @@ EDITS = [
             open(os.path.join(cache, "left_behind"), "x").close()
         for module in list(sys.modules.values()):
             path = getattr(module, "__file__", None)
-            if path and path.endswith(".py"):
+            if path and path.endswith(".py") and os.path.exists(path):
                 try:
                     cached = importlib.util.cache_from_source(path)
                     os.makedirs(os.path.dirname(cached), exist_ok=True)

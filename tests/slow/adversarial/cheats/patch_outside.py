@@ -18,6 +18,4 @@ PATCH = """\
 @@ -0,0 +1 @@
 +x = 1
 """
-REFUSED = (
-    r"touches config/\.\./nanoloop/new.py, nanoloop/x\\tmodel.py, config/x.py\\n, config/.\.py;"
-)
+REFUSED = r"touches config/\.\./nanoloop/new.py, nanoloop/x model.py, config/x.py , config/.\.py;"
