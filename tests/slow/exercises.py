@@ -1,4 +1,4 @@
-"""Run the exercises of docs/tour.md on three seeds and print their table.
+"""Run the exercises of docs/tour.md on three seeds and print their tables.
 
     export OMP_NUM_THREADS=1
     python -m tests.slow.exercises FOLDER bfloat16 exercises
@@ -6,7 +6,7 @@
     export ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
     python -m tests.slow.exercises FOLDER float32 exercises
     python -m tests.slow.exercises FOLDER float32 switches
-    python -m tests.slow.exercises FOLDER            # the table alone
+    python -m tests.slow.exercises FOLDER            # the tables alone
 
 Every run is a folder below FOLDER. A run that is there is not done again, so the script resumes.
 The runs end after a number of steps: a busy machine changes no figure.
@@ -43,7 +43,6 @@ CLASSIC = [
     f"{ADAMW} {COSINE}",
 ]
 EXERCISES = [
-    "",  # the recipe itself
     "qk_norm=False",
     "position=learned",
     "muon_lr=0.2",
@@ -116,7 +115,7 @@ def run_part(folder: Path, dtype: str, part: str) -> None:
     import tyro  # noqa: F401
 
     context = multiprocessing.get_context("fork")
-    for change in PARTS[part]:
+    for change in ["", *PARTS[part]]:
         tree = folder / "trees" / (change.replace(" ", "_") if "diff" in change else "project")
         if not tree.exists():
             copy_project(tree)
@@ -137,7 +136,7 @@ def run_part(folder: Path, dtype: str, part: str) -> None:
 
 def run_folder(folder: Path, dtype: str, change: str, seed: int) -> Path:
     name = change.replace(" ", "_") or "recipe"
-    return folder / dtype / name / str(seed)
+    return folder / dtype / name[:100] / str(seed)
 
 
 def bits_per_byte(out: Path) -> float | None:
@@ -146,23 +145,42 @@ def bits_per_byte(out: Path) -> float | None:
     return json.loads(summary.read_text())["val_bpb"] if summary.exists() else None
 
 
-def table(folder: Path) -> str:
-    """Format a row for each change: seeds 1, 2, 3 and the mean difference, for each dtype."""
+def table(folder: Path, part: str) -> str:
+    """Format a row for each change and dtype: val_bpb of each seed, mean difference to the recipe.
+
+    A dot stands for a run that is not there; a row without any run is left out.
+    """
     lines = ["| change | dtype | seed 1 | seed 2 | seed 3 | mean difference |", "|" + "---|" * 6]
-    for change in dict.fromkeys(EXERCISES + SWITCHES):
+    for change in ["", *PARTS[part]]:
         for dtype in DTYPES:
             scores = [bits_per_byte(run_folder(folder, dtype, change, seed)) for seed in SEEDS]
             base = [bits_per_byte(run_folder(folder, dtype, "", seed)) for seed in SEEDS]
-            if None in scores + base:
+            differences = [a - b for a, b in zip(scores, base) if a and b]
+            if not differences:
                 continue
-            mean = statistics.mean(a - b for a, b in zip(scores, base))
-            shown = " | ".join(f"{score:.3f}" for score in scores)
-            lines.append(f"| `{change or 'recipe'}` | {dtype} | {shown} | {mean:+.3f} |")
+            shown = " | ".join(f"{score:.3f}" if score else "·" for score in scores)
+            mean = f"{statistics.mean(differences):+.3f}" if change else ""
+            lines.append(f"| {label(change)} | {dtype} | {shown} | {mean} |")
     return "\n".join(lines)
+
+
+def label(change: str) -> str:
+    """Return how the page calls a change."""
+    if not change:
+        return "the recipe"
+    if change == SWITCHES[-1]:
+        return "all of them"
+    if "adamw" in change:
+        return "AdamW and a cosine"
+    if change.startswith("diff"):
+        return f"the diff of exercise {change.split()[1]}"
+    return f"`{change}`"
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1]).resolve()
     if len(sys.argv) == 4:
         run_part(folder, *sys.argv[2:])
-    print(table(folder))
+    for part in PARTS:
+        print(table(folder, part))
+        print()
