@@ -123,7 +123,8 @@ def study(documents, languages):
     }
     for fault, rows in faults.items():
         sums[fault] = sum(size for size, _, _ in rows)
-    common = sorted(lines.items(), key=lambda line: (-line[1], line[0]))
+    repeated = [line for line in lines.items() if line[1] > 1]
+    common = sorted(repeated, key=lambda line: (-line[1], line[0]))
     return {
         "sample": sums,
         "kinds": dict(zip(NAMES, kinds.tolist())),
