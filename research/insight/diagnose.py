@@ -114,8 +114,8 @@ class Case:
         leak = (losses[0] - losses[1])[:, :half].abs().max()
         stop = iter([False, True]).__next__
         evaluate(last.model, self.data, "val", size + 2, 1, last.device, stop)
-        weights = torch.cat([w[w != 0] for w in last.before.values()])
-        rounded = (weights.half() == weights).float().mean()
+        values = torch.cat([weight[weight != 0] for weight in last.before.values()])
+        rounded = (values.half() == values).float().mean()
 
         scored, _, is_training, _ = last.seen[-1]
         foreign = not torch.equal(scored[0], text[0])
@@ -147,7 +147,7 @@ def unusual(signals: dict, healthy: list[dict]) -> list[str]:
     """
     found = []
     for kind, meaning in MEANINGS.items():
-        for name in filter(lambda name: name.split()[0] == kind, signals):
+        for name in filter(lambda name: name.startswith(kind), signals):
             value = signals[name]
             usual = [figures[name] for figures in healthy if name in figures] or [value]
             middle = median(usual)
@@ -184,7 +184,8 @@ def measure_forks(case: Case, steps: int) -> dict[str, dict]:
         options = " ".join(f"--{rate}={value * factor:g}" for rate, value in rates.items())
         forks[name] = losses | {"options": options}
     same = forks["as it is"]
-    floor = max(abs(forks["other text"][kind] - same[kind]) for kind in KINDS)
+    other = forks.pop("other text")
+    floor = max(abs(other[kind] - same[kind]) for kind in KINDS)
     for fork in forks.values():
         gain = min(same[kind] - fork[kind] for kind in KINDS)
         fork["verdict"] = "better" if gain > floor else "may be better" if gain > 0 else ""
@@ -194,8 +195,8 @@ def measure_forks(case: Case, steps: int) -> dict[str, dict]:
 def main(options: DiagnoseOptions) -> None:
     case = Case(options.run)
     with reading("--healthy cannot be read", "name files of `diagnose RUN --json=True`"):
-        files = filter(None, options.healthy.split(","))
-        healthy = [json.loads(Path(file).read_bytes())["signals"] for file in files]
+        texts = [Path(name).read_bytes() for name in options.healthy.split(",") if name]
+        healthy = [json.loads(text)["signals"] for text in texts]
     findings = case.broken_rules() + unusual(case.signals, healthy)
     forks = measure_forks(case, math.ceil(case.steps / 12)) if options.forks else {}
     for name, fork in forks.items():
