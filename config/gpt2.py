@@ -6,8 +6,10 @@ Hardware: one GPU with 80 GB (H100, H200, A100); with less memory set a smaller 
 Time:     not yet measured.
 Expected: not yet measured.
 
-Prepare your data with GPT-2's tokenizer, or train a tokenizer on it:
+Prepare your data with GPT-2's tokenizer, or train one of 32,768 tokens on it, which saves a third
+of the head's arithmetic (docs/figures.md); compare the two in bits per byte:
     python prepare_data.py --source=PATH --name=NAME --tokenizer=gpt2
+    python prepare_data.py --source=PATH --name=NAME --tokenizer=bpe:32768
 """
 
 data = "data/text"
