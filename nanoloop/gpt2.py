@@ -152,8 +152,8 @@ def nanogpt_weights(checkpoint: dict, path: Path) -> dict:
     size = len(tokenizer["tokens"]) if tokenizer else 50257
     require(
         config.vocab_size == size,
-        f"'{path}' has a vocabulary of {config.vocab_size}, {vocabulary} of {size}: "
-        "docs/from_nanogpt.md says how to write that file",
+        f"'{path}' has a vocabulary of {config.vocab_size}, expected {size}, that of {vocabulary} "
+        "or else GPT-2's: docs/from_nanogpt.md says how to write that file",
     )
     weights = classic_weights(checkpoint["model"], config, is_transposed=False)
     with torch.device("meta"):
