@@ -263,7 +263,7 @@ def same_for_every_seed(pairs: list[dict], split: str = "val") -> dict | None:
 
 
 def noise_row(ledger: Ledger, options: Options) -> dict:
-    """Return the row of the noise floor measured last for this recipe, budget and machine.
+    """Return the row of the latest noise floor of this recipe, budget and machine.
 
     Raises UserError where none is: without it, a recipe that is mostly a little better and
     sometimes much worse would pass.

@@ -271,16 +271,16 @@ class Slot:
         self.compare_shares(*[row[arm]["share"] for arm in arms])
 
     def run_alone(self, seed: int) -> float:
-        """Score a run of the baseline, equally quick as the one before, on the validation split.
+        """Score a run of the baseline on the validation split.
 
-        Raises patch.Invalid.
+        Its share of the processor must be that of the run before. Raises patch.Invalid.
         """
         found = self.run("baseline", seed, "val")
         self.compare_shares(*[share(run) for run in self.trained[-2:]])
         return found["bpb"]
 
     def compare_shares(self, *shares: float) -> None:
-        """Raise Disturbed where the same seconds were worth more to one run than to another."""
+        """Raise Disturbed where a second was worth more to one run than to another."""
         is_apart = min(shares) < (1 - MAX_APART) * max(shares)
         if is_apart and self.setup.kind == "seconds":
             got = " and ".join(f"{share:.0%}" for share in shares)
@@ -291,7 +291,7 @@ class Slot:
 
 
 def undisturbed(attempt):
-    """Return attempt(), which is repeated where it raises Disturbed, but not without end."""
+    """Return attempt(), which is repeated at most twice where it raises Disturbed."""
     for _ in range(REPEATS):
         with contextlib.suppress(Disturbed):
             return attempt()
