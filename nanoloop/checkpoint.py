@@ -164,7 +164,7 @@ def load_first(out: Path, names: tuple, hint: str, rename: bool = False) -> dict
 
 
 def load_weights(source: str) -> dict:
-    """Load a checkpoint by its path or its run's folder, nanoGPT's too, or GPT-2's weights.
+    """Load a checkpoint by its path or folder, nanoGPT's too, or GPT-2's weights.
 
     Raises UserError.
     """

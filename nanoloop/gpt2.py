@@ -113,7 +113,7 @@ def gpt2_weights(source: str) -> dict:
 
 
 def classic_weights(stored: dict, config: GPTConfig, is_transposed: bool) -> dict:
-    """Rename GPT-2's weights, split its queries, keys and values, pad its table of tokens.
+    """Rename GPT-2's weights, split queries, keys and values, pad the table.
 
     is_transposed: matrices are (in, out), as published; nn.Linear has (out, in).
     """
@@ -135,7 +135,7 @@ def classic_weights(stored: dict, config: GPTConfig, is_transposed: bool) -> dic
 
 
 def nanogpt_weights(checkpoint: dict, path: Path) -> dict:
-    """Turn nanoGPT's checkpoint into the "config", "model" and "tokenizer" of one of ours.
+    """Turn nanoGPT's checkpoint into "config", "model" and "tokenizer" of ours.
 
     checkpoint: what its ckpt.pt holds. path: of that file; a tokenizer.json beside it is the
     vocabulary. "tokenizer" is None for GPT-2's. Raises UserError for another vocabulary, and
