@@ -112,9 +112,9 @@ def recode(chunks, encoding):
 
 
 def encoding_of(beginning):
-    """Return the encoding that a byte order mark names, or that UTF-16 or UTF-32 shows without one.
+    """Return the encoding that a byte order mark names, or that zero bytes show.
 
-    None for UTF-8 and for other content.
+    UTF-16 and UTF-32 show themselves without a mark. None for UTF-8 and for other content.
     """
     for mark, encoding in MARKS.items():
         if beginning.startswith(mark):

@@ -17,11 +17,11 @@ one whose name begins with "en". Four sources, of Debian and of npm:
 
     apt-get download debian-handbook gnome-user-docs
     for file in debian-handbook*.deb gnome-user-docs*.deb; do dpkg -x $file pages; done
-    mkdir -p handbook gnome
-    cp -r pages/usr/share/doc/debian-handbook/html/{en-US,ar-MA,fa-IR} handbook
-    cp -r pages/usr/share/help/ta gnome/ta && cp -r pages/usr/share/help/C gnome/en
-    python -m tests.slow.languages handbook
-    python -m tests.slow.languages gnome
+    mkdir -p texts/handbook texts/gnome
+    cp -r pages/usr/share/doc/debian-handbook/html/{en-US,ar-MA,fa-IR} texts/handbook
+    cp -r pages/usr/share/help/ta texts/gnome/ta && cp -r pages/usr/share/help/C texts/gnome/en
+    python -m tests.slow.languages texts/handbook
+    python -m tests.slow.languages texts/gnome
 
 A page of which a fifth is still English is left out. A document is a page; where there is but one,
 PARAGRAPHS paragraphs of it.
