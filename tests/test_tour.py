@@ -62,6 +62,12 @@ def test_a_drawing_is_what_the_script_makes(name):
     assert f"]({name})" in TOUR
 
 
+@pytest.mark.parametrize("name", draw.drawings())
+def test_a_line_of_a_drawing_stays_in_its_box(name):
+    lines = re.findall(r">([^<>]+)</text>", draw.drawings()[name])
+    assert len(lines) > 20 and max(map(len, lines)) <= draw.LONGEST, lines
+
+
 def test_the_drawing_of_the_network_names_every_switch():
     """A new field of GPTConfig belongs into the drawing."""
     fields = set(TrainConfig.__mro__[1].__dataclass_fields__)

@@ -23,6 +23,7 @@ TITLE = 18  # size of letters
 LINE = 15
 STEP = 22  # from line to line
 GAP = 34  # between boxes, with the arrow
+LONGEST = 38  # characters of a line
 
 
 @dataclass
@@ -137,11 +138,20 @@ def draw_text(x: float, y: float, text: str, size: int, weight: str = "normal") 
     )
 
 
+def wrapped(lines: list[str]) -> list[str]:
+    """Put the other values of a switch on a line below it where they are too wide."""
+    return [
+        part
+        for line in lines
+        for part in (line.replace("  (", "\n    (").split("\n") if len(line) > LONGEST else [line])
+    ]
+
+
 def draw_box(box: Box, x: int, y: int, width: int) -> tuple[list[str], int]:
     """Return the elements of a box and of what is inside, and its height."""
     elements = [draw_text(x + 12, y + 27, box.title, TITLE, "bold")]
     height = 36
-    for line in box.lines:
+    for line in wrapped(box.lines):
         elements.append(draw_text(x + 12, y + height + 16, line, LINE))
         height += STEP
     height += 8
