@@ -82,7 +82,7 @@ def test_wrong_batches_are_named(run, monkeypatch, change, finding):
 
 def test_a_leaking_mask_is_named(run, monkeypatch):
     def leaks(q, k, v, *rest):
-        return attend(q, k, v, *rest) + v.mean(2, keepdim=True)
+        return attend(q, k, v, *rest) + 10 * v.mean(2, keepdim=True)
 
     monkeypatch.setattr(model, "attend", leaks)
     assert "future seen" in " ".join(Case(str(run)).broken_rules())

@@ -108,7 +108,7 @@ class Case:
         text, answers = self.held_out
         half = size // 2
         later = text.clone()
-        later[:, half:] = text[:, half:].flip(1)
+        later[:, half:] = text[:, half:].flip(0)  # of another sequence
         with torch.no_grad():
             losses = [last.model(x, answers, reduction="none") for x in (text, later)]
         leak = (losses[0] - losses[1])[:, :half].abs().max()
@@ -133,9 +133,9 @@ class Case:
             f"always clipped: grad_clip={clip} shortens all gradients": always,
             f"first loss: {surprise:.2f} times ln(vocab_size)": abs(surprise - 1) > 0.03,
             f"frozen: nothing moves {', '.join(frozen)}": frozen,
+            f"weights rounded: {rounded:.0%} of them have 16 bits": rounded > 0.5,
             "decay on tables: rows of tokens that were not read move": decays,
             f"future seen: later tokens change a loss by {leak:.2g}": leak > 1e-3,
-            f"weights rounded: {rounded:.0%} of them have 16 bits": rounded > 0.5,
         }
         return [text for text, is_broken in rules.items() if is_broken]
 
