@@ -98,7 +98,8 @@ def option_types(cls: type, *left_out: str) -> dict:
 
 def random_flags(rng: random.Random, types: dict) -> list[str]:
     """Choose one to three options and a value for each, and now and then no option at all."""
-    names = rng.sample(sorted(types), rng.choice([1, 1, 1, 2, 3]))
+    count = min(rng.choice([1, 1, 1, 2, 3]), len(types))
+    names = rng.sample(sorted(types), count)
     flags = [f"--{name}={value_for(rng, types[name])}" for name in names]
     if rng.random() < 0.1:
         flags.append(rng.choice(FLAGS))
