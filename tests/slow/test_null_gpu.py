@@ -134,7 +134,7 @@ class Batches:
 def steps_of(recipe: str, *flags: str):
     """Build a recipe's model and optimizers; return the network, and a function for a step."""
     path = str(ROOT / "config" / recipe)
-    config = read_options(train.TrainConfig, [path, "--vocab_size=50257", *flags], "test")
+    config = read_options(train.TrainConfig, [path, *flags], "test")
     model = GPT(config, torch.bfloat16).to(CUDA)
     optimizers = train.make_optimizers(model, config)
     scaler = torch.amp.GradScaler("cuda", enabled=False)
@@ -152,7 +152,7 @@ def test_evaluating_needs_less_memory_than_training():
     """Otherwise the first evaluation ends a run that fitted the card."""
     flags = ("--micro_batch_size=12", "--batch_tokens=12288", "--compile=False")
     with attention.kernel_priority():
-        network, step = steps_of("gpt2.py", *flags)
+        network, step = steps_of("gpt2.py", "--vocab_size=50257", *flags)
         for _ in range(2):
             step()
         torch.cuda.reset_peak_memory_stats()
@@ -163,22 +163,22 @@ def test_evaluating_needs_less_memory_than_training():
         with torch.no_grad():
             network.eval()(tokens, tokens.clone(), reduction="none")
         evaluation = device.peak_memory_mb(CUDA)
-    assert training < 11_800
-    assert evaluation < 0.8 * training
+    assert training < 11_000  # 10,364 with FlashAttention
+    assert evaluation < 0.8 * training  # 7,555
 
 
 @needs_null_gpu
 def test_a_compiled_step_of_a_small_model_launches_few_kernels_and_waits_for_none():
     """Each launch costs the processor some microseconds, which is what bounds a small model."""
     with attention.kernel_priority():
-        _, step = steps_of("quickstart.py", "--vocab_size=4096", "--max_steps=9")
+        _, step = steps_of("quickstart.py", "--vocab_size=2048", "--max_steps=9")
         for _ in range(3):
             step()
         NULL_GPU.nullgpu_clear()
         NULL_GPU.nullgpu_log(1)
         step()
         NULL_GPU.nullgpu_log(0)
-    assert len(noted("KERNEL", "GEMM")) <= 140
+    assert len(noted("KERNEL", "GEMM")) <= 170  # 165 are known
     waits = noted("SYNC")
     assert all("cudaEventSynchronize" in line for line in waits), "of the pinned buffers"
 
