@@ -160,7 +160,7 @@ def unusual(signals: dict, healthy: list[dict]) -> list[str]:
 
 
 def measure_forks(case: Case, steps: int) -> dict[str, dict]:
-    """Continue the run from its first third with other learning rates, on the same text.
+    """Continue the run from its first third with other rates, on the same text.
 
     steps: of each branch. Each fork has the held-out loss, nats per token, after steady rates and
     after falling ones. It is better if it gains in both more than other text changes; "may be" if

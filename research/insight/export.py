@@ -41,6 +41,7 @@ CODE = (
     "model.py",
     "nanoloop/attention.py",
     "nanoloop/loss.py",
+    "nanoloop/loss_kernel.py",
     "research/insight/modeling_nanoloop.py",
 )
 

@@ -17,7 +17,7 @@ STEPS = 3  # that are watched
 
 
 class Replay:
-    """The parts of a run in one process, built by the functions that train.train builds them with.
+    """The parts of a run in one process, built as train.train builds them.
 
     config: a TrainConfig. data: as open_data returns it. state: the content of a checkpoint, which
     is not changed; None: fresh weights, step 0.
