@@ -2,7 +2,7 @@
 
     python prepare_data.py --source=python         # the standard library, a byte-pair tokenizer
     python prepare_data.py --source=my/texts --name=mine --tokenizer=bpe:8192
-    python prepare_data.py my/texts more/texts     # paths that come first are the source
+    python prepare_data.py my/texts more/texts     # paths without an option are the source
     python prepare_data.py --source=shakespeare    # nanoGPT's benchmark text (needs a network)
 
 The result is a folder, data/<name>/, that describes itself:
@@ -90,8 +90,14 @@ class PrepareConfig(CurationConfig, ClaudeConfig):
 
 
 def main(argv: list[str]) -> None:
-    if argv and not argv[0].startswith("--"):
-        argv = ["--source", *argv]
+    # A path that belongs to no option is the source.
+    before = ""
+    for index, word in enumerate(argv):
+        is_value = before and ("=" not in before or "--source" in before)
+        if not (is_value or word.startswith("--")):
+            argv.insert(index, "--source")
+            break
+        before = word
     prepare(read_options(PrepareConfig, argv, "prepare_data.py", config_files=False))
 
 

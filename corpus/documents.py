@@ -7,7 +7,7 @@ import numpy as np
 
 from corpus import synthetic
 from corpus.curation import Curator, View
-from corpus.formats import HTML, decode, decode_text, find_field, is_html
+from corpus.formats import HTML, decode, decode_text, field_names, find_field, is_html
 from corpus.report import sample_row
 
 PASSAGES = "left out: lines with words of the evaluation"
@@ -162,11 +162,10 @@ def parse_line(line, key):
         return "", "broken JSON", []
     fields = []
     if isinstance(row, dict):
-        fields = list(row)
         try:
             row = find_field(row, key)
         except (LookupError, TypeError):
-            return "", f"no field {key!r}: give --text_key", fields
+            return "", f"no field {key!r}: give --text_key", field_names(row)
         fields = [f"{key}.{name}" for name in row] if isinstance(row, dict) else []
     text, note = decode(row)
     return text, note or line_note, fields

@@ -137,6 +137,15 @@ def find_field(row, key):
     return find_field(row[name], rest)
 
 
+def field_names(row):
+    """Return the names of the fields of a row of JSON; "a.b" is field b of field a."""
+    names = []
+    for name, value in row.items():
+        inner = value if isinstance(value, dict) else []
+        names += [f"{name}.{key}" for key in inner] or [name]
+    return names
+
+
 # --------------------------------------------------------------------------------------------------
 # Tables
 

@@ -88,6 +88,8 @@ MISTAKES = {
     "prepare text.txt --duplicates_mb=4": ["--duplicates_mb has no effect", "duplicates=None"],
     "prepare --source=text.txt --hf_config=x": ["--hf_config has no effect", "text.txt"],
     "prepare text.txt nothing": ["--source=nothing does not exist"],
+    "prepare --tokenizer=byte text.txt nothing": ["--source=nothing does not exist"],
+    "prepare --source=text.txt nothing": ["--source=nothing does not exist"],
     "prepare --source=nothing": ["nothing", "python, shakespeare"],
     "prepare --source=empty": ["--source=empty", "without files"],
     "prepare --source=empty.txt": ["empty.txt", "1 empty"],

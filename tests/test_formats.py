@@ -204,11 +204,19 @@ def test_a_key_leads_into_a_field_unless_a_name_contains_its_dot(tmp_path, name,
 
 
 def test_a_wrong_field_is_named_with_the_fields_that_are_there(tmp_path):
-    rows = [{"body": "x", "id": 3}, {"text": {"en": "y"}}, {"text": ["x"]}, 7, {"text": None}]
+    rows = [
+        {"body": "x", "meta": {"id": 3, "tags": {}}, "more": {}},
+        {"text": {"en": "y"}},
+        {"text": ["x"]},
+        7,
+        {"text": None},
+    ]
     texts, notes = read_bytes(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)).encode())
     assert texts == []
     assert notes == {
-        "no field 'text': give --text_key": f"{tmp_path}/a.jsonl:1, which has body, id",
+        "no field 'text': give --text_key": (
+            f"{tmp_path}/a.jsonl:1, which has body, meta.id, meta.tags, more"
+        ),
         "dict instead of text": f"{tmp_path}/a.jsonl:2, which has text.en",
         "list instead of text": f"{tmp_path}/a.jsonl:3",
         "int instead of text": f"{tmp_path}/a.jsonl:4",
