@@ -600,7 +600,7 @@ class FakeSlot(runs.Slot):
         return Ended(0, *self.left.pop(0), late=False, text="")
 
     def score(self, *arguments) -> SimpleNamespace:
-        bpb = float(len(self.trained))
+        bpb = float(len(self.scored))
         return SimpleNamespace(bpb=bpb, first=bpb, seconds=1.0, processor_seconds=1.0)
 
 

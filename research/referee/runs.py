@@ -220,8 +220,18 @@ class Slot:
 
     def run(self, arm: str, seed: int, split: str) -> dict:
         """Train and score one arm. Raises patch.Invalid."""
+        return self.score_arm(arm, seed, split, self.train_with_curve(arm, seed))
+
+    def train_with_curve(self, arm: str, seed: int) -> tuple[Ended, list]:
+        """Train one arm; return what the run used, and its curve. Raises patch.Invalid."""
         trained = self.train(arm, seed)
-        curve = read_curve(self.folder / "log.jsonl")
+        if arm == "baseline":
+            self.trained.append(trained)
+        return trained, read_curve(self.folder / "log.jsonl")
+
+    def score_arm(self, arm: str, seed: int, split: str, trained: tuple[Ended, list]) -> dict:
+        """Score an arm that was trained; return its part of the row. Raises patch.Invalid."""
+        run, curve = trained
         limit = NO_LIMIT
         baseline = []
         if arm == "candidate":
@@ -231,13 +241,12 @@ class Slot:
         model = self.folder / f"{arm}.pt"
         scored = score(self.box, tree, model, self.data, split, seed, limit, baseline)
         if arm == "baseline":
-            self.trained.append(trained)
             self.scored.append(scored)
         return {
             "bpb": scored.bpb,
             "first": scored.first,
-            "seconds": round(trained.seconds, 2),
-            "share": round(share(trained), 3),
+            "seconds": round(run.seconds, 2),
+            "share": round(share(run), 3),
             "tokens": curve[-1][0] if curve else None,
             "curve": curve,
         }
@@ -261,14 +270,16 @@ class Slot:
     def run_both(self, row: dict, arms) -> None:
         """Add the runs of a pair to its row. Raises UserError and patch.Invalid."""
         row["repeats"] = row.get("repeats", -1) + 1
+        seed = row["seed"]
+        trained = {}
         for arm in arms:
-            try:
-                row[arm] = self.run(arm, row["seed"], row["split"])
-            except patch.Invalid as error:
-                message = f"the baseline itself cannot be judged: {error}\n{error.text}"
-                require(arm == "candidate", message)
-                raise
-        self.compare_shares(*[row[arm]["share"] for arm in arms])
+            with naming_the_baseline(arm):
+                trained[arm] = self.train_with_curve(arm, seed)
+        # The baseline comes first: its losses show where the candidate gains.
+        for arm in ARMS:
+            with naming_the_baseline(arm):
+                row[arm] = self.score_arm(arm, seed, row["split"], trained[arm])
+        self.compare_shares(*[row[arm]["share"] for arm in ARMS])
 
     def run_alone(self, seed: int) -> float:
         """Score a run of the baseline on the validation split.
@@ -288,6 +299,17 @@ class Slot:
 
     def close(self) -> None:
         self.box.close()
+
+
+@contextlib.contextmanager
+def naming_the_baseline(arm: str):
+    """Turn a refusal of the baseline, which no candidate can mend, into a UserError."""
+    try:
+        yield
+    except patch.Invalid as error:
+        message = f"the baseline itself cannot be judged: {error}\n{error.text}"
+        require(arm == "candidate", message)
+        raise
 
 
 def undisturbed(attempt):
