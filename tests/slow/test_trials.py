@@ -65,7 +65,8 @@ def test_a_clear_loser_is_rejected_after_one_pair_and_recorded(data_dir, tmp_pat
     assert judge.exit_code(row) == 1
     assert row["verdict"] == "reject" and row["reason"].startswith("worse: +")
     assert row["tokens"] == 9  # three options were appended
-    assert len(row["pairs"]) == len(row["differences"]) == len(lines) == 1
+    assert len(row["pairs"]) == len(row["differences"]) == 1
+    assert lines[0].startswith("at most 64 runs") and len(lines) == 2
     assert row["pairs"][0]["candidate"]["tokens"] == 20 * 512
     assert book.trials()[-1].items() >= row.items()
     assert not list(book.folder.glob("slot-*"))
