@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import functools
 import gc
+import math
 import os
 import resource
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 
 from nanoloop import attention
+from nanoloop.loss import mean_loss, token_losses
 from nanoloop.options import UserError, first_line, note, require
 from nanoloop.ranks import local_rank, require_equal
 
@@ -169,6 +171,26 @@ def tune_process() -> None:
 COMPILED_DEVICES: set[str] = set()  # the types of device on which `compiled` functions compile
 
 
+def check_loss(model, device: torch.device) -> None:
+    """Compare the loss of training, which a kernel computes on CUDA, with evaluation's.
+
+    Raises UserError where they differ: a change of GPT.to_logits must change the kernel too.
+    """
+    C = model.config.n_embd
+    x = torch.randn(1, 8, C, device=device, dtype=model.compute_dtype, requires_grad=True)
+    weight = torch.randn(model.config.padded_vocab(), C, device=device)
+    weight *= 10 / math.sqrt(C)  # logits of about ±10, which a softcap bends
+    targets = torch.zeros(1, 8, dtype=torch.long, device=device)
+    arguments = (x, weight, targets, model.to_logits, model.config)
+    training = mean_loss(*arguments).item()
+    evaluation = token_losses(*arguments).mean().item()
+    require(
+        math.isclose(training, evaluation, rel_tol=0.02),
+        f"training computes the loss {training:.3f} where evaluation computes {evaluation:.3f}: "
+        "change nanoloop/loss_kernel.py as GPT.to_logits was changed",
+    )
+
+
 def compile_model(network, batch_size: int, device: torch.device, wanted: bool | None):
     """Return the compiled network after one pass of warm-up.
 
@@ -178,11 +200,13 @@ def compile_model(network, batch_size: int, device: torch.device, wanted: bool |
     compiler works here.
     """
     is_cuda = device.type == "cuda"
+    model = getattr(network, "module", network)
+    if is_cuda:
+        check_loss(model, device)
     if not (is_cuda if wanted is None else wanted):
         return network
     print("compiling the model", flush=True)
-    config = getattr(network, "module", network).config
-    tokens = torch.zeros(batch_size, config.block_size, dtype=torch.long, device=device)
+    tokens = torch.zeros(batch_size, model.config.block_size, dtype=torch.long, device=device)
     # FlexAttention needs more shared memory than some cards have.
     for uses_flex in (True, False):
         attention.USES_FLEX = uses_flex

@@ -9,8 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model import GPT, GPTConfig
-from nanoloop.loss import chunks
-from tests.models import SMALL, VARIANTS, random_model, random_tokens
+from nanoloop import device
+from nanoloop.loss import chunks, mean_loss
+from nanoloop.options import UserError
+from tests.models import CPU, SMALL, VARIANTS, random_model, random_tokens
 
 
 @pytest.fixture
@@ -37,6 +39,22 @@ def test_the_loss_is_the_cross_entropy_of_the_logits_and_skips_minus_one():
     each = model(tokens, targets, reduction="none")
     torch.testing.assert_close(each, -picked * is_scored)
     torch.testing.assert_close(model(tokens, targets), each.sum() / is_scored.sum())
+
+
+@pytest.mark.parametrize("name", ["modern", "swiglu_tied"])
+def test_a_kernel_that_computes_another_loss_than_the_model_is_noticed(name, monkeypatch):
+    """As on CUDA after a change of GPT.to_logits alone."""
+    model = random_model(VARIANTS[name])
+    device.check_loss(model, CPU)
+    changed = replace(model.config, logit_softcap=5.0)
+    computed = GPT(changed).to_logits
+    monkeypatch.setattr(
+        device,
+        "mean_loss",
+        lambda x, weight, targets, _, config: mean_loss(x, weight, targets, computed, config),
+    )
+    with pytest.raises(UserError, match="change nanoloop/loss_kernel.py as GPT.to_logits"):
+        device.check_loss(model, CPU)
 
 
 def loss_and_grads(model: GPT, tokens, targets) -> list[torch.Tensor]:

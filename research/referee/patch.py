@@ -24,8 +24,11 @@ from nanoloop.options import UserError, read_options, require
 from research.referee.tokens import count_tokens
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = "model.py train.py nanoloop/attention.py nanoloop/loss.py nanoloop/muon.py".split()
-MAY_CHANGE = "only model.py, train.py, nanoloop/{attention,loss,muon}.py and config/*.py may change"
+PARTS = "attention loss loss_kernel muon".split()
+RECIPE = ["model.py", "train.py", *(f"nanoloop/{part}.py" for part in PARTS)]
+MAY_CHANGE = (
+    f"only model.py, train.py, nanoloop/{{{','.join(PARTS)}}}.py and config/*.py may change"
+)
 # What a run can see of the project. The judge, the tests and the documents are not in its view.
 VISIBLE = "*.py nanoloop/*.py config/*.py".split()
 # What another tree is searched for: nothing else in these places may differ.
