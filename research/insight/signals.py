@@ -47,7 +47,7 @@ class Replay:
         self.step += 1
 
     def fork(self) -> "Replay":
-        """Return a copy that goes on alone, on the same text."""
+        """Return a copy that continues alone, on the same text."""
         branch = copy.copy(self)
         branch.parts = copy.deepcopy(self.parts)
         branch.model, branch.optimizers, _ = branch.parts
