@@ -60,9 +60,11 @@ def attend(
         is_plain = is_plain and q.dtype == torch.bfloat16
     # FlexAttention is fast inside torch.compile, on CUDA, and knows no dropout.
     is_flexible = USES_FLEX and q.is_cuda and torch.compiler.is_compiling() and not dropout
-    if is_plain and window >= S and T in (1, S):
-        is_causal = bool(T > 1)  # a single query sees all keys; compiled, sizes may be symbols
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, **options)
+    sees_all = is_plain and window >= S
+    if sees_all and T == 1:
+        y = F.scaled_dot_product_attention(q, k, v, **options)
+    elif sees_all and T == S:
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, **options)
     elif is_flexible and T == S and positions is None:
         y = flex_attend(q, k, v, window, scale, documents)
     else:  # exact on every device, but masked scores are computed all the same

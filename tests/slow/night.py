@@ -25,7 +25,7 @@ ACTS = [
     ("crashes", "append('model.py', 'raise SystemExit(5)')", "crash"),
     (
         "sees the future",
-        "change('nanoloop/attention.py', 'is_causal=is_causal', 'is_causal=False')",
+        "change('nanoloop/attention.py', 'is_causal=True', 'is_causal=False')",
         "invalid",
     ),
     ("agent fails", "sys.exit(3)", "none"),

@@ -108,7 +108,7 @@ FAULTS = {
     ),
     "a leaking mask": (
         [],
-        *("nanoloop/attention.py", "is_causal=is_causal", "is_causal=False"),
+        *("nanoloop/attention.py", "is_causal=True", "is_causal=False"),
         ["future seen"],
     ),
     "stale random numbers": (
