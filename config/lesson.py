@@ -3,7 +3,7 @@
     python train.py config/lesson.py
 
 Hardware: 2 CPU cores.
-Time:     10 to 20 seconds in all on idle cores, the first time with preparing the data.
+Time:     8 seconds in all on idle cores, also the first time, which prepares the data.
 Expected: val_bpb (bits per byte of source) about 2.50.
 
 The run ends after a number of steps, not of seconds, so a busy machine gives the same answer.
