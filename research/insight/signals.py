@@ -34,7 +34,7 @@ class Replay:
         self.optimizers = train.make_optimizers(self.model, config)
         scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
         self.parts = (self.model, self.optimizers, scaler)
-        # A copy, because the optimizers go on with the tensors they are given.
+        # A copy, because the optimizers continue with the tensors they are given.
         checkpoint.restore(copy.deepcopy(state), True, *self.parts)
         self.step = state["tokens"] // config.batch_tokens if state else 0
 
