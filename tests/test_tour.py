@@ -5,6 +5,7 @@ import contextlib
 import html
 import io
 import re
+import subprocess
 
 import pytest
 import torch
@@ -90,6 +91,7 @@ def test_there_are_twelve_exercises_with_a_prediction_and_an_answer():
 
 @pytest.mark.parametrize("number", [4, 11, 12])
 def test_a_diff_of_the_exercises_applies(number, tmp_path):
+    """Here and with git, as the reader applies it."""
     diff = exercises.diff_of_exercise(number)
     assert len(diff.splitlines()) <= 10
     name = diff.splitlines()[0].removeprefix("--- a/")
@@ -100,6 +102,10 @@ def test_a_diff_of_the_exercises_applies(number, tmp_path):
     changed = (tmp_path / name).read_text("utf-8")
     ast.parse(changed)
     assert changed != original
+
+    (tmp_path / name).write_text(original, "utf-8")
+    subprocess.run(["git", "apply"], input=diff, cwd=tmp_path, check=True, text=True)
+    assert (tmp_path / name).read_text("utf-8") == changed
 
 
 @pytest.mark.parametrize("change", dict.fromkeys(exercises.EXERCISES + exercises.SWITCHES))

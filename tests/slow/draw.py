@@ -57,12 +57,12 @@ def network() -> list[Box]:
             *map(switch, ("window_pattern", "window_size")),
             *map(switch, ("document_mask", "document_token")),
         ],
-        "norm, then add to x",
+        "x + attention(norm(x))",
     )
     mlp = Box(
         "MLP: works at each position",
         ["4 · C hidden units", switch("activation")],
-        "norm, then add",
+        "x + MLP(norm(x))",
     )
     embedding = Box(
         "embedding: wte[token]",
@@ -76,7 +76,7 @@ def network() -> list[Box]:
     head = Box(
         "lm_head: a score per token",
         [switch("tie_embeddings"), switch("logit_softcap")],
-        "norm; x: (B, T, C)",
+        "norm(x): (B, T, C)",
     )
     everywhere = Box(
         "everywhere", [switch("norm"), switch("bias"), switch("dropout"), switch("weight_init")]
@@ -94,12 +94,12 @@ def network() -> list[Box]:
 
 
 def datum() -> list[Box]:
-    """Describe the way of a text to a checkpoint."""
+    """Describe what becomes of a text."""
     splits = ", ".join(SPLITS)
     return [
-        Box("text", ["files, tables, the hub"]),
+        Box("text", ["files, tables, Hugging Face data sets"]),
         Box("documents", ["curation drops some, if asked", f"a hash picks {splits}"]),
-        Box("tokens", [f"{END_OF_TEXT} begins each document", "tokenizer.json has the bytes"]),
+        Box("tokens", [f"{END_OF_TEXT} begins each document", "tokenizer.json: the bytes of each"]),
         Box("shards in data/NAME/", [f"{split}_000000.bin" for split in SPLITS], "prepare_data.py"),
         Box(
             "a batch (B, T)",
@@ -120,14 +120,15 @@ def datum() -> list[Box]:
                 f"muon_lr = {TrainConfig.muon_lr}: hidden matrices",
                 f"embed_lr = {TrainConfig.embed_lr}: tables",
                 f"head_lr = {TrainConfig.head_lr}: head",
+                "then the next batch",
             ],
         ),
         Box(
             "checkpoint",
             [switch("save_interval"), "last.pt, previous.pt", "best.pt: lowest val_loss"],
-            "again, or at the end",
+            "every save_interval steps, at the end",
         ),
-        Box("sample.py", ["text"]),
+        Box("sample.py", ["loads a checkpoint, writes text"]),
     ]
 
 
@@ -203,7 +204,7 @@ def drawings() -> dict[str, str]:
     """Return the content of each file in docs/, by its name."""
     return {
         "network.svg": svg(network(), "The network with its switches"),
-        "datum.svg": svg(datum(), "The way of a datum from text to checkpoint"),
+        "datum.svg": svg(datum(), "From text to checkpoint"),
     }
 
 

@@ -75,7 +75,7 @@ def apply_diff(diff: str, tree: Path) -> None:
     """
     header, *lines = diff.splitlines(keepends=True)
     path = tree / header.removeprefix("--- a/").strip()
-    lines = lines[1:]  # without +++
+    lines = lines[2:]  # without +++ and @@
     old = "".join(line[1:] for line in lines if line[0] in " -")
     new = "".join(line[1:] for line in lines if line[0] in " +")
     text = path.read_text("utf-8")
