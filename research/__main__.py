@@ -8,6 +8,7 @@
     python -m research log | show ID | report    what was tried; one trial in full; the page
     python -m research replay ID                 repeat a recorded trial
     python -m research exam RUN --tasks=TASKS    how many synthetic items a run's model answers
+    python -m research analyze A [B]             where the bits go, and where two runs differ
     python -m research compare RUN RUN …         what differs: settings, curves, figures, speed
     python -m research diagnose RUN              why it went as it went: rules, signals, forks
     python -m research export RUN FOLDER         the model for Hugging Face's transformers
@@ -28,7 +29,7 @@ import tyro
 
 from nanoloop.options import read_options, require, run_program
 from research import exam, loop, page, tune
-from research.insight import compare, diagnose, export
+from research.insight import analyze, compare, diagnose, export
 from research.page import LogOptions, open_ledger, visible
 from research.referee import judge
 from research.referee.patch import ROOT, git
@@ -138,6 +139,7 @@ COMMANDS = {
     "show": (show, LogOptions),
     "report": (page.main, LogOptions),
     "replay": (replay, LogOptions),
+    "analyze": (analyze.main, analyze.AnalyzeOptions),
     "exam": (exam.main, exam.ExamOptions),
     "compare": (compare.main, compare.CompareOptions),
     "diagnose": (diagnose.main, diagnose.DiagnoseOptions),
