@@ -57,7 +57,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     """Prepare the same documents, words and numbers, with two tokenizers."""
     source = tmp_path_factory.mktemp("source")
     rng = random.Random(5)
-    for index, text in enumerate(make_documents(120)):
+    for index, text in enumerate(make_documents(60)):
         words = [f"{word} {rng.randint(0, 999)}" for word in text.split()]
         (source / f"{index:03}.txt").write_text("é, ".join(words))
     prepared = {}
@@ -66,7 +66,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
             source=(str(source),),
             name=tokenizer.replace(":", ""),
             tokenizer=tokenizer,
-            val_fraction=0.25,
+            val_fraction=0.4,
             test_fraction=0.1,
         )
         prepared[tokenizer] = prepare_data.prepare(options, tmp_path_factory.mktemp("data"))

@@ -35,21 +35,21 @@ def half_interval(parts, sizes, count=1):
     """Return half the width of the 95 % interval of sum(parts) / sum(sizes).
 
     parts, sizes: (D,), of documents: they are independent, the tokens of one are not. The deviation
-    is the jackknife's, the distribution Student's. count: of intervals that shall hold together
-    (Bonferroni).
+    is the jackknife's, the distribution Student's with as many degrees of freedom as documents of
+    equal size would have (Kish 1965). count: of intervals that shall hold together (Bonferroni).
     """
     from scipy.stats import t
 
     total = sizes.sum()
-    shift = (parts - parts.sum() / total * sizes) / (total - sizes)  # if a document is left out
-    freedom = len(parts) - 1
-    return np.sqrt((shift**2).mean() * freedom) * t.isf(0.025 / count, freedom)
+    shift = (parts - parts.sum() / total * sizes) / (total - sizes)  # without the document
+    freedom = total**2 / (sizes**2).sum() - 1
+    return np.sqrt((shift**2).sum()) * t.isf(0.025 / count, freedom)
 
 
 def divide(a, counts):
-    """Return the part that each token of a reading is in, for each way to divide its text.
+    """Return the part that each token is in, for each kind of part.
 
-    counts: (V,), how often each token is in train.
+    a: of read_val. counts: (V,), how often each token is in train.
     """
     decode = a.data.tokenizer.decode_bytes
     texts = [decode(a.target[a.document == number]) for number in np.unique(a.document)]
@@ -76,12 +76,12 @@ def compare(a, b):
 
 
 def analyze(a, change):
-    """Return the parts of a reading's bits, and of a difference by token in bits, which may be 0.
+    """Return the parts of a text with their bits and their difference, as rows.
 
-    Each row is a part of the text, with the sum of each figure in bits per byte of all text, and
-    "half", half the interval of the difference, or of the bits where no token differs. The first
-    row is all text; then come those with the largest "excess" of that figure over the part's share
-    of the bytes.
+    a: of read_val. change: of `compare`, 0 where there is no other model. Each row is a part, with
+    the sum of each figure in bits per byte of all text, and "half", half the interval of the
+    difference, or of the bits where no token differs. The first row is all text; then come those
+    with the largest "excess" of that figure over the part's share of the bytes.
     """
     splits = a.data.splits
     train = splits["train"].read(0, 5_000_000)  # more would change the n-grams little
@@ -129,8 +129,10 @@ def main(options: AnalyzeOptions) -> None:
     for run in options.runs:
         state = load_weights(run)
         data = Data(state["config"]["data"])
-        is_known = state["data"] == data.fingerprint and len(data.splits["val"])
-        require(is_known, f"'{data.folder}' is not the data of '{run}', or has no val split")
+        require(
+            state["data"] == data.fingerprint and len(data.splits["val"]),
+            f"'{data.folder}' is not the data of '{run}', or has no val split: prepare it again",
+        )
         model, _ = load_model(run, device, dtype)
         readings.append(read_val(model, data, device))
     a = readings[0]

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-WINDOWS = 4  # predicted together
 PRIOR = 64  # tokens
 
 # What a byte is. A token is the first in this order of what its bytes are.
@@ -25,18 +24,18 @@ STATEMENT = r"(?m)^\s*(import \w|from \S+ import |def \w+\(|class \w+.*:)"
 
 
 @torch.no_grad()
-def read_val(model, data, device) -> SimpleNamespace:
-    """Predict the val split of a prepared folder in the windows of train.py's `evaluate`.
+def read_val(model, data, device):
+    """Predict the val split of a prepared folder, token by token.
 
-    Returns data; text, all bytes; and arrays with a row for each token that has text: target (ids),
-    bits (what the token costs), guesses and chances ((N, 5), the most probable tokens), index (in
-    the split, from 0 for its second token), position (in the window), size (bytes), start (of its
-    bytes in text), document (numbers, in
-    order; 64 equal stretches if there are fewer than 10 documents).
+    The windows are those of train.py's `evaluate`. Returns a namespace: data; text, all bytes; and
+    arrays with a row for each token that has text: target (ids), bits (what the token costs),
+    guesses and chances ((N, 5), the most probable tokens), index (in the split, from 0 for its
+    second token), position (in the window), size (bytes), start (of its bytes in text), document
+    (numbers, in order; 64 equal stretches where there are fewer than 10 documents).
     """
     block_size = model.config.block_size
     batches = []
-    for batch in data.eval_batches("val", block_size, WINDOWS):
+    for batch in data.eval_batches("val", block_size, 4):  # few: logits are large
         tokens, targets = (torch.from_numpy(part).to(device) for part in batch)
         logits = model(tokens)  # (B, T, V)
         losses = cross_entropy(logits.mT, targets, ignore_index=-1, reduction="none")
@@ -59,10 +58,10 @@ def read_val(model, data, device) -> SimpleNamespace:
 
 
 def ngram_bits(train, text, vocab_size):
-    """Yield the bits of each token of text by n-grams of 1, 2, … 5 tokens, counted in train.
+    """Yield the bits of each token of text by n-grams of 1, 2, … 5 tokens.
 
-    A context of n tokens adds PRIOR tokens to its counts, distributed as after its last n - 1
-    (MacKay & Peto 1995). train, text: ids, int64.
+    They are counted in train. A context of n tokens adds PRIOR tokens to its counts, distributed as
+    after its last n - 1 (MacKay & Peto 1995). train, text: ids, int64.
     """
     stream = np.append(train, text)
     context = np.zeros_like(stream)
