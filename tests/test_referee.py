@@ -23,7 +23,7 @@ from nanoloop.options import UserError
 from research import loop
 from research.referee import judge, patch, runs, score, starter, views
 from research.referee.ledger import Ledger
-from research.referee.sandbox import Ended, Limit, Sandbox, remove_leftovers
+from research.referee.sandbox import Crashed, Disturbed, Ended, Limit, Sandbox, remove_leftovers
 from research.referee.tokens import count_tokens
 from research.referee.verdict import Noise
 from tests.conftest import ROOT
@@ -452,6 +452,16 @@ def test_a_gain_at_one_position_is_asked_about(rng):
     assert 30 in copies.cut[copies.original == 7]
 
 
+@pytest.mark.parametrize("size, is_fine", [(1e-4, True), (4e-3, True), (6e-3, False)])
+def test_rounding_has_one_limit_that_no_baseline_widens(rng, size, is_fine):
+    """With a limit relative to the baseline's, each kept change could be ten times worse."""
+    _, _, copies = draw_copies(rng)
+    is_before = np.arange(32) <= copies.cut[:, None]
+    sign = rng.choice([-1.0, 1.0], size=is_before.shape)
+    problem = score.check(copies, size * sign * is_before, rng.normal(size=len(copies.cut)))
+    assert (problem is None) == is_fine, problem
+
+
 # --------------------------------------------------------------------------------------------------
 # The ledger
 
@@ -597,7 +607,11 @@ class FakeSlot(runs.Slot):
         monkeypatch.setattr(runs, "score", self.score)
 
     def train_once(self, arm, seed, amount, limit) -> Ended:
-        return Ended(0, *self.left.pop(0), late=False, text="")
+        seconds, processor_seconds, waited_seconds, *stalled = self.left.pop(0)
+        stalled_seconds = stalled[0] if stalled else 0.0
+        return Ended(
+            0, seconds, processor_seconds, waited_seconds, stalled_seconds, late=False, text=""
+        )
 
     def score(self, *arguments) -> SimpleNamespace:
         bpb = float(len(self.scored))
@@ -647,6 +661,43 @@ def test_who_waits_for_a_core_is_not_refused_for_the_time(monkeypatch):
     slot = FakeSlot(monkeypatch, [QUIET, idle, idle, idle, idle])
     row = slot.pair(7, "val", False)
     assert row["failed"]["verdict"] == "invalid" and "14.0 seconds" in row["failed"]["reason"]
+
+
+def ended(seconds: float, stalled_seconds: float) -> Ended:
+    return Ended(9, seconds, 12.0, 0.1, stalled_seconds, late=True, text="printed")
+
+
+@pytest.mark.parametrize("kind", [patch.Invalid, Crashed])
+def test_a_run_that_failed_while_memory_was_short_is_disturbed_and_never_refused(kind):
+    """The kernel charges its search for memory to the run, and may end the run for it."""
+    quiet = ended(10.0, 0.2).problem(kind, "training took too much")
+    assert type(quiet) is kind and str(quiet) == "training took too much"
+    short = ended(10.0, 4.0).problem(kind, "training took too much")
+    assert type(short) is Disturbed and short.text == "printed"
+    assert "memory was short for 4.0 of 10.0 seconds: try it again" in str(short)
+
+
+def test_a_pair_is_repeated_where_memory_was_short_for_one_of_its_runs(monkeypatch):
+    thrashing = (14.0, 13.8, 0.1, 5.0)
+    slot = FakeSlot(monkeypatch, [QUIET, thrashing, QUIET, QUIET])
+    row = slot.pair(7, "val", False)
+    assert "failed" not in row and row["repeats"] == 1 and slot.charge == 0
+    slot = FakeSlot(monkeypatch, [QUIET, thrashing] * 3)
+    row = slot.pair(7, "val", False)
+    assert row["failed"]["verdict"] == "disturbed" and "memory was short" in row["failed"]["reason"]
+
+
+def test_the_kernel_says_how_long_memory_was_short_and_else_its_own_work_does(
+    monkeypatch, tmp_path
+):
+    pressure = tmp_path / "memory"
+    pressure.write_text("some avg10=0.00 avg60=1.50 avg300=3.20 total=14127736\nfull total=1\n")
+    assert starter.stalled(str(pressure)) == pytest.approx(14.127736)
+    usage = SimpleNamespace(ru_utime=3.0, ru_stime=10.0)
+    monkeypatch.setattr(starter.resource, "getrusage", lambda who: usage)
+    assert starter.stalled(str(tmp_path / "absent")) == 7.0
+    pressure.write_text("")
+    assert starter.stalled(str(pressure)) == 7.0
 
 
 def test_a_setting_counts_when_two_runs_in_a_row_got_the_same_share(monkeypatch):

@@ -24,8 +24,8 @@ from nanoloop.options import read_options, require
 from nanoloop.programs import prepare_missing
 from research.referee import patch, verdict
 from research.referee.ledger import Ledger
-from research.referee.sandbox import Ended, Limit, Sandbox
-from research.referee.score import Crashed, Score, score
+from research.referee.sandbox import Crashed, Disturbed, Ended, Limit, Sandbox
+from research.referee.score import Score, score
 from research.referee.views import library_covers, training_data
 
 ARMS = ("baseline", "candidate")
@@ -37,16 +37,6 @@ REPEATS = 2  # of a pair that was disturbed
 MAX_APART = 0.1  # by which the smaller of two runs' shares of the processor may be below the other
 CURVE_BYTES = 4 << 20  # of a run's log that are read
 CURVE_POINTS = 500  # that are kept
-
-
-class Disturbed(patch.Invalid):
-    """Another program changed what a run could do in its time. That says nothing of the change."""
-
-    verdict = "disturbed"
-
-    def __init__(self, message: str, text: str = ""):
-        advice = "try it again when the machine is quiet, or with a budget of steps"
-        super().__init__(f"{message}: {advice}", text)
 
 
 @dataclass(frozen=True)
@@ -168,7 +158,7 @@ class Slot:
         run = self.train_once(arm, seed, amount, limit)
         if run.late:
             message = f"training took more than {limit.exceeded(run)} (see --slowdown)"
-            raise patch.Invalid(message, run.text)
+            raise run.problem(patch.Invalid, message)
         return run
 
     def train_seconds(self, seed: int) -> Ended:
@@ -184,13 +174,14 @@ class Slot:
             if excess <= 0:
                 return run
             message = f"training took {run.seconds:.1f} seconds, and may take {allowed:.1f}"
-            if excess <= run.waited_seconds:
+            if excess <= run.waited_seconds + run.stalled_seconds:
                 waited = f"for {run.waited_seconds:.1f} of them others had its cores"
-                raise Disturbed(f"{message}; {waited}", run.text)
+                short = f"for {run.stalled_seconds:.1f} memory was short"
+                raise Disturbed(f"{message}; {waited}, {short}", run.text)
             if run.late:
                 break
             self.charge += excess + 0.2
-        raise patch.Invalid(message, run.text)
+        raise run.problem(patch.Invalid, message)
 
     def train_once(self, arm: str, seed: int, amount: float, limit: Limit) -> Ended:
         """Do one run of an arm. Raises Crashed if it ends badly without being late."""
@@ -203,9 +194,9 @@ class Slot:
         files = {"last.pt": model, "log.jsonl": self.folder / "log.jsonl"}
         run = self.box.run(argv, shown, limit, files)
         if not run.late and run.status:
-            raise Crashed(f"training ended with exit status {run.status}", run.text)
+            raise run.problem(Crashed, f"training ended with exit status {run.status}")
         if not run.late and not model.stat().st_size:
-            raise Crashed("training left no checkpoint", run.text)
+            raise run.problem(Crashed, "training left no checkpoint")
         return run
 
     def limit(self, baseline: list, factor: float, slack: float) -> Limit:
@@ -308,7 +299,7 @@ def naming_the_baseline(arm: str):
         yield
     except patch.Invalid as error:
         message = f"the baseline itself cannot be judged: {error}\n{error.text}"
-        require(arm == "candidate", message)
+        require(arm == "candidate" or isinstance(error, Disturbed), message)
         raise
 
 
@@ -322,7 +313,8 @@ def undisturbed(attempt):
 
 def share(run: Ended) -> float:
     """Return the share of the processor that a run got of what it could have used."""
-    return run.processor_seconds / (run.processor_seconds + run.waited_seconds)
+    lost = run.waited_seconds + run.stalled_seconds
+    return run.processor_seconds / (run.processor_seconds + lost)
 
 
 def usual(results: list, name: str) -> float:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanoloop.options import require
-from research.referee.patch import ROOT
+from research.referee.patch import ROOT, Invalid
 
 STARTER = Path(__file__).with_name("starter.py")
 SYSTEM = (
@@ -30,7 +30,24 @@ SYSTEM = (
 ).split()
 DEVICES = "/dev/null /dev/zero /dev/full /dev/random /dev/urandom".split()
 DISK_BYTES = 4 << 30  # that a run may write
+MAX_STALL = 0.05  # of a run's time in which memory may be short without being blamed
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "OMP_WAIT_POLICY")  # environment variables of the judge
+
+
+class Crashed(Invalid):
+    """The candidate ended before its work was done."""
+
+    verdict = "crash"
+
+
+class Disturbed(Invalid):
+    """Another program changed what a run could do. That says nothing of the change."""
+
+    verdict = "disturbed"
+
+    def __init__(self, message: str, text: str = ""):
+        advice = "try it again when the machine is quiet, or with a budget of steps"
+        super().__init__(f"{message}: {advice}", text)
 
 
 @dataclass(frozen=True)
@@ -55,8 +72,21 @@ class Ended:
     seconds: float  # by the clock
     processor_seconds: float  # of all its processes together
     waited_seconds: float  # in which it could have worked, but others had its cores
+    stalled_seconds: float  # in which any program of the machine waited for memory
     late: bool  # ended by its limit
     text: str  # the end of what it printed, untrusted
+
+    def problem(self, kind: type[Invalid], message: str) -> Invalid:
+        """Return what to raise for a run that failed or used too much.
+
+        Where memory was short it is Disturbed: the kernel charges its search for memory to whatever
+        asks for memory, and it may end any program. The limits stay as they are, so a run that
+        makes memory short gains nothing: it is never accepted.
+        """
+        if self.stalled_seconds <= MAX_STALL * self.seconds:
+            return kind(message, self.text)
+        short = f"memory was short for {self.stalled_seconds:.1f} of {self.seconds:.1f} seconds"
+        return Disturbed(f"{message}, but {short}", self.text)
 
 
 def system_view(hidden: Sequence[Path]) -> list[tuple[str, str, str]]:
@@ -177,7 +207,7 @@ class Sandbox:
 
     def finish(self) -> Ended:
         """Wait for the end of the run. Close the socket of `start` before."""
-        result = json.loads(self.control.recv(256))
+        result = json.loads(self.control.recv(1024))
         return Ended(**result, text=(self.folder / "printed").read_text(errors="replace"))
 
     def run(self, *arguments) -> Ended:

@@ -27,24 +27,18 @@ import numpy as np
 
 from nanoloop.data import Data
 from research.referee.patch import Invalid, refuse
-from research.referee.sandbox import Ended, Limit, Sandbox
+from research.referee.sandbox import Crashed, Ended, Limit, Sandbox
 
 WORKER = Path(__file__).with_name("worker.py")
 SCORED_TOKENS = 2**16  # of a split
 QUESTION_TOKENS = 4096  # in one question to the worker
 STRETCH = 1024  # tokens in a row that are scored of a longer split
 MAX_CHANGE = 0.25  # nats by which one prediction may change with its batch or with later tokens
-MAX_ROUNDING = 5e-3  # … by which they may change in the root mean square, or 10 × the baseline's
+MAX_ROUNDING = 5e-3  # … by which they may change in the root mean square
 LEAK = 3e-5  # … and on average, beside six standard errors: rounding has no direction
 CHANGED_WINDOWS = 256  # copies at least, however few windows the split has
 MAX_START = 2.0  # times the baseline's processor time to start
 START_SLACK = 1.0  # … and seconds more
-
-
-class Crashed(Invalid):
-    """The candidate ended before its work was done."""
-
-    verdict = "crash"
 
 
 @dataclass(frozen=True)
@@ -53,7 +47,6 @@ class Score:
 
     bpb: float  # bits per byte of the split
     first: float  # nats of its first window, the same in all pairs
-    rounding: float  # root mean square of the changes that `check` saw, nats
     seconds: float
     processor_seconds: float
     start_seconds: float  # of processor time to start
@@ -85,8 +78,8 @@ class Worker:
             self.close()
             if self.ended.late:
                 message = f"evaluation takes more than {self.limit.exceeded(self.ended)}"
-                raise Invalid(f"{message}, far more than the baseline's", self.ended.text)
-            raise Crashed("its evaluation ended before it had answered", self.ended.text)
+                raise self.ended.problem(Invalid, f"{message}, far more than the baseline's")
+            raise self.ended.problem(Crashed, "its evaluation ended before it had answered")
         return content
 
     def read_integers(self, count: int) -> list[int]:
@@ -229,19 +222,19 @@ def rows_at_once(tokens: np.ndarray) -> int:
     return max(2, QUESTION_TOKENS // tokens.shape[1])
 
 
-def check(copies: Copies, apart: np.ndarray, later: np.ndarray, usual: float) -> tuple:
+def check(copies: Copies, apart: np.ndarray, later: np.ndarray) -> str | None:
     """Judge by how much the answers for copies are apart from those for their windows.
 
     apart: (R, T) nats, 0 after the cut. later: (R,) by how much later, within its process, a copy
-    was asked. usual: the baseline's rounding. Returns what is wrong, None if nothing is, and the
-    root mean square of the changes in nats.
+    was asked. Returns what is wrong, None if nothing is. Baseline and candidate have the same
+    limits, so what is kept can be judged as the next baseline, and no limit grows with it.
     """
     at_cut = apart[np.arange(len(apart)), copies.cut]
     everywhere = (apart**2).sum() / (copies.cut + 1).sum()
     rounding = float(np.sqrt(max(everywhere, (at_cut**2).mean())))
     largest = np.abs(apart).max()
-    if largest > MAX_CHANGE or rounding > max(MAX_ROUNDING, 10 * usual):
-        return f"predictions change by {rounding:.4f} nats, at most {largest:.2f}", rounding
+    if largest > MAX_CHANGE or rounding > MAX_ROUNDING:
+        return f"predictions change by {rounding:.4f} nats, at most {largest:.2f}"
 
     # A candidate that learns from what it is asked gets better with time.
     of_window = apart.sum(axis=1) / (copies.cut + 1)
@@ -253,8 +246,8 @@ def check(copies: Copies, apart: np.ndarray, later: np.ndarray, usual: float) ->
     for case, values in means.items():
         mean = abs(values.mean())
         if mean > LEAK + 6 * values.std() / len(values) ** 0.5:
-            return f"predictions change by {mean:.4f} nats on average {case}", rounding
-    return None, rounding
+            return f"predictions change by {mean:.4f} nats on average {case}"
+    return None
 
 
 def find_cause(
@@ -323,18 +316,18 @@ def score(
         is_same = second.block_size == size and second.vocab_size == known
         refuse(not is_same, "its block_size or vocab_size changes from process to process")
         answers, copy_moment = ask(second, copies.tokens, targets[copies.original], rng)
-    start_seconds = max(first.start_seconds(), second.start_seconds())
-    usual_rounding = 0.0
+    slower = max(first, second, key=Worker.start_seconds)
+    start_seconds = slower.start_seconds()
     if baseline:
-        usual_rounding = max(known.rounding for known in baseline)
         usual_start = statistics.median(known.start_seconds for known in baseline)
         message = f"it computes for {start_seconds:.1f} seconds before its first answer, where the "
         message += f"baseline needs {usual_start:.1f}: training ends with its run"
-        refuse(start_seconds > MAX_START * usual_start + START_SLACK, message)
+        if start_seconds > MAX_START * usual_start + START_SLACK:
+            raise slower.ended.problem(Invalid, message)
     is_before = np.arange(size) <= copies.cut[:, None]
     apart = np.where(is_before, answers - losses[copies.original], 0.0)  # (R, T) nats
     later = copy_moment - moment[copies.original]
-    problem, rounding = check(copies, apart, later, usual_rounding)
+    problem = check(copies, apart, later)
     if problem:
         suspects = copies.original[np.argsort(-np.abs(apart).max(axis=1))]
         with closing(Worker(box, tree, checkpoint, limit)) as worker:
@@ -349,7 +342,6 @@ def score(
     return Score(
         bpb=float((total + undue) / n_bytes.sum() / np.log(2)),
         first=float(losses[0].sum()),
-        rounding=rounding,
         seconds=max(first.ended.seconds, second.ended.seconds),
         processor_seconds=max(first.ended.processor_seconds, second.ended.processor_seconds),
         start_seconds=start_seconds,

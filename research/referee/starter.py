@@ -313,6 +313,20 @@ def waited_for() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def stalled(pressure: str = "/proc/pressure/memory") -> float:
+    """Return the seconds so far in which any program of the machine waited for memory.
+
+    Where the kernel does not say, return by how much it has worked more than the processes that
+    this one has waited for. Source: Documentation/accounting/psi.rst of Linux.
+    """
+    try:
+        some = Path(pressure).read_text().splitlines()[0]
+        return int(some.rpartition("=")[2]) / 1e6
+    except (OSError, IndexError, ValueError):
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_stime - usage.ru_utime
+
+
 def copy_out(path: str, target: int) -> None:
     """Copy a regular file; RLIMIT_FSIZE bounds its size. Skip anything else, links too."""
     with contextlib.suppress(OSError):
@@ -355,6 +369,7 @@ def main(control: socket.socket) -> None:
         run = json.loads(message)
         started = time.perf_counter()
         before = waited_for()
+        stalled_before = stalled()
         process = fork(start, run, *channel)
         os.close(*channel)
         ready = connection.wait([control, process.sentinel])
@@ -367,6 +382,7 @@ def main(control: socket.socket) -> None:
             "seconds": time.perf_counter() - started,
             "processor_seconds": waited_for() - before,
             "waited_seconds": float(Path(run["meter"]).read_text().split()[1]),
+            "stalled_seconds": max(0.0, stalled() - stalled_before),
             "late": process.exitcode == LATE,
         }
         control.send(json.dumps(result).encode())

@@ -207,6 +207,5 @@ def test_the_judges_score_is_the_trainers(data_dir, tmp_path, max_tokens):
     checkpoint = tmp_path / "run" / "last.pt"
     found = score(box, tree, checkpoint, Data(data_dir), "val", 0, NO_LIMIT, max_tokens=max_tokens)
     box.close()
-    assert found.rounding < 1e-5
     tolerance = 1e-5 if max_tokens == 2**16 else 0.1
     assert found.bpb == pytest.approx(summary["val_bpb"], rel=tolerance)
