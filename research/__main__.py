@@ -11,6 +11,7 @@
     python -m research analyze A [B]             where the bits go, and where two runs differ
     python -m research compare RUN RUN …         what differs: settings, curves, figures, speed
     python -m research diagnose RUN              why it went as it went: rules, signals, forks
+    python -m research watch RUN                 a run while it trains: curve, speed, time left
     python -m research export RUN FOLDER         the model for Hugging Face's transformers
 
 Each explains its options with --help. Exit code of a trial: 0 kept, 1 rejected or undecided, 2 a
@@ -29,7 +30,7 @@ import tyro
 
 from nanoloop.options import read_options, require, run_program
 from research import exam, loop, page, tune
-from research.insight import analyze, compare, diagnose, export
+from research.insight import analyze, compare, diagnose, export, watch
 from research.page import LogOptions, open_ledger, visible
 from research.referee import judge
 from research.referee.patch import ROOT, git
@@ -143,6 +144,7 @@ COMMANDS = {
     "exam": (exam.main, exam.ExamOptions),
     "compare": (compare.main, compare.CompareOptions),
     "diagnose": (diagnose.main, diagnose.DiagnoseOptions),
+    "watch": (watch.main, watch.WatchOptions),
     "export": (export.main, export.ExportOptions),
 }
 
