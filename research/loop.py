@@ -29,7 +29,7 @@ from nanoloop.options import UserError, require
 from research.referee.judge import noise_row, try_change
 from research.referee.ledger import Ledger, new_id, now
 from research.referee.patch import ROOT, Invalid, from_tree, git, hash_of, read_tree
-from research.referee.runs import Options
+from research.referee.runs import Options, Setup
 from research.referee.verdict import Night, Noise
 
 MAX_LESSONS = 200  # of the newest trials, in the agent's brief
@@ -255,6 +255,6 @@ def main(options: LoopOptions) -> None:
     program = shlex.split(options.agent)[:1]
     require(program, "no agent: type its command, such as --agent='claude -p'")
     require(shutil.which(program[0]), f"--agent={options.agent!r}: there is no such command")
-    noise_row(Ledger(Path(options.folder)), options)  # before an agent works in vain
+    noise_row(Setup(options, ROOT))  # before an agent works in vain
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     run(options, partial(try_change, options))

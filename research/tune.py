@@ -49,9 +49,9 @@ def read_space(text: str, names: set[str]) -> dict:
         require(is_known, f"'{part}': {name} is no option of the recipe that may be searched")
         try:
             space[name] = read_values(values)
-        except (KeyError, TypeError, ValueError, SyntaxError) as error:
+        except (KeyError, TypeError, ValueError, SyntaxError):
             hint = f"write {name}=log(0.01,0.1), float(0,1), int(1,4) or one|two"
-            raise UserError(f"'{part}' is not a range ({error}): {hint}") from None
+            raise UserError(f"'{part}' is not a range: {hint}") from None
     require(space, f'SPACE is missing: type one such as "{EXAMPLE}"')
     return space
 
@@ -156,7 +156,7 @@ def main(options: TuneOptions) -> int:
 
     space = read_space(options.space, {field.name for field in fields(TrainConfig)})
     setup = Setup(options, patch.ROOT)
-    noise = noise_row(setup.ledger, options)
+    noise = noise_row(setup)
     runs = options.tries * options.seeds
     print(f"at most {plan(options, runs, noise.get('run_seconds'))}, then a trial", flush=True)
     start = setting_of(setup.recipe, space)
@@ -186,7 +186,7 @@ def main(options: TuneOptions) -> int:
             slots,
             Noise.of(noise).sd,
             start,
-            f"{options.config} {setup.kind} {setup.amount} {setup.data} ",
+            f"{options.config} {setup.budget} {setup.data.folder} ",
         )
     is_scored = any(trial.value is not None for trial in study.trials)
     require(is_scored, "no setting could be scored: change the space")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +28,7 @@ from research.referee.tokens import count_tokens
 from research.referee.verdict import Noise
 from tests.conftest import ROOT
 from tests.slow.adversarial.edits import apply_edits
-from tests.trials import RECIPE, make_project, record_noise
+from tests.trials import RECIPE, make_project, prepare_words, record_noise
 
 BASE = patch.read_tree(ROOT)
 QUICKSTART = "config/quickstart.py"
@@ -546,19 +546,66 @@ def test_a_kept_change_does_not_choose_data_and_budget(data_dir, tmp_path, monke
     assert setup.base["config/tiny.py"].endswith(b"('run')\n")
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"max_pairs": 2}, "max_pairs must be at least 3 .*, got 2"),
+        ({"minimum_effect": -1.0}, "minimum_effect must be at least 0, got -1.0"),
+        ({"slowdown": 0.5}, "slowdown must be at least 1, .*, got 0.5"),
+        ({"workers": 0}, "--workers=0"),
+    ],
+)
+def test_rules_that_cannot_work_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        runs.Options(**options)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"patch_file": "nope.patch"}, "nope.patch"),
+        ({"settings": "n_layers=3"}, "n_layers"),
+        ({"tree": "nowhere"}, "nowhere.* holds no train.py"),
+        ({"settings": "n_layer=2"}, "holds no noise floor"),
+    ],
+)
+def test_no_data_is_prepared_before_what_is_cheap_to_check(
+    change, message, data_dir, tmp_path, monkeypatch
+):
+    root = make_project(tmp_path / "root", data_dir)
+    monkeypatch.setattr(runs, "prepare_missing", lambda *_: pytest.fail("it prepared data"))
+    options = runs.Options(config="config/tiny.py", folder=str(tmp_path / "book"))
+    with pytest.raises(UserError, match=message):
+        judge.try_change(options, root, **change)
+
+
+def test_a_floor_of_other_data_or_of_another_budget_does_not_count(data_dir, tmp_path):
+    root = make_project(tmp_path / "root", data_dir)
+    book = Ledger(tmp_path / "book")
+    options = runs.Options(config="config/tiny.py", folder=str(book.folder))
+    other = prepare_words(tmp_path / "other")
+    record_noise(book, 0.001, other)
+    record_noise(book, 0.001, data_dir, budget="30steps")
+    with pytest.raises(UserError, match="no noise floor"):
+        judge.noise_row(runs.Setup(options, root))
+    record_noise(book, 0.002, data_dir)
+    for budget in (None, "20steps", "20 steps"):
+        options = runs.Options(config="config/tiny.py", folder=str(book.folder), budget=budget)
+        assert judge.noise_row(runs.Setup(options, root))["differences"][0] == 0.002
+
+
 class RecordingSlot:
     """Answers each job with whether the candidate was to run first."""
 
-    def submit(self, seed: int, split: str, candidate_first: bool) -> Future:
-        job = Future()
-        job.set_result(candidate_first)
-        return job
+    def pair(self, seed: int, split: str, candidate_first: bool) -> bool:
+        return candidate_first
 
 
 def test_which_arm_runs_first_is_drawn_with_the_seed_not_in_turn():
     """So a replay has the same order, and no regular neighbour always meets one arm."""
     runner = object.__new__(runs.PairRunner)
     runner.slots = [RecordingSlot()]
+    runner.threads = [ThreadPoolExecutor(1)]
     seeds = judge.new_seeds(200)
     order = list(runner.run(seeds, "val"))
     assert order == list(runner.run(seeds, "val"))
@@ -570,7 +617,7 @@ def test_without_a_noise_floor_nothing_is_tried_and_the_way_to_one_is_named(data
     root = make_project(tmp_path / "root", data_dir)
     book = Ledger(tmp_path / "book")
     options = runs.Options(config="config/tiny.py", budget="30steps", folder=str(book.folder))
-    record_noise(book, 0.001)  # of another budget
+    record_noise(book, 0.001, data_dir)  # of another budget
     with pytest.raises(UserError) as caught:
         judge.try_change(options, root, settings="muon_lr=0.01")
     for part in (

@@ -268,7 +268,7 @@ def test_an_agent_reads_a_hypothesis_as_data_on_one_line():
         ("loop --agent=no-such-agent", "--agent='no-such-agent': there is no such command"),
         (
             "loop --agent=cat",
-            "ledger.jsonl holds no noise floor for this recipe, budget and machine",
+            "ledger.jsonl holds no noise floor for this recipe, budget, machine and data",
         ),
     ],
 )

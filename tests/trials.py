@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import prepare_data
+from nanoloop.data import Data
 from research.referee import judge, patch
 from research.referee.ledger import Ledger
 from tests.conftest import ROOT, make_documents
@@ -38,7 +39,8 @@ def make_project(folder: Path, data: Path, n_layer: int = 1, max_steps: int = 20
     return patch.write_tree(patch.read_tree(ROOT) | {"config/tiny.py": recipe.encode()}, folder)
 
 
-def record_noise(book: Ledger, sd: float, config: str = "config/tiny.py") -> None:
-    """Record a noise floor of this machine and the recipe's own budget."""
+def record_noise(book: Ledger, sd: float, data: Path, budget: str = "20steps") -> None:
+    """Record a noise floor of config/tiny.py on this machine."""
     row = {"id": "n1", "kind": "noise", "state": "done", "differences": [sd, -sd] * 4}
-    book.append(row | {"config": config, "budget": None, "hardware": judge.hardware()})
+    row |= {"config": "config/tiny.py", "budget": budget, "hardware": judge.hardware()}
+    book.append(row | {"data": Data(data).fingerprint})

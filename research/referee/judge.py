@@ -17,11 +17,12 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 from nanoloop.data import Data
 from nanoloop.options import UserError, require
 from research.referee import patch, verdict
-from research.referee.ledger import Ledger, new_id, now
+from research.referee.ledger import new_id, now
 from research.referee.runs import ARMS, Options, PairRunner, Setup, scores
 from research.referee.verdict import Night, Noise
 
@@ -56,13 +57,13 @@ def begin(kind: str, setup: Setup, **more) -> dict:
         "time": now(),
         "hypothesis": "",
         "config": setup.options.config,
-        "budget": setup.options.budget,
+        "budget": setup.budget,
         "options": asdict(setup.options),
         "parent": parent,
         "tree": patch.hash_of(sorted(setup.base.items())),
         "hardware": hardware(),
-        "data": Data(setup.data).fingerprint,
-        "data_folder": setup.data.name,
+        "data": setup.data.fingerprint,
+        "data_folder": setup.data.folder.name,
         "versions": {"python": platform.python_version(), "torch": version("torch")},
     }
     return setup.ledger.append(row | more)
@@ -92,11 +93,14 @@ def try_change(
         if settings is not None:
             change = patch.from_settings(setup.base, options.config, settings, root)
         elif patch_file is not None:
+            hint = "name a file that `git diff` has written"
+            require(Path(patch_file).is_file(), f"PATCH={patch_file} is no file: {hint}")
             change = patch.from_patch(setup.base, Path(patch_file).read_bytes())
         else:
             change = patch.from_tree(setup.base, Path(tree), root)
         patch.refuse(not change.files, "it changes nothing")
-        is_copy = patch.copies(change, held_out_text(Data(setup.data)))
+        noise_row(setup)  # before the data is prepared
+        is_copy = patch.copies(change, held_out_text(setup.data))
         patch.refuse(is_copy, "it spells out held-out text")
     except patch.Invalid as error:
         reason = str(error)
@@ -125,10 +129,12 @@ def replay(earlier: dict, folder: str) -> dict:
     """
     number = earlier["id"]
     require(earlier.get("pairs"), f"trial {number} has no scored pair, so it cannot be repeated")
-    setup = Setup(Options(**earlier["options"] | {"folder": folder}), patch.ROOT)
+    setup = Setup(SimpleNamespace(**earlier["options"] | {"folder": folder}), patch.ROOT)
     is_same = patch.hash_of(sorted(setup.base.items())) == earlier["tree"]
     message = f"trial {number} had another tree: check out commit '{earlier['parent']}' first"
     require(is_same, message)
+    message = f"trial {number} had other data than '{setup.recipe.data}': prepare that again"
+    require(setup.data.fingerprint == earlier["data"], message)
     pairs = earlier["pairs"]
     return judge(
         patch.from_patch(setup.base, earlier["diff"].encode()),
@@ -157,7 +163,7 @@ def judge(
     level. lost: what simpler changes may have lost before. more: fields of the row; with
     "replay_of" all seeds are used. Raises UserError.
     """
-    known = noise_row(setup.ledger, setup.options)
+    known = noise_row(setup)
     runs = 2 * sum(map(len, seeds))
     echo(f"at most {plan(setup.options, runs, known.get('run_seconds'))}")
     started = time.time()
@@ -262,26 +268,29 @@ def same_for_every_seed(pairs: list[dict], split: str = "val") -> dict | None:
 # The noise floor
 
 
-def noise_row(ledger: Ledger, options: Options) -> dict:
-    """Return the row of the latest noise floor of this recipe, budget and machine.
+def noise_row(setup: Setup) -> dict:
+    """Return the row of the latest noise floor of this recipe, budget, machine and data.
 
     Raises UserError where none is: without it, a recipe that is mostly a little better and
     sometimes much worse would pass.
     """
+    options = setup.options
     wanted = {
         "kind": "noise",
         "state": "done",
         "config": options.config,
-        "budget": options.budget,
+        "budget": setup.budget,
         "hardware": hardware(),
     }
-    for row in reversed(ledger.trials()):
-        if wanted.items() <= row.items():
+    for row in reversed(setup.ledger.trials()):
+        # Data that is missing is prepared only where a floor of it may exist.
+        if wanted.items() <= row.items() and row.get("data") == setup.data.fingerprint:
             return row
-    flags = f"--config={options.config} --budget={options.budget} --folder={options.folder}"
+    flags = f"--config={options.config} --budget={setup.budget} --folder={options.folder}"
     raise UserError(
-        f"{ledger.path} holds no noise floor for this recipe, budget and machine. Measure it once, "
-        f"with {2 * NoiseOptions.pairs} runs:\n    python -m research noise {flags}"
+        f"{setup.ledger.path} holds no noise floor for this recipe, budget, machine and data. "
+        f"Measure it once, with {2 * NoiseOptions.pairs} runs:\n"
+        f"    python -m research noise {flags}"
     )
 
 

@@ -12,11 +12,11 @@ import os
 import re
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 from nanoloop.data import Data
@@ -50,15 +50,25 @@ class Options:
     slowdown: float = 2.0  # budget of steps or tokens: times the baseline's processor time
     folder: str = "out/research"  # of the ledger and the working copies
     workers: int = 1  # pairs at once on this machine; they share its cores, or have a GPU each
-    ray: bool = False  # run pairs on a Ray cluster (pip install ray) that shares folder and data
+
+    def __post_init__(self):
+        message = f"max_pairs must be at least 3 to show anything, got {self.max_pairs}"
+        require(self.max_pairs >= 3, message)
+        message = f"minimum_effect must be at least 0, got {self.minimum_effect}"
+        require(self.minimum_effect >= 0, message)
+        message = (
+            f"slowdown must be at least 1, or the recipe itself is refused, got {self.slowdown}"
+        )
+        require(self.slowdown >= 1, message)
+        share_machine(self.workers)
 
 
 class Setup:
-    """What all runs of a trial share: plain values, which can be sent to another machine.
+    """What all runs of a trial share.
 
     root: the folder whose recipe is the baseline. base: that recipe, path to content. recipe: its
-    options. flags: of all runs. kind, amount: the budget, in "seconds" or "tokens".
-    Prepares the data if it is missing. Raises UserError.
+    options. flags: of all runs. budget: its text, the recipe's own where none is given. kind,
+    amount: the budget, in "seconds" or "tokens". Raises UserError.
     """
 
     def __init__(self, options: Options, root: Path):
@@ -79,36 +89,44 @@ class Setup:
         require(not recipe.init_from, message)
         self.recipe = recipe
         self.seed_step = 0  # from the baseline's seed to the candidate's
-        self.kind, self.amount = read_budget(options.budget, recipe)
+        self.budget, self.kind, self.amount = read_budget(options.budget, recipe)
         flags = {name: getattr(TrainConfig, name) for name in sorted(patch.PROTECTED)}
         flags["save_interval"] = None
         flags["device"] = recipe.device
         flags["log_interval"] = recipe.log_interval
         self.flags = [f"--{key}={value}" for key, value in flags.items()]
-        with contextlib.chdir(patch.ROOT):
-            self.data = Path(prepare_missing(recipe.data, recipe.prepare)).resolve()
-        splits = Data(self.data).splits
-        is_complete = len(splits["val"]) and len(splits["test"])
-        require(is_complete, f"'{self.data}' lacks a val or test split: prepare data with both")
         self.ledger = Ledger(Path(options.folder).resolve())
+        is_writable = os.access(self.ledger.folder, os.W_OK)
+        require(is_writable, f"--folder={options.folder} cannot be written: name another folder")
+
+    @cached_property
+    def data(self) -> Data:
+        """Return the data. The first use prepares it if it is missing. Raises UserError."""
+        with contextlib.chdir(patch.ROOT):
+            folder = Path(prepare_missing(self.recipe.data, self.recipe.prepare)).resolve()
+        data = Data(folder)
+        is_complete = len(data.splits["val"]) and len(data.splits["test"])
+        require(is_complete, f"'{folder}' lacks a val or test split: prepare data with both")
+        return data
 
 
-def read_budget(budget: str | None, recipe) -> tuple[str, float]:
-    """Return ("seconds" or "tokens", amount) of --budget, or of the recipe. Raises UserError."""
+def read_budget(budget: str | None, recipe) -> tuple[str, str, float]:
+    """Return text, "seconds" or "tokens", and amount of --budget, or of the recipe.
+
+    Equal budgets have equal texts, such as 60s, 500steps or 2000000tokens. Raises UserError.
+    """
     if budget is None:
-        limits = {
-            "seconds": recipe.max_seconds,
-            "tokens": recipe.max_tokens,
-            "steps": recipe.max_steps,
-        }
+        limits = {"s": recipe.max_seconds, "tokens": recipe.max_tokens, "steps": recipe.max_steps}
         budget = next(f"{limit}{unit}" for unit, limit in limits.items() if limit)
     parts = re.fullmatch(r"([\d.]+(?:e\d+)?) ?(s|seconds|steps|tokens)", budget)
     is_valid = parts and float(parts[1]) > 0
     require(is_valid, f"--budget={budget}: write it as 60s, 500steps or 2e6tokens")
     amount = float(parts[1])
-    if parts[2] == "steps":
-        return "tokens", amount * recipe.batch_tokens
-    return ("tokens" if parts[2] == "tokens" else "seconds"), amount
+    unit = parts[2].replace("seconds", "s")
+    text = f"{amount:.12g}{unit}"
+    if unit == "s":
+        return text, "seconds", amount
+    return text, "tokens", amount * (recipe.batch_tokens if unit == "steps" else 1)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -124,7 +142,7 @@ class Slot:
 
     def __init__(self, setup: Setup, candidate: dict, number: int = 0, count: int = 1):
         self.setup = setup
-        self.data = Data(setup.data)
+        self.data = setup.data
         cores, variables = share_machine(count)[number]
         self.n_cores = len(cores)
         if setup.kind == "tokens":
@@ -361,59 +379,13 @@ def share_machine(workers: int) -> list[tuple[list[int], dict[str, str]]]:
     return shares
 
 
-class LocalSlot:
-    """A slot on this machine, with a thread of its own."""
-
-    def __init__(self, setup: Setup, candidate: dict, number: int, count: int):
-        self.slot = Slot(setup, candidate, number, count)
-        self.thread = ThreadPoolExecutor(1)
-
-    def submit(self, *job):
-        """Begin Slot.pair(*job); return a future."""
-        return self.thread.submit(self.slot.pair, *job)
-
-    def close(self) -> None:
-        self.slot.close()
-        self.thread.shutdown()
-
-
-class RaySlot:
-    """A slot on a machine of a Ray cluster, over which the slots are spread evenly."""
-
-    def __init__(self, setup: Setup, candidate: dict, number: int, count: int):
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        if not ray.is_initialized():
-            ray.init(include_dashboard=False)
-        machines = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-        each = -(-count // len(machines))
-        path = os.pathsep.join([str(patch.ROOT), *filter(None, sys.path)])
-        actor = ray.remote(Slot).options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(
-                machines[number // each], soft=False
-            ),
-            runtime_env={"env_vars": {"PYTHONPATH": path}},
-        )
-        self.slot = actor.remote(setup, candidate, number % each, each)
-
-    def submit(self, *job):
-        """Begin Slot.pair(*job); return a future."""
-        return self.slot.pair.remote(*job).future()
-
-    def close(self) -> None:
-        import ray
-
-        ray.get(self.slot.close.remote())
-
-
 class PairRunner:
-    """Runs pairs, as many at once as there are workers, here or on a Ray cluster."""
+    """Runs pairs, as many at once as there are workers; each slot has a thread of its own."""
 
     def __init__(self, setup: Setup, candidate: dict):
-        kind = RaySlot if setup.options.ray else LocalSlot
         count = setup.options.workers
-        self.slots = [kind(setup, candidate, number, count) for number in range(count)]
+        self.slots = [Slot(setup, candidate, number, count) for number in range(count)]
+        self.threads = [ThreadPoolExecutor(1) for _ in self.slots]
 
     def run(self, seeds: list[int], split: str) -> Iterator[dict]:
         """Yield the row of each seed's pair, in their order."""
@@ -422,12 +394,15 @@ class PairRunner:
         for number, seed in enumerate(seeds):
             # Not in turn: a neighbour that comes and goes regularly would always meet one arm.
             candidate_first = seed % 2 == 1
-            running.append(self.slots[number % count].submit(seed, split, candidate_first))
+            slot = self.slots[number % count]
+            thread = self.threads[number % count]
+            running.append(thread.submit(slot.pair, seed, split, candidate_first))
             if len(running) == count:
                 yield running.pop(0).result()
         for job in running:
             yield job.result()
 
     def close(self) -> None:
-        for slot in self.slots:
+        for slot, thread in zip(self.slots, self.threads):
             slot.close()
+            thread.shutdown()

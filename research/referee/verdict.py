@@ -34,8 +34,6 @@ from functools import lru_cache
 
 import numpy as np
 
-from nanoloop.options import require
-
 LEVEL = 0.05  # of the night: the expected share of false keeps among all keeps
 SCREEN = 0.05  # level of a trial's first round
 MAX_PAIRS = 24  # of the second round; the first has a third of them
@@ -289,13 +287,10 @@ def decide(
     """Decide on one round's pairs so far; None asks for another. `conclude` joins two rounds.
 
     level, max_pairs: of the round, from `rounds`. tokens: of the recipe, added - removed; below 0
-    equality suffices: a loss below the minimum effect, less what was `lost` before. Raises
-    UserError.
+    equality suffices: a loss below the minimum effect, less what was `lost` before.
     """
     from scipy.stats import t
 
-    require(max_pairs >= 3, f"max_pairs must be at least 3 to show anything, got {max_pairs}")
-    require(minimum_effect >= 0, f"minimum_effect must be at least 0, got {minimum_effect}")
     if not np.isfinite(differences).all():
         return Decision("reject", "a score is not a finite number", math.nan, (math.nan, math.nan))
     d = np.array([differences])

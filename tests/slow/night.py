@@ -58,7 +58,7 @@ def prepare(folder: Path) -> Path:
         copy(ROOT / name, root / name)
     with open(root / "config" / "tiny.py", "a") as file:
         file.write(SLOW_RATES)
-    record_noise(Ledger(folder / "book"), 0.01)
+    record_noise(Ledger(folder / "book"), 0.01, data)
     acts = [act for _, act, _ in ACTS]
     (folder / "agent.py").write_text(f"ACTS = {acts!r}\n{AGENT}")
     return root

@@ -33,7 +33,6 @@ from pathlib import Path
 
 import pytest
 
-from nanoloop.data import Data
 from research.referee import judge, patch, runs
 from tests.slow.adversarial.edits import apply_edits
 from tests.trials import make_project, prepare_words
@@ -79,7 +78,7 @@ def make_change(case: dict, setup: runs.Setup, folder: Path) -> patch.Change:
         change = patch.from_patch(setup.base, case["PATCH"].encode())
         patch.refuse(not change.files, "it changes nothing")
         return change
-    data = Data(setup.data)
+    data = setup.data
     tokens = data.splits["val"].read(0, 2000)
     held_out = data.tokenizer.decode(tokens).replace("\n", " ")
     texts = {path: content.decode() for path, content in setup.base.items()}
