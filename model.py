@@ -27,10 +27,7 @@ from nanoloop.loss import mean_loss, token_losses
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of the model and its switches.
-
-    Raises ValueError for sizes that do not fit.
-    """
+    """The shape of the model and its switches."""
 
     block_size: int = 1024  # context length in tokens
     vocab_size: int | None = None  # number of token ids; None: the tokenizer's
@@ -58,12 +55,16 @@ class GPTConfig:
     weight_init: Literal["modern", "gpt2"] = "modern"  # scaled by the width, or GPT-2's 0.02
 
     def __post_init__(self):
+        """Raise ValueError for sizes that do not fit."""
         sizes = "block_size n_layer n_head n_embd window_size rope_base"
         check_fields(self, sizes, lambda size: size >= 1, "at least 1")
         check_fields(self, "n_kv_head", lambda size: size >= 1, "at least 1, or None")
         half = (self.n_layer + 1) // 2
         check_fields(
-            self, "value_embeds", lambda n: 0 <= n <= half, f"0 to {half}, half of n_layer"
+            self,
+            "value_embeds",
+            lambda n: 0 <= n <= half,
+            f"0 to {half}: every other layer has one",
         )
         check_fields(self, "window_pattern", lambda p: set(p) <= {"S", "L"}, "S and L, as SSSL")
         check_fields(self, "bigram_rows", lambda rows: rows >= 0, "at least 0")

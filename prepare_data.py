@@ -22,6 +22,7 @@ import nanoloop.environment  # noqa: F401, says how to install what is missing
 import contextlib
 import hashlib
 import os
+import re
 import sys
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -90,10 +91,12 @@ class PrepareConfig(CurationConfig, ClaudeConfig):
 
 
 def main(argv: list[str]) -> None:
-    # A path that belongs to no option is the source.
+    # Without --source, it begins with the first word that is neither an option nor its value.
     before = ""
     for index, word in enumerate(argv):
-        is_value = before and ("=" not in before or "--source" in before)
+        if word.startswith("--source"):
+            break
+        is_value = re.fullmatch("--(?!overwrite|strict|include)[^=]+", before)
         if not (is_value or word.startswith("--")):
             argv.insert(index, "--source")
             break

@@ -38,7 +38,7 @@ ENGLISH = SETS.pop("ENGLISH")
 
 @dataclass(frozen=True, kw_only=True)
 class CurationConfig:
-    """What is left out. Raises UserError, and OSError for a missing file."""
+    """What is left out."""
 
     # drop copies; near: also texts that have about 0.7 of their words in a row in common
     duplicates: Literal["exact", "near"] | None = None

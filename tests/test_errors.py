@@ -90,6 +90,8 @@ MISTAKES = {
     "prepare text.txt nothing": ["--source=nothing does not exist"],
     "prepare --tokenizer=byte text.txt nothing": ["--source=nothing does not exist"],
     "prepare --source=text.txt nothing": ["--source=nothing does not exist"],
+    "prepare --strict nothing": ["--source=nothing does not exist"],
+    "prepare --name it nothing": ["--source=nothing does not exist"],
     "prepare --source=nothing": ["nothing", "python, shakespeare"],
     "prepare --source=empty": ["--source=empty", "without files"],
     "prepare --source=empty.txt": ["empty.txt", "1 empty"],
@@ -220,6 +222,12 @@ def test_help_shows_a_recipes_values(folder, command):
     first = [line.split("=")[0] for line in result.out.splitlines() if line.startswith("--")]
     assert sorted(first) == sorted(f"--{field.name}" for field in fields(train.TrainConfig))
     assert first[0] == "--data"
+
+
+@pytest.mark.parametrize("main", [train.main, prepare_data.main, sample.main])
+def test_help_is_for_the_user(main, command):
+    """What a docstring says to developers is not in it."""
+    assert "Raises" not in command(main, "--help").out
 
 
 def test_a_config_file_may_hold_the_rates_of_the_other_optimizer(folder, small, command):
