@@ -2,18 +2,22 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch.distributions import Categorical
 
 import model
 import train
 from nanoloop import checkpoint
 from nanoloop.attention import attend
 from research.__main__ import main
-from research.insight.diagnose import Case, unusual
-from research.insight.signals import Replay
+from research.insight.diagnose import Case, summary, unusual
+from research.insight.signals import Replay, activations, attention_figures
+from tests import models
 from tests.conftest import SMALL
 
 
@@ -33,12 +37,16 @@ def test_a_healthy_run_is_diagnosed_and_its_files_stay(run, command, tmp_path):
     printed = command(main, "diagnose", run, "--json=True")
     assert printed.code == 0 and content(run) == before
     report = json.loads(printed.out)
-    assert set(report["forks"]) == {"as it is", "lower rates", "higher rates"}
-    assert all("rates" in finding for finding in report["findings"])  # of six steps
+    forks = {"as it is", "lower rates", "higher rates", "half the batch", "twice the batch"}
+    assert set(report["forks"]) == forks
+    assert all("better" in finding for finding in report["findings"])  # of six steps
+    assert len(summary(report)) <= 10
     file = tmp_path / "healthy.json"
     file.write_text(printed.out)
-    page = command(main, "diagnose", run, f"--healthy={file}", "--forks=False")
+    healthy = f"--healthy={file},{run}"  # a report and a run
+    page = command(main, "diagnose", run, healthy, "--forks=False")
     assert page.code == 0 and "update_ratio h.0.attn.c_q.weight" in page.out
+    assert page.out.startswith("0 findings") and "2 healthy runs" in page.out
 
 
 def test_a_replay_repeats_the_run_bit_for_bit(run):
@@ -110,7 +118,91 @@ def test_a_signal_outside_its_band_is_named():
     healthy = [{"start_update wte": x} for x in (1.0, 1.1, 0.9)]
     assert unusual({"start_update wte": 1.4}, healthy) == []
     [finding] = unusual({"start_update wte": 30.0}, healthy)
-    assert "start_update wte = 30, not" in finding and "learning rates" in finding
+    assert "start_update wte = 30, not" in finding and "suspect the rates" in finding
+    [finding] = unusual({"attention_logit h.0": 101.0, "entropy h.0": 0.8}, [])
+    assert finding.startswith("attention_logit h.0 = 101, not 0 to 100")
+    assert unusual({"dead h.0": float("nan")}, [])
+
+
+@pytest.mark.parametrize("name", ["modern", "documents", "grouped_query", "swiglu_tied"])
+def test_activations_are_those_of_a_naive_pass(name):
+    """Attention from its definition; the rest from the tensors that hooks return."""
+    network = models.random_model(models.VARIANTS[name])
+    tokens = models.random_tokens(3, 16)
+    figures = activations(network, tokens)
+    found = []
+    network.h[0].register_forward_hook(lambda *args: found.append(args[-1]))
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with torch.no_grad():
+        logits = network(tokens)
+    assert all(torch.equal(before[key], x) for key, x in network.state_dict().items())
+    x = found[0].flatten()
+    assert figures["rms h.0"] == pytest.approx(x.norm().item() / len(x) ** 0.5)
+    assert figures["kurtosis h.0"] == pytest.approx(((x**4).mean() / (x**2).mean() ** 2).item())
+    assert figures["log_z head"] == pytest.approx(
+        logits.exp().sum(-1).log().mean().item(), rel=1e-4
+    )
+    assert 1 <= figures["rank head"] <= 32
+
+
+def test_entropy_and_logit_are_those_of_a_naive_attention():
+    q = torch.randn(2, 4, 6, 8)
+    k = torch.randn(2, 2, 6, 8)
+    documents = torch.tensor([[0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]])
+    entropies = []
+    logs = []
+    largest = 0.0
+    for b in range(2):
+        for t in range(6):
+            keys = [s for s in range(t + 1) if t - s < 3 and documents[b, s] == documents[b, t]]
+            logs.append(math.log(len(keys)))
+            for head in range(4):
+                scores = 0.5 * k[b, head // 2, keys] @ q[b, head, t]
+                entropies.append(Categorical(logits=scores).entropy())
+                largest = max(largest, scores.abs().max().item())
+    entropy, logit = attention_figures(q, k, k, 3, 0.5, 0.0, documents)
+    assert entropy.item() == pytest.approx(sum(entropies).item() / 4 / sum(logs), rel=1e-4)
+    assert logit.item() == pytest.approx(largest, rel=1e-5)
+
+
+def test_planted_activations_are_found():
+    network = models.random_model(models.VARIANTS["layer_norm_gelu"])
+    tokens = models.random_tokens(2, 16)
+    with torch.no_grad():
+        network.h[1].mlp.c_fc.bias[:96] = -100  # of 128 units
+        network.h[1].mlp.c_fc.bias[96:] = 100
+        network.h[2].attn.c_q.weight.mul_(1000)
+    figures = activations(network, tokens)
+    assert figures["dead h.1"] == 0.75 and figures["saturated h.1"] == 0.25
+    assert figures["dead h.0"] == 0
+    named = " ".join(unusual(figures, []))
+    assert "dead h.1" in named and "attention_logit h.2" in named and "entropy h.2" in named
+
+
+def test_measuring_changes_no_weight(run):
+    case = Case(str(run))
+    replays = [Replay(case.exact, case.data) for _ in range(2)]
+    for measured, replay in enumerate(replays):
+        if measured:
+            activations(replay.model, case.held_out[0])
+        replay.take_step(0.0)
+    first, second = (replay.model.state_dict() for replay in replays)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_a_fork_reads_the_same_text_in_batches_of_another_size(run, factor):
+    case = Case(str(run))
+    base = Replay(case.config, case.data)
+    base.step = 4
+    branch = base.fork(factor)
+    expected = [base.batches(step)[0] for step in (4, 5)]
+    read = [
+        branch.batches(branch.step + step, micro_step)[0]
+        for step in range(int(2 / factor))
+        for micro_step in range(branch.batches.grad_accum)
+    ]
+    assert np.array_equal(np.concatenate(read), np.concatenate(expected))
 
 
 def test_what_cannot_be_diagnosed_is_refused_with_the_next_step(run, command, tmp_path):
@@ -126,4 +218,4 @@ def test_what_cannot_be_diagnosed_is_refused_with_the_next_step(run, command, tm
         refused = command(main, "diagnose", tmp_path)
         assert refused.code == 2 and message in refused.err
     refused = command(main, "diagnose", run, "--healthy=nothing.json")
-    assert refused.code == 2 and "name files of" in refused.err
+    assert refused.code == 2 and "name runs, or files of" in refused.err

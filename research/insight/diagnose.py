@@ -1,12 +1,14 @@
-"""Why a run went as it went: python -m research diagnose RUN --healthy=FILE,FILE,FILE
+"""Why a run went as it went: python -m research diagnose RUN --healthy=RUN,RUN,RUN
 
 Rules that hold in any run are checked on a few steps, repeated in memory; signals by layer are
 compared with those of healthy runs of the recipe; forks of the run measure what other options
 would have done. Nothing in the run's folder changes.
 """
 
+import contextlib
 import json
 import math
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -18,20 +20,31 @@ import tyro
 from nanoloop import checkpoint
 from nanoloop.data import open_data
 from nanoloop.options import reading, require
-from research.insight.signals import Replay, gradient_norm
+from research.insight.signals import Replay, activations, gradient_norm
 from train import TrainConfig, evaluate
 
-# What a signal outside its band means; the first one counts most.
-MEANINGS = {
-    "start_weight": "the initialisation is unlike that of healthy runs",
-    "start_update": "learning rates or optimizer are unlike those of healthy runs",
+# What to suspect if a signal of this kind is outside its band. Others are printed, not judged.
+CAUSES = {
+    "start_weight": "initialisation",
+    "start_update": "rates",
+    "rms": "rates",
+    "kurtosis": "rates",
+    "entropy": "rates",
+    "attention_logit": "rates",
+}
+LIMITS = {  # of any run, without a band too
+    "entropy": (0.2, math.inf),
+    "attention_logit": (0, 100),
+    "dead": (0, 0.5),
 }
 RATES = {"muon": "muon_lr embed_lr head_lr scalar_lr", "adamw": "learning_rate"}
-FORKS = {  # by name: factor of the learning rates, steps whose text is skipped
-    "as it is": (1, 0),
-    "other text": (1, 1000),
-    "lower rates": (1 / 3, 0),
-    "higher rates": (3, 0),
+FORKS = {  # by name: factors of the learning rates and of the batch, steps whose text is skipped
+    "as it is": (1, 1, 0),
+    "other text": (1, 1, 1000),
+    "lower rates": (1 / 3, 1, 0),
+    "higher rates": (3, 1, 0),
+    "half the batch": (1, 1 / 2, 0),
+    "twice the batch": (1, 2, 0),
 }
 KINDS = {"steady": math.inf, "falling": 1.5}  # of branches, by the slope of their rates
 
@@ -41,8 +54,9 @@ class DiagnoseOptions:
     """Say why a run went as it went."""
 
     run: Annotated[str, tyro.conf.Positional] = ""  # folder of the run
-    healthy: str = ""  # what --json=True printed for healthy runs, other seeds: FILE,FILE,FILE
-    forks: bool = True  # measure other learning rates, at the cost of about a run
+    # runs of the healthy recipe with other seeds, or what --json=True printed for them: A,B,C
+    healthy: str = ""
+    forks: bool = True  # measure other rates and batches, at the cost of about a run
     json: bool = False  # print a JSON object, for programs
 
 
@@ -71,8 +85,8 @@ class Case:
         batches = source.eval_batches("val", config.block_size, 64)
         require(len(source.splits["val"]), f"'{config.data}' has no val split: prepare one")
         self.held_out = [torch.from_numpy(x).to(self.last.device) for x in next(batches)]
+        self.signals = activations(self.last.model, self.held_out[0])
         self.last.watch(progress)
-        self.signals = {}
         for name, weight in self.first.before.items():
             self.signals[f"start_weight {name}"] = weight.norm().item()
             self.signals[f"start_update {name}"] = self.first.change[name].norm().item()
@@ -81,108 +95,150 @@ class Case:
 
     def broken_rules(self) -> list[str]:
         """Check what holds in any run; return what is broken, with its figure."""
-        first = self.first
-        last = self.last
-        count = first.passes
-        tokens, targets, _, random = first.seen[0]  # (N, T) twice
-        next_tokens, _, _, next_random = first.seen[count]
-        size = tokens.size(1) - 2
-        shares = [(tokens[:, n : n + size] == targets[:, :size]).float().mean() for n in range(3)]
-        ahead = shares.index(max(shares))
-        adjacent = (targets[:-1, -1] == tokens[1:, 0]).float().mean()
-        read = torch.cat([seen[0] for seen in first.seen]).cpu()
-        unseen = torch.isin(torch.arange(self.config.vocab_size), read, invert=True)
-        moved = first.change["wte.weight"][: len(unseen)].cpu()[unseen].any()
-
-        # What the mean loss over the text of the first step gives
-        model = Replay(self.exact, self.data).model
-        loss = sum(model(*seen[:2]) for seen in first.seen[:count]) / count
-        loss.backward()
-        surprise = loss.item() / math.log(self.config.vocab_size)
-        clip = self.config.grad_clip or math.inf
-        factor = first.norms[0] / min(clip, gradient_norm(model))
-        always = min(first.norms + last.norms) > 0.99 * clip
-        frozen = [name for name, change in first.change.items() if not change.any()]
-
-        # What the trained model sees
-        text, answers = self.held_out
-        half = size // 2
-        later = text.clone()
-        later[:, half:] = text[:, half:].flip(0)  # of another sequence
-        with torch.no_grad():
-            losses = [last.model(x, answers, reduction="none") for x in (text, later)]
-        leak = (losses[0] - losses[1])[:, :half].abs().max()
-        stop = iter([False, True]).__next__
-        evaluate(last.model, self.data, "val", size + 2, 1, last.device, stop)
-        values = torch.cat([weight[weight != 0] for weight in last.before.values()])
-        rounded = (values.half() == values).float().mean()
-
-        scored, _, is_training, _ = last.seen[-1]
-        foreign = not torch.equal(scored[0], text[0])
-        repeats = torch.equal(tokens, next_tokens)
-        stale = torch.equal(random, next_random)
-        decays = self.config.optimizer == "muon" and moved
-        rules = {
-            f"targets wrong: they are {ahead} tokens ahead": ahead != 1,
-            "batch repeated: steps 0 and 1 read the same": repeats,
-            f"data in order: {adjacent:.0%} of sequences follow the one before": adjacent > 0.9,
-            "evaluation not on val: it begins with other text": foreign,
-            "dropout in evaluation: evaluate() calls a model that trains": is_training,
-            "random numbers repeated: steps 0 and 1 begin with the same": stale,
-            f"gradient wrong: {factor:.2f} times that of the mean loss": abs(factor - 1) > 0.05,
-            f"always clipped: grad_clip={clip} shortens all gradients": always,
-            f"first loss: {surprise:.2f} times ln(vocab_size)": abs(surprise - 1) > 0.03,
-            f"frozen: nothing moves {', '.join(frozen)}": frozen,
-            f"weights rounded: {rounded:.0%} of them have 16 bits": rounded > 0.5,
-            "decay on tables: rows of tokens that were not read move": decays,
-            f"future seen: later tokens change a loss by {leak:.2g}": leak > 1e-3,
-        }
+        rules = {}
+        for check in (check_text, check_gradient, check_steps, check_model):
+            rules |= check(self)
         return [text for text, is_broken in rules.items() if is_broken]
 
 
+# --------------------------------------------------------------------------------------------------
+# Rules: each check returns findings, and whether they are true
+
+
+def check_text(case: Case) -> dict[str, bool]:
+    """Compare what the first two steps read."""
+    first = case.first.seen[0]
+    second = case.first.seen[case.first.passes]
+    size = first.tokens.size(1) - 2
+    answers = first.targets[:, :size]
+    shares = [(first.tokens[:, n : n + size] == answers).float().mean() for n in range(3)]
+    ahead = shares.index(max(shares))
+    adjacent = (first.targets[:-1, -1] == first.tokens[1:, 0]).float().mean()
+    return {
+        f"targets wrong: they are {ahead} tokens ahead": ahead != 1,
+        "batch repeated: steps 0 and 1 read the same": torch.equal(first.tokens, second.tokens),
+        f"data in order: {adjacent:.0%} of sequences follow the one before": adjacent > 0.9,
+        "random numbers repeated: steps 0 and 1 begin with the same": torch.equal(
+            first.random, second.random
+        ),
+    }
+
+
+def check_gradient(case: Case) -> dict[str, bool]:
+    """Compare the first loss with ln(vocab_size), and the first gradient with the mean's."""
+    model = Replay(case.exact, case.data).model
+    step = case.first.seen[: case.first.passes]
+    loss = sum(model(seen.tokens, seen.targets) for seen in step) / len(step)
+    loss.backward()
+    surprise = loss.item() / math.log(case.config.vocab_size)
+    clip = case.config.grad_clip or math.inf
+    factor = case.first.norms[0] / min(clip, gradient_norm(model))
+    always = min(case.first.norms + case.last.norms) > 0.99 * clip
+    return {
+        f"gradient wrong: {factor:.2f} times that of the mean loss": abs(factor - 1) > 0.05,
+        f"always clipped: grad_clip={clip} shortens all gradients": always,
+        f"first loss: {surprise:.2f} times ln(vocab_size)": abs(surprise - 1) > 0.03,
+    }
+
+
+def check_steps(case: Case) -> dict[str, bool]:
+    """Check which weights the first steps move, and how finely the last ones are stored."""
+    first = case.first
+    frozen = [name for name, change in first.change.items() if not change.any()]
+    read = torch.cat([seen.tokens for seen in first.seen])
+    unread = torch.isin(torch.arange(case.config.vocab_size), read.cpu(), invert=True)
+    moved = first.change["wte.weight"][: len(unread)].cpu()[unread].any()
+    values = torch.cat([weight[weight != 0] for weight in case.last.before.values()])
+    rounded = (values.half() == values).float().mean()
+    return {
+        f"frozen: nothing moves {', '.join(frozen)}": frozen,
+        f"weights rounded: {rounded:.0%} of them have 16 bits": rounded > 0.5,
+        "decay on tables: rows of tokens that were not read move": case.config.optimizer == "muon"
+        and moved,
+    }
+
+
+def check_model(case: Case) -> dict[str, bool]:
+    """Check what the trained model sees, and what evaluate() calls it with."""
+    model = case.last.model
+    text, answers = case.held_out
+    half = text.size(1) // 2
+    later = text.clone()
+    later[:, half:] = text[:, half:].flip(0)  # of another sequence
+    with torch.no_grad():
+        losses = [model(x, answers, reduction="none") for x in (text, later)]
+    leak = (losses[0] - losses[1])[:, : half - 1].abs().max()
+    stop = iter([False, True]).__next__
+    evaluate(model, case.data, "val", text.size(1), 1, case.last.device, stop)
+    scored = case.last.seen[-1]
+    return {
+        "evaluation not on val: it begins with other text": not torch.equal(
+            scored.tokens[0], text[0]
+        ),
+        "dropout in evaluation: evaluate() calls a model that trains": scored.is_training,
+        f"future seen: later tokens change a loss by {leak:.2g}": leak > 1e-3,
+    }
+
+
+# --------------------------------------------------------------------------------------------------
+# Bands and forks
+
+
 def unusual(signals: dict, healthy: list[dict]) -> list[str]:
-    """Find signals that are outside the band of healthy runs.
+    """Find signals outside their limits, or outside the band of healthy runs.
 
-    Their band is widened by 5 deviations (median distance from the median) and half the median.
+    The band is widened by 5 deviations (median distance from the median) and half the median.
+    Returns a text for the first such signal of each kind, the most telling kind first.
     """
-    found = []
-    for kind, meaning in MEANINGS.items():
-        for name in filter(lambda name: name.startswith(kind), signals):
-            value = signals[name]
-            usual = [figures[name] for figures in healthy if name in figures] or [value]
+    found = {}
+    for name, value in signals.items():
+        kind = name.split()[0]
+        low, high = LIMITS.get(kind, (-math.inf, math.inf))
+        usual = [run[name] for run in healthy if name in run and kind in CAUSES]
+        if usual:
             middle = median(usual)
-            slack = 5 * median(abs(figure - middle) for figure in usual) + 0.5 * abs(middle)
-            low = min(usual) - slack
-            high = max(usual) + slack
-            if not low <= value <= high:
-                found.append(f"{name} = {value:.3g}, not {low:.3g} to {high:.3g}: {meaning}")
-    return found
+            slack = 5 * median(abs(x - middle) for x in usual) + 0.5 * abs(middle)
+            low = max(low, min(usual) - slack)
+            high = min(high, max(usual) + slack)
+        if not low <= value <= high:
+            text = f"{name} = {value:.3g}, not {low:.3g} to {high:.3g}"
+            found.setdefault(kind, f"{text}: suspect the {CAUSES.get(kind, 'rates')}")
+    return [found[kind] for kind in sorted(found, key=[*CAUSES, *LIMITS, *found].index)]
 
 
-def measure_forks(case: Case, steps: int) -> dict[str, dict]:
-    """Continue the run from its first third with other rates, on the same text.
+def measure_forks(case: Case) -> dict[str, dict]:
+    """Continue the run from its first quarter with other rates or batches, on the same text.
 
-    steps: of each branch. Each fork has the held-out loss, nats per token, after steady rates and
-    after falling ones. It is better if it gains in both more than other text changes; "may be" if
-    it gains less.
+    Each fork has the held-out loss, nats per token, after steady rates and after falling ones. It
+    is better if it gains in both more than other text changes; "may be" if it gains less. All
+    branches together read as much text as three quarters of the run.
     """
     base = Replay(case.config, case.data)
-    while base.step < case.steps // 3:
+    while base.step < case.steps // 8 * 2:
         base.take_step(base.step / case.steps)
+    steps = max(2, case.steps // 32 * 2)  # of a branch; even, as half of them may be taken
+    rows = case.config.batch_tokens // case.config.block_size
     forks = {}
-    for name, (factor, skipped) in FORKS.items():
+    for name, (factor, batch, skipped) in FORKS.items():
+        if rows * batch % 1:
+            continue
         losses = {}
         for kind, slope in KINDS.items():
-            branch = base.fork()
+            branch = base.fork(batch)
             branch.step += skipped
-            for number in range(steps):
-                falling = min(1, slope * (1 - number / steps))
+            for number in range(int(steps / batch)):
+                falling = min(1, slope * (1 - number * batch / steps))
                 branch.take_step(base.step / case.steps, factor * falling)
             with torch.no_grad():
                 losses[kind] = branch.model.eval()(*case.held_out).item()
-        rates = {rate: getattr(case.config, rate) for rate in RATES[case.config.optimizer].split()}
-        options = " ".join(f"--{rate}={value * factor:g}" for rate, value in rates.items())
-        forks[name] = losses | {"options": options}
+        rates = RATES[case.config.optimizer].split()
+        options = {rate: getattr(case.config, rate) * factor for rate in rates}
+        if batch != 1:
+            options = {"batch_tokens": case.config.batch_tokens * batch}
+            if case.config.max_steps:
+                options["max_steps"] = case.config.max_steps / batch
+        text = " ".join(f"--{option}={value:g}" for option, value in options.items())
+        forks[name] = losses | {"options": text}
     same = forks["as it is"]
     other = forks.pop("other text")
     floor = max(abs(other[kind] - same[kind]) for kind in KINDS)
@@ -192,19 +248,44 @@ def measure_forks(case: Case, steps: int) -> dict[str, dict]:
     return forks
 
 
-def main(options: DiagnoseOptions) -> None:
+# --------------------------------------------------------------------------------------------------
+# The report
+
+
+def healthy_signals(name: str) -> dict:
+    """Return the signals of a run, or those in a file of --json. Raises UserError."""
+    if Path(name).is_dir():
+        return Case(name).signals
+    with reading("--healthy cannot be read", "name runs, or files of `diagnose RUN --json=True`"):
+        return json.loads(Path(name).read_bytes())["signals"]
+
+
+def diagnose(options: DiagnoseOptions) -> dict:
+    """Return findings, forks and signals of a run, and how many healthy runs gave the bands."""
     case = Case(options.run)
-    with reading("--healthy cannot be read", "name files of `diagnose RUN --json=True`"):
-        texts = [Path(name).read_bytes() for name in options.healthy.split(",") if name]
-        healthy = [json.loads(text)["signals"] for text in texts]
-    findings = case.broken_rules() + unusual(case.signals, healthy)
-    forks = measure_forks(case, math.ceil(case.steps / 12)) if options.forks else {}
-    for name, fork in forks.items():
-        if fork["verdict"]:
-            findings.append(f"{name}: {fork['verdict']}, {fork['options']}")
+    healthy = [healthy_signals(name) for name in options.healthy.split(",") if name]
+    forks = measure_forks(case) if options.forks else {}
+    better = [
+        f"{name}: {x['verdict']}, {x['options']}" for name, x in forks.items() if x["verdict"]
+    ]
+    findings = case.broken_rules() + unusual(case.signals, healthy) + better
+    counts = {"findings": findings, "healthy": len(healthy)}
+    return counts | {"forks": forks, "signals": case.signals}
+
+
+def summary(report: dict) -> list[str]:
+    """Return what `diagnose` found in at most ten lines."""
+    findings = report["findings"]
+    counts = f"{len(findings)} findings, {len(report['signals'])} signals"
+    return [*(text[:300] for text in findings[:9]), f"{counts}, {report['healthy']} healthy runs"]
+
+
+def main(options: DiagnoseOptions) -> None:
+    with contextlib.redirect_stdout(sys.stderr):
+        report = diagnose(options)
     if options.json:
-        print(json.dumps({"findings": findings, "forks": forks, "signals": case.signals}))
+        print(json.dumps(report))
         return
-    print(*findings[:10], sep="\n")
-    for name, figures in (forks | case.signals).items():
+    print(*summary(report), sep="\n")
+    for name, figures in (report["forks"] | report["signals"]).items():
         print(f"{name:48}{figures}")

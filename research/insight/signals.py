@@ -5,15 +5,30 @@ Nothing here writes to the run's folder.
 
 import copy
 import math
+from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
+from torch import Tensor
+from torch.nn.modules.module import register_module_forward_hook
+from torch.special import entr
 
+import model as recipe
 import train
 from nanoloop import checkpoint
 from nanoloop.data import TrainBatches
 from nanoloop.device import pick_device
 
 STEPS = 3  # that are watched
+
+
+class Pass(NamedTuple):
+    """What a forward pass gets: (B, T) twice; `random` is the state of the random numbers."""
+
+    tokens: Tensor
+    targets: Tensor
+    is_training: bool
+    random: Tensor
 
 
 class Replay:
@@ -46,18 +61,25 @@ class Replay:
         train.train_step(*self.parts, self.batches, self.step, self.config, self.device)
         self.step += 1
 
-    def fork(self) -> "Replay":
-        """Return a copy that continues alone, on the same text."""
+    def fork(self, factor: float = 1.0) -> "Replay":
+        """Return a copy that continues alone, on the same text, with `factor` times the batch.
+
+        A forward pass gets as many sequences as before, or fewer.
+        """
         branch = copy.copy(self)
         branch.parts = copy.deepcopy(self.parts)
         branch.model, branch.optimizers, _ = branch.parts
+        branch.step = int(self.step / factor)
+        branch.batches = copy.copy(self.batches)
+        rows = int(self.batches.batch_size * self.passes * factor)
+        branch.batches.batch_size = math.gcd(rows, self.batches.batch_size)
+        branch.batches.grad_accum = rows // branch.batches.batch_size
         return branch
 
     def watch(self, progress: float) -> None:
         """Take STEPS steps; note what the model and the optimizers get, from now on.
 
-        seen: of each forward pass tokens, targets, whether the model trains, and the state of the
-        random numbers. norms: of the gradients of each step, after clipping. before, change: of
+        seen: each Pass. norms: of the gradients of each step, after clipping. before, change: of
         the weights, in all steps.
         """
         self.seen = []
@@ -71,7 +93,7 @@ class Replay:
         self.change = {name: after[name] - old for name, old in self.before.items()}
 
     def note_pass(self, model, inputs) -> None:
-        self.seen.append((*inputs, model.training, torch.get_rng_state()))
+        self.seen.append(Pass(*inputs, model.training, torch.get_rng_state()))
 
     def note_step(self, *_) -> None:
         self.norms.append(gradient_norm(self.model))
@@ -80,3 +102,62 @@ class Replay:
 def gradient_norm(model) -> float:
     """Return the norm of all gradients, which clipping at infinity leaves as they are."""
     return torch.nn.utils.clip_grad_norm_(model.parameters(), math.inf).item()
+
+
+@torch.no_grad()
+def activations(model, tokens: Tensor) -> dict[str, float]:
+    """Measure by layer what a forward pass does, on about 2,048 of the tokens.
+
+    model: a GPT without dropout. tokens: (N, T) int64. Each name is a kind and a part of the model:
+    dead, saturated: the share of the MLP's units that are 0 for all tokens, or above 0 for all.
+    rms, kurtosis: of the residual x behind a block; kurtosis is mean x⁴ / (mean x²)², 3 if normal.
+    entropy, attention_logit: see attention_figures. rank: the effective rank of what the head gets,
+    exp of the entropy of its singular values (RankMe, arXiv:2210.02885). log_z: the mean log of the
+    softmax's denominator. capped: the share of logits above 95 % of logit_softcap.
+    """
+    passed = {}
+
+    def note(module, inputs, output):
+        passed[module] = (*inputs, output)
+
+    hook = register_module_forward_hook(note)
+    with hook, patch.object(recipe, "attend", wraps=recipe.attend) as attend:
+        logits = model(tokens[: 2048 // tokens.size(1) + 1])  # (B, T, V)
+    sizes = torch.linalg.svdvals(passed[model.ln_f][-1].float().flatten(0, 1))
+    cap = model.config.logit_softcap or math.inf
+    figures = {
+        "rank head": entr(sizes / sizes.sum()).sum().exp(),
+        "log_z head": logits.logsumexp(-1).mean(),
+        "capped head": (logits.abs() > 0.95 * cap).float().mean(),
+    }
+    for layer, (block, call) in enumerate(zip(model.h, attend.call_args_list)):
+        hidden = passed[block.mlp.c_proj][0].flatten(0, 1)  # (B·T, units)
+        peak = hidden.abs().amax(0)
+        squares = passed[block][-1].float().square()
+        entropy, logit = attention_figures(*call.args)
+        figures |= {
+            # GELU of a very negative number is not quite 0.
+            f"dead h.{layer}": (peak <= 1e-6 * peak.max()).float().mean(),
+            f"saturated h.{layer}": (hidden > 0).all(0).float().mean(),
+            f"rms h.{layer}": squares.mean().sqrt(),
+            f"kurtosis h.{layer}": squares.square().mean() / squares.mean().square(),
+            f"entropy h.{layer}": entropy,
+            f"attention_logit h.{layer}": logit,
+        }
+    return {name: value.item() for name, value in figures.items()}
+
+
+def attention_figures(q, k, v, window, scale, dropout=0.0, documents=None) -> tuple[Tensor, Tensor]:
+    """Return the entropy of attention, and its largest absolute logit.
+
+    Arguments as of nanoloop.attention.attend. The mean entropy is divided by the mean log of the
+    number of visible tokens: 1 if all get the same weight, 0 if one gets all.
+    """
+    k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)
+    scores = scale * q.float() @ k.float().mT  # (B, H, T, T)
+    visible = torch.ones_like(scores).tril().triu(1 - window)
+    if documents is not None:
+        visible *= documents[:, None, :, None] == documents[:, None, None]
+    weights = scores.masked_fill(visible == 0, -math.inf).softmax(-1)
+    entropy = entr(weights).sum(-1).mean() / visible.sum(-1).log().mean()
+    return entropy, (scores * visible).abs().max()
