@@ -52,6 +52,8 @@ INDEXES = {
 # Files that describe tables or ready tokens beside them; the last two are nanoGPT's.
 COMPANIONS = ["readme*", "license*", "dataset_info*", "state.json", "cache-*.arrow", "*.lock"]
 TOKEN_COMPANIONS = [*COMPANIONS, "input.txt", "prepare.py"]
+# What preparations keep beside a data folder while they run (destination.py), below data/.
+TEMPORARY = re.compile(r"\..+\.(lock|partial|replaced|stdin)")
 HUB_HINT = (
     "With a network, check the name, --hf_config and --hf_split, and run the same command "
     "again. Without one, copy the files from elsewhere (hf download NAME --repo-type=dataset "
@@ -109,7 +111,7 @@ def find_units(config, data_root: Path, name: str) -> list[Unit]:
         elif source == "-":
             files = {save_standard_input(data_root, config.name or "stdin"): source}
         else:
-            found += listed_units(source, config, seen)
+            found += listed_units(source, config, seen, data_root)
         found += [file_unit(file, label, config) for file, label in files.items()]
     units = {}  # a file that is named twice is read once
     for unit in found:
@@ -149,7 +151,7 @@ def file_unit(path, source, config):
 # Files and folders
 
 
-def listed_units(source, config, seen):
+def listed_units(source, config, seen, data_root):
     """Return the units of a path, a folder or a pattern, each with its topmost folder.
 
     seen: as in walk. A path that exists is no pattern, whatever characters it has.
@@ -165,6 +167,9 @@ def listed_units(source, config, seen):
     units = []
     for path in paths:
         for file, note in walk(path, seen):
+            is_below = data_root and os.path.realpath(file.parent) == os.path.realpath(data_root)
+            if is_below and TEMPORARY.fullmatch(file.name):
+                continue  # a killed preparation finds the same files when it resumes
             parts = file.relative_to(root).parts
             label = parts[0] if len(parts) > 1 else source
             unit = Unit("text", str(file), label) if note else file_unit(file, label, config)

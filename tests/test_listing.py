@@ -80,6 +80,15 @@ def test_every_file_of_a_folder_is_read_or_has_a_reason(tmp_path):
     }
 
 
+def test_what_preparations_keep_while_they_run_is_no_content(tmp_path):
+    """Elsewhere such names belong to the user, and are counted."""
+    write(tmp_path, "a.txt", "data/.b.lock", "data/.b.partial/x", "data/.c.0f.stdin", ".b.lock")
+    config = SimpleNamespace(source=(str(tmp_path),), text_key=None, name=None)
+    units = find_units(config, tmp_path / "data", "d")
+    names = {os.path.relpath(unit.path, tmp_path): unit.note for unit in units}
+    assert names == {".b.lock": "left out: hidden", "a.txt": None}
+
+
 def test_linked_folders_are_read_once(tmp_path):
     write(tmp_path, "disk/a.txt", "disk/sub/b.txt")
     (tmp_path / "s").mkdir()
