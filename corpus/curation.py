@@ -160,7 +160,7 @@ class View:
     @cached_property
     def lengths(self):
         """(words,) int64: the characters of each word."""
-        return np.array([len(word) for word in self.words], dtype=int)
+        return np.fromiter(map(len, self.words), dtype=int)
 
     @cached_property
     def shingles(self):
@@ -200,11 +200,6 @@ def sketch(views):
 
 def share(part, total):
     return float(part / max(1, total))
-
-
-def share_of_true(values):
-    values = list(values)
-    return share(sum(values), len(values))
 
 
 def repeated(parts, size):
@@ -248,7 +243,7 @@ def repeated_ngrams(view):
 def lines_with(pattern):
     """Return a measure: the share of lines that a regular expression matches."""
     search = regex.compile(pattern, regex.IGNORECASE | regex.V1).search
-    return lambda view: share_of_true(bool(search(line)) for line in view.lines)
+    return lambda view: share(len(list(filter(search, view.lines))), len(view.lines))
 
 
 def symbols(view):
@@ -453,11 +448,11 @@ class Curator:
 
         The first column is a hash of the text; with duplicates=near the bands follow.
         """
-        if self.duplicates is None:
-            return np.zeros((len(views), 0), dtype=np.uint64)
         digests = np.array([view.digest for view in views], dtype=np.uint64)
         digests = digests.reshape(-1, 1)  # if there are none, too
-        return np.hstack([digests, sketch(views)]) if self.duplicates == "near" else digests
+        if self.duplicates == "near":
+            return np.hstack([digests, sketch(views)])
+        return digests if self.duplicates else digests[:, :0]
 
 
 # --------------------------------------------------------------------------------------------------

@@ -125,29 +125,31 @@ def read_documents(unit, block, config):
     if block.note:
         line = f":{block.number}" if block.number else ""
         yield Document("", block.note, unit.path + line)
-    elif unit.kind == "claude":
-        yield from block.payload
-    elif unit.kind == "synthetic":
-        for index, split, text in synthetic.documents(unit.path, config.seed, block.payload):
-            yield Document(text, None, f"{unit.source} {index}", split)
-    elif unit.kind in ("jsonl", "json"):
-        separator = ":" if unit.kind == "jsonl" else " value "
-        for number, line in enumerate(block.payload.split(b"\n"), block.number):
-            if line.strip():
-                text, note, fields = parse_line(line, config.text_key or "text")
-                where = f"{unit.path}{separator}{number}"
-                if fields:
-                    where += f", which has {', '.join(fields)[:160]}"
-                yield Document(text, note, where)
-    elif unit.kind == "text":
-        text, note = decode_text(block.payload)
-        if is_html(unit.path, text):
-            note = note or HTML
-        yield Document(text, note, unit.path, block.split)
-    else:
-        for number, (value, cell_note) in enumerate(block.payload, block.number):
-            text, note = decode(value)
-            yield Document(text, cell_note or note, f"{unit.path} row {number}")
+        return
+    match unit.kind:
+        case "claude":
+            yield from block.payload
+        case "synthetic":
+            for index, split, text in synthetic.documents(unit.path, config.seed, block.payload):
+                yield Document(text, None, f"{unit.source} {index}", split)
+        case "jsonl" | "json":
+            separator = ":" if unit.kind == "jsonl" else " value "
+            for number, line in enumerate(block.payload.split(b"\n"), block.number):
+                if line.strip():
+                    text, note, fields = parse_line(line, config.text_key or "text")
+                    where = f"{unit.path}{separator}{number}"
+                    if fields:
+                        where += f", which has {', '.join(fields)[:160]}"
+                    yield Document(text, note, where)
+        case "text":
+            text, note = decode_text(block.payload)
+            if is_html(unit.path, text):
+                note = note or HTML
+            yield Document(text, note, unit.path, block.split)
+        case _:
+            for number, (value, cell_note) in enumerate(block.payload, block.number):
+                text, note = decode(value)
+                yield Document(text, cell_note or note, f"{unit.path} row {number}")
 
 
 def parse_line(line, key):

@@ -106,21 +106,22 @@ def open_unit(unit, config):
     path = Path(unit.path)
     if unit.note:
         return iter([Block(b"", note=unit.note)])
-    if unit.kind == "text":
-        return cut_pieces(read_chunks(path), unit.cuts)
-    if unit.kind == "jsonl":
-        return cut_lines(read_chunks(path))
-    if unit.kind == "json":
-        return cut_values(read_chunks(path))
-    if unit.kind == "csv":
-        return read_csv(path, config.text_key or "text")
-    if unit.kind == "synthetic":
-        indices = range(config.max_documents or 10_000)
-        return (Block(indices[first : first + 1000]) for first in indices[::1000])
-    if unit.kind == "claude":
-        return (Block([answer]) for answer in claude.ask_all(path, config, unit.answers))
-    if unit.kind == "hf":
-        return read_hub(unit, config)
+    match unit.kind:
+        case "text":
+            return cut_pieces(read_chunks(path), unit.cuts)
+        case "jsonl":
+            return cut_lines(read_chunks(path))
+        case "json":
+            return cut_values(read_chunks(path))
+        case "csv":
+            return read_csv(path, config.text_key or "text")
+        case "synthetic":
+            indices = range(config.max_documents or 10_000)
+            return (Block(indices[first : first + 1000]) for first in indices[::1000])
+        case "claude":
+            return (Block([answer]) for answer in claude.ask_all(path, config, unit.answers))
+        case "hf":
+            return read_hub(unit, config)
     return read_table(unit, config)
 
 

@@ -167,8 +167,8 @@ def listed_units(source, config, seen, data_root):
     units = []
     for path in paths:
         for file, note in walk(path, seen):
-            is_below = data_root and os.path.realpath(file.parent) == os.path.realpath(data_root)
-            if is_below and TEMPORARY.fullmatch(file.name):
+            is_beside = os.path.realpath(file.parent) == os.path.realpath(data_root or "data")
+            if is_beside and TEMPORARY.fullmatch(file.name):
                 continue  # a killed preparation finds the same files when it resumes
             parts = file.relative_to(root).parts
             label = parts[0] if len(parts) > 1 else source

@@ -3,7 +3,8 @@
     python -m tests.slow.languages FOLDER
 
 FOLDER holds a folder for each language, with the same pages of HTML in each; English is the first
-one whose name begins with "en". Four sources, of Debian and of npm:
+one whose name begins with "en". Or each holds catalogues of messages (.mo), which have the English
+text too. Five sources, of Debian and of npm:
 
     apt-get download libreoffice-help-{en-us,de,ru,hi,ko,ja,zh-cn,km}
     for file in *.deb; do dpkg -x $file help; done
@@ -23,10 +24,15 @@ one whose name begins with "en". Four sources, of Debian and of npm:
     python -m tests.slow.languages texts/handbook
     python -m tests.slow.languages texts/gnome
 
+    apt-get download libreoffice-l10n-{hi,th,ar,ja,zh-cn}
+    for file in libreoffice-l10n-*.deb; do dpkg -x $file messages; done
+    python -m tests.slow.languages messages/usr/lib/libreoffice/program/resource
+
 A page of which a fifth is still English is left out. A document is a page; where there is but one,
-PARAGRAPHS paragraphs of it.
+PARAGRAPHS paragraphs of it; of catalogues, PARAGRAPHS messages of a sentence or more.
 """
 
+import gettext
 import html
 import json
 import random
@@ -40,6 +46,7 @@ from corpus.curation import CurationConfig, Curator, View
 
 PARAGRAPHS = 10
 DOCUMENTS = 200
+SENTENCE = 60  # characters of English: shorter messages are names of buttons
 SETS = ("gopher", "unicode", "c4", "fineweb")
 
 
@@ -59,8 +66,25 @@ def cut(parts: list[str], is_single: bool) -> list[str]:
     return ["\n\n".join(parts[start : start + PARAGRAPHS]) for start in starts]
 
 
+def messages(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the messages of catalogues that are sentences, and the same ones in English."""
+    texts = {}
+    for path in sorted(folder.rglob("*.mo")):
+        with open(path, "rb") as file:
+            catalogue = gettext.GNUTranslations(file)._catalog
+        for key, text in catalogue.items():
+            original = key if isinstance(key, str) else key[0]  # a plural has a tuple
+            original = re.sub(r"(?s)^.*\x04", "", original)  # behind its context
+            if len(original) >= SENTENCE and text != original:
+                texts.setdefault(original, text)
+    return list(texts.values()), list(texts)
+
+
 def documents(folder: Path, english: Path) -> tuple[list[str], list[str]]:
     """Return up to DOCUMENTS documents of a language, and those of the same pages in English."""
+    translated, originals = (cut(group, True) for group in messages(folder))
+    if translated:
+        return translated[:DOCUMENTS], originals[:DOCUMENTS]
     found = [*folder.rglob("*.html"), *folder.rglob("*.page")]
     pages = sorted(page.relative_to(folder) for page in found)
     random.Random(0).shuffle(pages)
@@ -104,7 +128,8 @@ def found(questions: list[str], texts: list[str]) -> str:
 
 def main(folder: Path) -> None:
     folders = sorted(path for path in folder.iterdir() if path.is_dir())
-    english = next(path for path in folders if path.name.startswith("en"))
+    # Catalogues need no folder for English.
+    english = next((path for path in folders if path.name.startswith("en")), folder)
     columns = [
         "language",
         "documents",
