@@ -12,13 +12,11 @@ verdicts, never what a candidate printed.
 
 import contextlib
 import ctypes
-import json
 import math
 import os
 import shlex
 import shutil
 import signal
-import statistics
 import subprocess
 import time
 from dataclasses import dataclass
@@ -26,15 +24,14 @@ from functools import partial
 from pathlib import Path
 
 from nanoloop.options import UserError, require
-from research.referee.judge import noise_row, try_change
+from research.brief import one_line, read_card, shape_of, write_brief
+from research.referee.judge import noise_row, plan, try_change
 from research.referee.ledger import Ledger, new_id, now
 from research.referee.patch import ROOT, Invalid, from_tree, git, hash_of, read_tree
 from research.referee.runs import Options, Setup
-from research.referee.verdict import Night, Noise
+from research.referee.verdict import Night, rounds
 
-MAX_LESSONS = 200  # of the newest trials, in the agent's brief
 SET_DEATH_SIGNAL = 1  # of prctl(2): the signal that a process gets when its parent ends
-FIGURES = ("id", "number", "same_as", "verdict", "tokens")
 
 
 @dataclass(frozen=True)
@@ -63,12 +60,6 @@ def open_repository(folder: Path) -> Path:
     return repo
 
 
-def one_line(text, length: int = 300) -> str:
-    """Turn text from outside into one printable line."""
-    printable = "".join(c if c.isprintable() else " " for c in str(text or ""))
-    return " ".join(printable.split())[:length]
-
-
 def commit(repo: Path, row: dict) -> None:
     """Commit a kept trial: later trials are compared with it. A second call does nothing."""
     if f"Trial: {row['id']}\n" in git(repo, "log", "--format=%B"):
@@ -86,36 +77,6 @@ def commit(repo: Path, row: dict) -> None:
 
 # --------------------------------------------------------------------------------------------------
 # The agent
-
-
-def validation_mean(row: dict) -> float:
-    """Return the mean difference of the first round: agents see no score on the test split."""
-    return statistics.fmean(row.get("differences") or [0.0])
-
-
-def lesson(row: dict) -> str:
-    """Write what an agent may know of a row as JSON, so that no text leaves its line."""
-    facts = {name: row[name] for name in FIGURES if row.get(name) is not None}
-    facts["pairs"] = len(row.get("differences") or [])
-    if facts["pairs"]:
-        facts["mean"] = validation_mean(row)
-    for name in ("reason", "hypothesis"):
-        if row.get(name):
-            facts[name] = one_line(row[name])
-    return json.dumps(facts)
-
-
-def brief(rows: list[dict], repo: Path) -> str:
-    """Write the task and what was tried, sorted by verdict, then the best first."""
-    noise = [row for row in rows if row["kind"] == "noise" and row.get("differences")]
-    facts = {
-        "noise_deviation": [Noise.of(row).sd for row in noise[-1:]],
-        "false_discovery_budget_left": Night.of(rows).left(),
-    }
-    tried = [row for row in rows if row.get("verdict") and row["kind"] == "trial"][-MAX_LESSONS:]
-    tried.sort(key=lambda row: (row["verdict"], validation_mean(row)))
-    texts = [(repo / name).read_text() for name in ("CLAUDE.md", "research/task.md")]
-    return "\n".join([*texts, json.dumps(facts), *map(lesson, tried), ""])
 
 
 def run_agent(command: str, copy: Path, text: str, seconds: float) -> str | None:
@@ -147,21 +108,21 @@ def run_agent(command: str, copy: Path, text: str, seconds: float) -> str | None
             agent.wait()
 
 
-def read_hypothesis(copy: Path) -> str:
-    """Read HYPOTHESIS.md and remove it, since it is no part of the change."""
+def read_hypothesis(copy: Path) -> dict:
+    """Read the card HYPOTHESIS.md and remove it, since it is no part of the change."""
     path = copy / "HYPOTHESIS.md"
     content = b""
     if path.is_file() and not path.is_symlink():
         content = path.read_bytes()[:4000]
     path.unlink(missing_ok=True)
-    return one_line(content.decode("utf-8", "replace"), 1000)
+    return read_card(content.decode("utf-8", "replace"))
 
 
 # --------------------------------------------------------------------------------------------------
 # The attempts
 
 
-def attempt(command: str, ledger: Ledger, repo: Path, number: int, seconds: float, judge) -> dict:
+def attempt(options: LoopOptions, ledger: Ledger, repo: Path, number: int, judge) -> dict:
     """Do one attempt, from the agent to the verdict; return its last row.
 
     The judge continues the row that begins here.
@@ -183,7 +144,8 @@ def attempt(command: str, ledger: Ledger, repo: Path, number: int, seconds: floa
         return ledger.append(row | result | more)
 
     try:
-        problem = run_agent(command, copy, brief(rows, repo), seconds)
+        text = write_brief(rows, repo, options, number)
+        problem = run_agent(options.agent, copy, text, 60 * options.agent_minutes)
         is_intact = git(repo, "rev-parse", "HEAD") == head and not git(
             repo, "status", "--porcelain"
         )
@@ -191,20 +153,22 @@ def attempt(command: str, ledger: Ledger, repo: Path, number: int, seconds: floa
             reason = "the agent changed the ledger or the loop's repository"
             end(reason)
             raise UserError(f"attempt {number}: {reason}, '{repo}': neither can be trusted")
-        hypothesis = read_hypothesis(copy)
+        card = read_hypothesis(copy)
         idea = ""
         try:
-            idea = from_tree(read_tree(repo), copy, repo).idea
+            base = read_tree(repo)
+            idea = shape_of(base, from_tree(base, copy, repo))
         except Invalid as error:  # the judge says so too, for the record
             idea = hash_of(str(error))
         except UserError as error:
             problem = problem or f"unusable: {error}"
         if problem or not idea:
-            return end(problem or "nothing was changed", hypothesis=hypothesis)
+            return end(problem or "nothing was changed", **card)
         for known in judged(rows, idea):
             reason = f"the idea of {known} again"
-            return end(reason, same_as=known, hypothesis=hypothesis)
-        trial = judge(repo, tree=str(copy), hypothesis=hypothesis, id=row["id"], number=number)
+            return end(reason, same_as=known, **card)
+        more = {"id": row["id"], "number": number, "shape": idea}
+        trial = judge(repo, tree=str(copy), **card, **more)
         if trial["verdict"].startswith("keep"):
             commit(repo, trial)
         return trial
@@ -217,7 +181,11 @@ def attempt(command: str, ledger: Ledger, repo: Path, number: int, seconds: floa
 
 def judged(rows: list[dict], idea: str) -> list[str]:
     """List the trials that have judged an idea. Where the machine was disturbed, none has."""
-    trials = [row for row in rows if row.get("idea") == idea and row["state"] == "done"]
+    trials = [
+        row
+        for row in rows
+        if idea in (row.get("idea"), row.get("shape")) and row["state"] == "done"
+    ]
     return [row["id"] for row in trials if row["verdict"] != "disturbed"]
 
 
@@ -246,8 +214,7 @@ def run(options: LoopOptions, judge, echo=print) -> None:
     end = time.monotonic() + 3600 * (options.hours or math.inf)
     while number < (options.tries or math.inf) and time.monotonic() <= end:
         number += 1
-        seconds = 60 * options.agent_minutes
-        row = attempt(options.agent, ledger, repo, number, seconds, judge)
+        row = attempt(options, ledger, repo, number, judge)
         echo(f"attempt {number} | {row['verdict']} | {row['reason']}")
 
 
@@ -255,6 +222,11 @@ def main(options: LoopOptions) -> None:
     program = shlex.split(options.agent)[:1]
     require(program, "no agent: type its command, such as --agent='claude -p'")
     require(shutil.which(program[0]), f"--agent={options.agent!r}: there is no such command")
-    noise_row(Setup(options, ROOT))  # before an agent works in vain
+    setup = Setup(options, ROOT)
+    seconds = noise_row(setup).get("run_seconds")  # before an agent works in vain
+    alpha = Night.of(setup.ledger.trials()).alpha()
+    runs = 2 * sum(count for _, count in rounds(alpha, options.max_pairs))
+    agent = f"up to {options.agent_minutes:g} minutes of the agent"
+    print(f"each attempt: {agent}, then 2 to {plan(options, runs, seconds)}", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     run(options, partial(try_change, options))

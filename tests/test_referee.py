@@ -20,7 +20,7 @@ import pytest
 
 from nanoloop.data import Data
 from nanoloop.options import UserError
-from research import loop
+from research import brief, loop
 from research.referee import judge, patch, runs, score, starter, views
 from research.referee.ledger import Ledger
 from research.referee.sandbox import Crashed, Disturbed, Ended, Limit, Sandbox, remove_leftovers
@@ -508,7 +508,7 @@ def test_what_an_agent_reads_holds_no_score_on_the_test_split():
     row = judge_fake(0, lines.append, val=[-0.03, -0.034, -0.028, -0.033], test=[-0.0517] * 4)
     assert row["verdict"] == "keep" and row["mean"] == pytest.approx(-0.0517)
     row |= {"id": "t1", "kind": "trial", "state": "done"}
-    lesson = loop.lesson(row)
+    lesson = brief.lesson(row)
     assert json.loads(lesson)["mean"] == pytest.approx(-0.03125)
     for text in (*lines, row["reason"], lesson):
         assert "0517" not in text and "1.448" not in text

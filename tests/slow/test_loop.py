@@ -214,8 +214,9 @@ def last_brief(night: Path) -> str:
 def test_the_agent_gets_the_brief_and_the_lessons_as_figures(night):
     text = last_brief(night)
     assert text.startswith((ROOT / "CLAUDE.md").read_text())
-    facts, *rows = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-    assert 0 < facts["false_discovery_budget_left"] <= 0.05
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    assert 0 < lines[0]["judged"]["false_discovery_budget_left"] <= 0.05
+    rows = [line for line in lines if "verdict" in line]
     verdicts = [row["verdict"] for row in rows]
     assert verdicts.count("keep") == 1 and verdicts.count("reject") == 4
     by_verdict = {row["verdict"]: row for row in rows}
