@@ -125,7 +125,7 @@ def check_text(case: Case) -> dict[str, bool]:
 
 
 def check_gradient(case: Case) -> dict[str, bool]:
-    """Compare the first loss with ln(vocab_size), and the first gradient with the mean's."""
+    """Compare the first loss with ln(vocab_size), its gradient with the mean's."""
     model = Replay(case.exact, case.data).model
     step = case.first.seen[: case.first.passes]
     loss = sum(model(seen.tokens, seen.targets) for seen in step) / len(step)
@@ -142,7 +142,7 @@ def check_gradient(case: Case) -> dict[str, bool]:
 
 
 def check_steps(case: Case) -> dict[str, bool]:
-    """Check which weights the first steps move, and how finely the last ones are stored."""
+    """Check which weights the first steps move, and how exact the last ones are."""
     first = case.first
     frozen = [name for name, change in first.change.items() if not change.any()]
     read = torch.cat([seen.tokens for seen in first.seen])
@@ -207,8 +207,9 @@ def unusual(signals: dict, healthy: list[dict]) -> list[str]:
 
 
 def measure_forks(case: Case) -> dict[str, dict]:
-    """Continue the run from its first quarter with other rates or batches, on the same text.
+    """Continue the run from its first quarter with other rates or batches.
 
+    All forks but "other text" read the same text.
     Each fork has the held-out loss, nats per token, after steady rates and after falling ones. It
     is better if it gains in both more than other text changes; "may be" if it gains less. All
     branches together read as much text as three quarters of the run.
@@ -261,7 +262,7 @@ def healthy_signals(name: str) -> dict:
 
 
 def diagnose(options: DiagnoseOptions) -> dict:
-    """Return findings, forks and signals of a run, and how many healthy runs gave the bands."""
+    """Return findings, forks and signals of a run, and the number of healthy runs."""
     case = Case(options.run)
     healthy = [healthy_signals(name) for name in options.healthy.split(",") if name]
     forks = measure_forks(case) if options.forks else {}

@@ -62,9 +62,9 @@ class Replay:
         self.step += 1
 
     def fork(self, factor: float = 1.0) -> "Replay":
-        """Return a copy that continues alone, on the same text, with `factor` times the batch.
+        """Return a copy that continues alone, with `factor` times the batch.
 
-        A forward pass gets as many sequences as before, or fewer.
+        It reads the same text. A forward pass gets as many sequences as before, or fewer.
         """
         branch = copy.copy(self)
         branch.parts = copy.deepcopy(self.parts)

@@ -269,7 +269,7 @@ def same_for_every_seed(pairs: list[dict], split: str = "val") -> dict | None:
 
 
 def noise_row(setup: Setup) -> dict:
-    """Return the row of the latest noise floor of this recipe, budget, machine and data.
+    """Return the latest noise floor of this recipe, budget, machine and data.
 
     Raises UserError where none is: without it, a recipe that is mostly a little better and
     sometimes much worse would pass.
