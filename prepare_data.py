@@ -220,7 +220,7 @@ def make_plan(config, units):
     listing = "\n".join(f"{Path(unit.path).name} {unit.size}" for unit in units)
     listing = os.fsencode(listing)  # a name can be no valid UTF-8
     return plan | {
-        "format": 4,
+        "format": 5,
         "python_version": sys.version.split()[0],
         "source": list(config.source),
         "files": len(units),

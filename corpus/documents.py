@@ -81,18 +81,15 @@ class BatchReader:
                     where = f"{row.where}, {len(passages)} characters: {passages[:100]!r}"
                     rows.append(Row(row.source, where, "", PASSAGES, 0, row.split))
             if row.size and row.drop_rule is None:
-                row.content = view.raw
-                if self.tokenizer:
-                    row.content = encode_document(view, self.tokenizer)
+                row.content = encode_document(view, self.tokenizer) if self.tokenizer else view.raw
                 row.sample = sample_row(view, batch.bytes_before, row.split, row.where)
             rows.append(row)
         return batch.cursor, rows
 
     def row(self, unit, document, view):
-        digest = view.digest.tobytes()
         val_fraction = 0 if "val" in unit.official else self.config.val_fraction
         test_fraction = 0 if "test" in unit.official else self.config.test_fraction
-        split = split_of(digest, val_fraction, test_fraction)
+        split = split_of(view.digest.tobytes(), val_fraction, test_fraction)
         return Row(
             unit.source,
             document.where,

@@ -114,40 +114,58 @@ def open_unit(unit, config):
         case "json":
             return cut_values(read_chunks(path))
         case "csv":
-            return read_csv(path, config.text_key or "text")
+            return cut_cells(csv_cells(path, config.text_key or "text"))
         case "synthetic":
             indices = range(config.max_documents or 10_000)
             return (Block(indices[first : first + 1000]) for first in indices[::1000])
         case "claude":
             return (Block([answer]) for answer in claude.ask_all(path, config, unit.answers))
         case "hf":
-            return read_hub(unit, config)
-    return read_table(unit, config)
+            return cut_cells(hub_cells(unit, config))
+    return cut_cells(table_cells(unit, config))
 
 
-def read_hub(unit, config):
+# --------------------------------------------------------------------------------------------------
+# Tables. A cell is a pair of its value and a note
+
+
+def cut_cells(cells):
+    """Cut cells into blocks of 64. At a fault, those before it come first."""
+    number = 1
+    block = []
+    try:
+        for cell in cells:
+            block.append(cell)
+            if len(block) == 64:
+                yield Block(block, number)
+                number += 64
+                block = []
+    except Exception:
+        yield Block(block, number)
+        raise
+    if block:
+        yield Block(block, number)
+
+
+def hub_cells(unit, config):
     with reading(f"--source={unit.source} could not be read", HUB_HINT):
-        yield from read_table(unit, config)
+        yield from table_cells(unit, config)
 
 
-def read_table(unit, config):
-    """Yield a column of a table, 64 rows at a time. Raises UserError for a wrong one."""
+def table_cells(unit, config):
+    """Yield the cells of a column. Raises UserError for a wrong one."""
     import pyarrow
 
     key = config.text_key or "text"
     schema, batches = open_table(unit, config, key)
     text_column(schema.empty_table(), key, unit.path)
-    number = 1
     for batch in batches:
         column = text_column(pyarrow.table(batch), key, unit.path)
-        for start in range(0, len(column), 64):
-            cells = []
-            # As bytes: nobody has checked the UTF-8.
-            for value in column.slice(start, 64).cast("large_binary").to_pylist():
-                is_long = value and len(value) > LONGEST
-                cells.append((None, TOO_LONG) if is_long else (value, None))
-            yield Block(cells, number)
-            number += len(cells)
+        # As bytes: nobody has checked the UTF-8.
+        for scalar in column.cast("large_binary"):
+            value = scalar.as_py()
+            is_long = value and len(value) > LONGEST
+            yield (None, TOO_LONG) if is_long else (value, None)
 
 
 def open_table(unit, config, key):
@@ -176,10 +194,10 @@ def open_table(unit, config, key):
     return first.schema, chain([first], tables)
 
 
-def read_csv(path, key):
-    """Yield a column of a table in text, 64 rows at a time.
+def csv_cells(path, key):
+    """Yield the cells of a column of a table in text. Raises UserError for a wrong one.
 
-    Raises UserError for a wrong column. A line or cell longer than LONGEST is a fault.
+    A line or cell longer than LONGEST is a fault.
     """
     delimiter, _ = read_header(read_head(path).decode(errors="replace"))
     csv.field_size_limit(LONGEST)
@@ -189,22 +207,10 @@ def read_csv(path, key):
     hint = f"give --text_key, one of {', '.join(names[:20])}"
     require(key in names, f"{path} has no column {key!r}: {hint}")
     column = names.index(key)
-    number = 1
-    cells = []
-    try:
-        for row in filter(None, rows):
-            is_even = len(row) == len(names)
-            cell = row[column].encode(errors="surrogateescape") if is_even else None
-            cells.append((cell, None if is_even else UNEVEN_ROW))
-            if len(cells) == 64:
-                yield Block(cells, number)
-                number += len(cells)
-                cells = []
-    except Exception:
-        yield Block(cells, number)  # what is before the fault
-        raise
-    if cells:
-        yield Block(cells, number)
+    for row in filter(None, rows):
+        is_even = len(row) == len(names)
+        cell = row[column].encode(errors="surrogateescape") if is_even else None
+        yield cell, None if is_even else UNEVEN_ROW
 
 
 def decode_lines(path):
@@ -213,6 +219,10 @@ def decode_lines(path):
             raise ValueError(block.note)
         for line in block.payload.splitlines(keepends=True):
             yield line.decode(errors="surrogateescape")
+
+
+# --------------------------------------------------------------------------------------------------
+# Text and JSON
 
 
 def cut_pieces(chunks, cuts):

@@ -41,8 +41,10 @@ class Writer:
         official=frozenset(),
     ):
         self.config = config
-        limits = {"documents": config.max_documents, "bytes": config.max_bytes}
-        self.limits = {key: limit for key, limit in limits.items() if limit}
+        self.limits = {
+            "documents": config.max_documents or math.inf,
+            "bytes": config.max_bytes or math.inf,
+        }
         self.official = official
         self.folder = folder
         self.progress = progress
@@ -59,17 +61,14 @@ class Writer:
                 self.seen.remember(kept)
 
     def room(self):
-        """Return how many bytes of text the options still want, in all splits."""
-        if "bytes" not in self.limits:
-            return math.inf
-        return self.limits["bytes"] - self.progress.kept()["bytes"]
+        """Return how many documents, and bytes of text, the options still want."""
+        kept = self.progress.kept()
+        return {key: limit - kept[key] for key, limit in self.limits.items()}
 
     def is_full(self):
         """Say whether the options want no more documents, or less than a character."""
-        if self.room() < LONGEST_CHARACTER:
-            return True
-        limit = self.limits.get("documents")
-        return limit is not None and self.progress.kept()["documents"] >= limit
+        room = self.room()
+        return room["documents"] < 1 or room["bytes"] < LONGEST_CHARACTER
 
     def has_share(self, split):
         """Say whether a split may have another document."""
@@ -96,7 +95,7 @@ class Writer:
         if row.drop_rule:
             count_example(progress.dropped, row.drop_rule, row)
         elif row.size and self.has_share(row.split):
-            if row.size > self.room():
+            if row.size > self.room()["bytes"]:
                 self.shorten(row)
             self.keep(row)
 
@@ -106,7 +105,7 @@ class Writer:
         The report may look at the rest.
         """
         raw = self.tokenizer.decode_bytes(np.frombuffer(row.content, self.tokenizer.dtype)[1:])
-        view = View(raw[: self.room()].decode(errors="ignore"))
+        view = View(raw[: self.room()["bytes"]].decode(errors="ignore"))
         row.size = len(view.raw)
         row.content = encode_document(view, self.tokenizer)
 
@@ -115,15 +114,10 @@ class Writer:
         count(progress.splits[row.split], row)
         count(progress.sources.setdefault(row.source, {}), row)
         progress.lengths[row.size.bit_length()] += 1
-        size = row.size
-        others = []
-        for known in progress.largest:
-            if known[1] == row.where:  # rows of one text add up
-                size += known[0]
-            else:
-                others.append(known)
-        others.append([size, row.where, row.head])
-        progress.largest = sorted(others, key=lambda known: -known[0])[:5]
+        largest = {known[1]: known for known in progress.largest}
+        size, *_ = largest.pop(row.where, [0])  # rows of one text add up
+        largest[row.where] = [size + row.size, row.where, row.head]
+        progress.largest = sorted(largest.values(), key=lambda known: -known[0])[:5]
         self.rows.append(row)
         self.held_bytes += len(row.content)
 
