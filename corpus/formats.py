@@ -58,7 +58,9 @@ def format_of(path: Path, text_key: str | None) -> tuple[str, str | None]:
         return "text", TAR
     for beginning, kind in TABLE_STARTS.items():
         if head.startswith(beginning):
-            return kind, PACKED_TABLE if PACKED.search(path.name) else None
+            with open(path, "rb") as file:
+                is_packed = not file.read(6).startswith(beginning)
+            return kind, PACKED_TABLE if is_packed else None
     kind = NAMES.get(suffix_of(path))
     if kind in TABLE_STARTS.values() or kind == "csv":
         return kind, None

@@ -18,6 +18,7 @@ from pyarrow import parquet
 import corpus.compressed
 import corpus.reading
 from corpus.documents import BatchReader
+from corpus.formats import PACKED_TABLE
 from corpus.reading import Cursor, read_batches
 from corpus.sources import find_units
 from nanoloop.options import UserError
@@ -98,6 +99,15 @@ FORMATS = {
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_content_decides_the_format(tmp_path, name):
     assert read_bytes(tmp_path, name, FORMATS[name]) == (TEXTS, {})
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, zstandard.compress])
+@pytest.mark.parametrize("name", ["t.arrow", "t.parquet", "t", "t.parquet.gz"])
+def test_a_table_in_a_compressed_file_is_named_whatever_its_name(tmp_path, name, compress):
+    table = FORMATS["file.arrow"]
+    texts, notes = read_bytes(tmp_path, name, compress(table))
+    assert texts == [] and list(notes) == [PACKED_TABLE]
+    assert read_bytes(tmp_path, name, table) == (TEXTS, {})
 
 
 @pytest.mark.parametrize("content", [lines("body"), csv(",").replace("text", "body")])
