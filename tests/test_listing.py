@@ -344,6 +344,18 @@ def test_a_prepared_folder_brings_its_tokenizer_and_its_splits(tmp_path, data_di
         imported(tmp_path, tmp_path / "other", data_dir)
 
 
+def test_training_on_a_prepared_folder_changes_nothing_that_it_lists(tmp_path, data_dir):
+    """Training notes there which files it has checked."""
+    folder = tmp_path / "mine"
+    shutil.copytree(data_dir, folder, ignore=shutil.ignore_patterns(".checked.json"))
+    write(folder, "notes.txt")
+    before = listed(folder)
+    assert before["notes.txt"] == "left out: not in meta.json"
+    Data(folder)
+    assert (folder / ".checked.json").exists()
+    assert listed(folder) == before
+
+
 def test_prepared_folders_are_no_text_of_the_folder_around_them(tmp_path):
     write(tmp_path, "a.txt")
     for state in ("meta.json", "progress.json"):  # complete, and half done
