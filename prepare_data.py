@@ -162,7 +162,7 @@ def fill(units, config, final):
         writer = Writer(config, folder, tokenizer, progress, official)
         encode(units, config, tokenizer, writer, f"encoding {final}")
     else:
-        import_tokens(units, folder, tokenizer, progress)
+        import_tokens(units, folder, tokenizer, progress, config.strict)
     finish(folder, final.name, tokenizer, progress)
 
 

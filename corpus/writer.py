@@ -87,11 +87,8 @@ class Writer:
             row.drop_rule = self.seen.verdict(np.frombuffer(row.signature, dtype=np.uint64))
         # A long text has several rows: its fault counts once.
         if row.note and progress.fault != [row.note, row.where]:
-            hint = "Correct it, leave it out, or type --strict=False to count faults"
-            is_fault = not row.note.startswith(("empty", "left out"))
-            require(not (self.config.strict and is_fault), f"{row.where}: {row.note}. {hint}")
             progress.fault = [row.note, row.where]
-            count_example(progress.notes, row.note, row)
+            count_note(progress, row, self.config.strict)
         if row.drop_rule:
             count_example(progress.dropped, row.drop_rule, row)
         elif row.size and self.has_share(row.split):
@@ -160,6 +157,14 @@ def count(counts, row):
     counts["bytes"] = counts.get("bytes", 0) + row.size
 
 
+def count_note(progress, row, strict):
+    """Count what is noted of a document. Raises UserError for a fault if `strict`."""
+    hint = "Correct it, leave it out, or type --strict=False to count faults"
+    is_fault = not row.note.startswith(("empty", "left out"))
+    require(not (strict and is_fault), f"{row.where}: {row.note}. {hint}")
+    count_example(progress.notes, row.note, row)
+
+
 def count_example(table, name, row):
     counts = table.setdefault(name, {})
     count(counts, row)
@@ -193,15 +198,15 @@ def append_tokens(folder, split, position, tokens, shard_tokens):
 # Ready tokens
 
 
-def import_tokens(units, folder, tokenizer, progress):
+def import_tokens(units, folder, tokenizer, progress, strict):
     """Import llm.c's shards as links, bare tokens as new shards. Raises UserError.
 
-    The word val or test in a name decides the split.
+    The word val or test in a name decides the split. strict: as in count_note.
     """
     for unit in units:
         if unit.note:
             row = Row(unit.source, unit.path, "", unit.note, 0, "train")
-            count_example(progress.notes, unit.note, row)
+            count_note(progress, row, strict)
     paths = [Path(unit.path) for unit in units if unit.note is None]
     bare = [path for path in paths if not has_magic(path)]
     if 0 < len(bare) < len(paths):

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -288,7 +289,8 @@ def imported(tmp_path, data_dir, *sources) -> dict[str, list[int]]:
     (tmp_path / "imported").mkdir(exist_ok=True)
     progress = Progress({"shard_tokens": 100})
     units = units_of(*sources)
-    import_tokens(units, tmp_path / "imported", load_tokenizer(str(data_dir)), progress)
+    tokenizer = load_tokenizer(str(data_dir))
+    import_tokens(units, tmp_path / "imported", tokenizer, progress, strict=True)
     paths = sorted((tmp_path / "imported").iterdir())
     return {path.name.split("_")[0]: open_shard(path, "").tolist() for path in paths}
 
@@ -322,6 +324,19 @@ def test_a_damaged_shard_is_refused_by_name(tmp_path, data_dir):
     assert {unit.kind for unit in units_of(tmp_path / "s")} == {"tokens"}
     with pytest.raises(UserError, match="x_train_000001.bin does not begin as a shard"):
         imported(tmp_path, data_dir, tmp_path / "s")
+
+
+def test_strict_stops_at_a_fault_beside_tokens(tmp_path):
+    """What only describes the tokens, or is hidden, is no fault."""
+    write_tokens(tmp_path / "s" / "train.bin", [256, *b"abc"], magic=20240520)
+    write_tokens(tmp_path / "s" / "val.bin", [256, *b"def"], magic=20240520)
+    write(tmp_path / "s", "README.md", ".hidden")
+    config = PrepareConfig(source=(str(tmp_path / "s"),), strict=True, overwrite=True, **OPTIONS)
+    prepare(config, tmp_path)
+    write(tmp_path / "s", "doc.pdf", content="%PDF-1.4")
+    with pytest.raises(UserError, match="s/doc.pdf: PDF: make text of it .*--strict=False"):
+        prepare(config, tmp_path)
+    prepare(replace(config, strict=False), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["x.txt", "notes/x.md", "x.parquet"])
