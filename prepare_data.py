@@ -168,8 +168,10 @@ def fill(units, config, final):
 
 def resolve(config: PrepareConfig) -> tuple[str, PrepareConfig]:
     """Return the folder's name and the options with their defaults. Raises UserError."""
-    message = "--source is empty: give python, shakespeare, or paths to text"
-    require(config.source and all(config.source), message)
+    require(
+        config.source and all(config.source),
+        "--source is empty: give python, shakespeare, or paths to text",
+    )
     options = {"name": None, "tokenizer": None, "val_fraction": 0.05, "test_fraction": 0.05}
     if config.source == ("shakespeare",):
         options |= SHAKESPEARE_OPTIONS

@@ -317,11 +317,11 @@ def read_rules(quality):
     rules = {}
     for part in quality.split(",") if quality else []:
         match = re.fullmatch(r"((?:min|max)_(\w+))=(off|\d*\.?\d+)", part)
-        message = (
+        require(
+            part in SETS or (match and match[2] in MEASURES),
             f"--quality must be {', '.join(SETS)}, or min_NAME= or max_NAME= with a number or off, "
-            f"got {part!r}. A NAME is one of {', '.join(MEASURES)}"
+            f"got {part!r}. A NAME is one of {', '.join(MEASURES)}",
         )
-        require(part in SETS or (match and match[2] in MEASURES), message)
         if part in SETS:
             rules |= SETS[part]
         else:

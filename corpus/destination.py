@@ -60,8 +60,11 @@ def hidden(final: Path, purpose: str) -> Path:
 def require_written(folder: Path) -> None:
     """Raise UserError if a preparation did not write all that is in the folder."""
     for name in sorted(os.listdir(folder)):
-        message = f"'{folder}' holds '{name}', which no preparation wrote: move it away"
-        require(WRITTEN.fullmatch(name), f"{message}, or type another --name")
+        require(
+            WRITTEN.fullmatch(name),
+            f"'{folder}' holds '{name}', which no preparation wrote: move it away, or type another "
+            "--name",
+        )
 
 
 def require_free(final: Path, overwrite: bool) -> None:

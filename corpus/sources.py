@@ -52,8 +52,8 @@ INDEXES = {
 # Files that describe tables or ready tokens beside them; the last two are nanoGPT's.
 COMPANIONS = ["readme*", "license*", "dataset_info*", "state.json", "cache-*.arrow", "*.lock"]
 TOKEN_COMPANIONS = [*COMPANIONS, "input.txt", "prepare.py"]
-# What preparations keep beside a data folder while they run (destination.py), below data/.
-TEMPORARY = re.compile(r"\..+\.(lock|partial|replaced|stdin)")
+# What preparations keep beside a data folder while they run (destination.py), and Claude's answers.
+TEMPORARY = re.compile(r"\..+\.(lock|partial|replaced|stdin)|.+\.claude\.jsonl")
 HUB_HINT = (
     "With a network, check the name, --hf_config and --hf_split, and run the same command "
     "again. Without one, copy the files from elsewhere (hf download NAME --repo-type=dataset "
@@ -96,6 +96,8 @@ def find_units(config, data_root: Path, name: str) -> list[Unit]:
     """
     found = []
     seen = {}
+    # data/NAME can be a link to another disk.
+    homes = [os.path.realpath(path) for path in (data_root, data_root / name / "..")]
     for source in config.source:
         kind, _, rest = source.partition(":")
         files = {}
@@ -111,7 +113,7 @@ def find_units(config, data_root: Path, name: str) -> list[Unit]:
         elif source == "-":
             files = {save_standard_input(data_root, config.name or "stdin"): source}
         else:
-            found += listed_units(source, config, seen, data_root)
+            found += listed_units(source, config, seen, homes)
         found += [file_unit(file, label, config) for file, label in files.items()]
     units = {}  # a file that is named twice is read once
     for unit in found:
@@ -119,11 +121,11 @@ def find_units(config, data_root: Path, name: str) -> list[Unit]:
         if unit.note is None or key not in units:
             units[key] = unit
     kinds = {unit.kind for unit in units.values() if unit.note is None}
-    message = (
+    require(
+        not (config.text_key and kinds) or kinds & set(KEYED),
         f"--text_key={config.text_key} names a field of JSON or a column of a table, and "
-        f"--source={' '.join(config.source)} has neither: leave --text_key out"
+        f"--source={' '.join(config.source)} has neither: leave --text_key out",
     )
-    require(not (config.text_key and kinds) or kinds & set(KEYED), message)
     held_out = [unit.path for unit in units.values() if unit.split and unit.kind != "tokens"]
     if held_out:
         print(
@@ -151,10 +153,11 @@ def file_unit(path, source, config):
 # Files and folders
 
 
-def listed_units(source, config, seen, data_root):
+def listed_units(source, config, seen, homes):
     """Return the units of a path, a folder or a pattern, each with its topmost folder.
 
-    seen: as in walk. A path that exists is no pattern, whatever characters it has.
+    seen: as in walk. homes: real paths in which preparations keep files of their own. A path that
+    exists is no pattern, whatever characters it has.
     """
     root = Path(os.path.expanduser(source))
     paths = [root]
@@ -167,8 +170,8 @@ def listed_units(source, config, seen, data_root):
     units = []
     for path in paths:
         for file, note in walk(path, seen):
-            is_beside = os.path.realpath(file.parent) == os.path.realpath(data_root or "data")
-            if is_beside and TEMPORARY.fullmatch(file.name):
+            is_kept = TEMPORARY.fullmatch(file.name) and str(file) != source
+            if is_kept and os.path.realpath(file.parent) in homes:
                 continue  # a killed preparation finds the same files when it resumes
             parts = file.relative_to(root).parts
             label = parts[0] if len(parts) > 1 else source

@@ -215,10 +215,10 @@ def import_tokens(units, folder, tokenizer, progress, strict):
             "one, or import it separately"
         )
     splits = {path: split_in_words(path.name) or "train" for path in paths}
-    message = (
-        f"none of these {len(paths)} token files has 'val' in its name: rename one, data_val.bin"
+    require(
+        "val" in splits.values(),
+        f"none of these {len(paths)} token files has 'val' in its name: rename one, data_val.bin",
     )
-    require("val" in splits.values(), message)
     for parent in {path.parent for path in paths if is_ours(path.parent)}:
         is_same = load_tokenizer(str(parent)).fingerprint == tokenizer.fingerprint
         hint = f"type --tokenizer={parent}, and import tokens of another tokenizer separately"
@@ -231,11 +231,11 @@ def import_tokens(units, folder, tokenizer, progress, strict):
         counts = progress.splits[split]
         for start in range(0, len(tokens), 2**24):
             block = tokens[start : start + 2**24]
-            message = (
+            require(
+                block.max() < vocab_size,
                 f"{path} holds token {block.max()}, the tokenizer {tokenizer.name} has "
-                f"{vocab_size}: name the tokenizer of these tokens by --tokenizer"
+                f"{vocab_size}: name the tokenizer of these tokens by --tokenizer",
             )
-            require(block.max() < vocab_size, message)
             block = block.astype(tokenizer.dtype)
             if bare:
                 shard_tokens = progress.plan["shard_tokens"]
@@ -299,8 +299,14 @@ def finish(folder: Path, name: str, tokenizer: Tokenizer, progress: Progress) ->
         for path in sorted(folder.glob(f"{split}_*.bin")):
             tokens = open_shard(path, "Run the same command again")
             opened[split].append(tokens)
-            row = {"file": path.name, "split": split, "tokens": len(tokens)}
-            shards.append(row | {"sha256": sha256_of_file(path)})
+            shards.append(
+                {
+                    "file": path.name,
+                    "split": split,
+                    "tokens": len(tokens),
+                    "sha256": sha256_of_file(path),
+                }
+            )
     (folder / "sample.jsonl").touch()  # of ready tokens there is none
     write_report(folder, progress, progress.plan | {"name": name}, tokenizer, opened)
     write_json(folder / "meta.json", make_meta(shards, tokenizer, progress))

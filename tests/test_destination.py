@@ -46,6 +46,29 @@ def contents(folder) -> dict:
     return found
 
 
+@pytest.mark.parametrize("is_linked", [False, True])
+@pytest.mark.parametrize("stage", ["finish", "publish"])
+def test_a_killed_preparation_of_the_folder_around_it_resumes(
+    tmp_path, monkeypatch, capsys, stage, is_linked
+):
+    """Its own temporary files are not among its sources, also behind a link to another disk."""
+    write_texts(tmp_path / "s", make_documents(12))
+    (tmp_path / "data").mkdir()
+    if is_linked:
+        (tmp_path / "disk" / "d").mkdir(parents=True)
+        (tmp_path / "data" / "d").symlink_to(tmp_path / "disk" / "d")
+    config = options(str(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare_data, stage, None)  # calling None ends it there, as a kill does
+        with pytest.raises(TypeError):
+            prepare(config, tmp_path / "data")
+    resumed = prepare(config, tmp_path / "data")
+    assert "resuming" in capsys.readouterr().out
+    expected = prepare(options(str(tmp_path / "s")), tmp_path / "expected")
+    files = [path.name for path in expected.glob("*.bin")]
+    assert files and all((resumed / n).read_bytes() == (expected / n).read_bytes() for n in files)
+
+
 # --------------------------------------------------------------------------------------------------
 # What is not ours
 

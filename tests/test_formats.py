@@ -9,6 +9,7 @@ import lzma
 import re
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pyarrow
 import pytest
@@ -38,7 +39,7 @@ def read(path, **options):
     """Return the texts of a file or folder, and its notes: {note: where}."""
     fractions = {"val_fraction": 0, "test_fraction": 0}
     config = PrepareConfig(source=(str(path),), **fractions, **options)
-    units = find_units(config, None, "d")
+    units = find_units(config, Path("data"), "d")
     reader = BatchReader(config, tokenizer=None)
     batches = read_batches(units, config, Cursor(0, 0, 0))
     rows = [row for batch in batches for row in reader(batch)[1]]

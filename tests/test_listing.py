@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,7 +28,7 @@ OPTIONS = {"name": "d", "tokenizer": "byte", "val_fraction": 0, "test_fraction":
 
 def units_of(*sources, **more):
     defaults = {"source": tuple(map(str, sources)), "text_key": None, "name": None}
-    return find_units(SimpleNamespace(**(defaults | more)), None, "d")
+    return find_units(SimpleNamespace(**(defaults | more)), Path("data"), "d")
 
 
 def listed(folder, *sources) -> dict[str, str]:
@@ -88,6 +89,16 @@ def test_what_preparations_keep_while_they_run_is_no_content(tmp_path):
     units = find_units(config, tmp_path / "data", "d")
     names = {os.path.relpath(unit.path, tmp_path): unit.note for unit in units}
     assert names == {".b.lock": "left out: hidden", "a.txt": None}
+
+
+def test_answers_of_claude_are_text_only_where_they_are_named(tmp_path, monkeypatch):
+    """A preparation of their folder writes them: while it runs, its sources stay the same."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "a.txt", "mine.claude.jsonl")
+    write(tmp_path, "data/d.claude.jsonl", content='{"text": "x"}')
+    assert listed(tmp_path) == {"a.txt": "text", "mine.claude.jsonl": "jsonl"}
+    named = "data/d.claude.jsonl"
+    assert listed(tmp_path, named) == {named: "jsonl"}
 
 
 def test_linked_folders_are_read_once(tmp_path):
