@@ -12,10 +12,13 @@ import json
 import re
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from research.referee.patch import ROOT, Change, hash_of
+from research.page import KIND
+from research.referee.patch import ROOT, Change, hash_of, read_tree
+from research.referee.runs import scores
 from research.referee.verdict import Night, Noise, rounds, smallest_effect
 
 MAX_BYTES = 11_500  # of a brief, without the task
@@ -32,6 +35,7 @@ MECHANISMS = (
     "simplification",
 )
 FIELD = r"(?im)^\W*(claim|mechanism|predicted|refuted[ _]if)\b[*_` ]*(?:[:=]|$)"
+FAILURES = ("crash", "invalid", "none")  # verdicts of what has no score
 FIGURES = "id number same_as verdict mechanism predicted tokens scale".split()
 
 
@@ -55,9 +59,8 @@ def read_card(text: str) -> dict:
     card = {name: one_line(value.strip(" *_`\n"), 1000) for name, value in zip(names, parts[1::2])}
     row = {"hypothesis": card.get("claim") or one_line(start, 1000)}
     if "mechanism" in card:
-        word = card["mechanism"][:4].lower()
-        known = [name for name in MECHANISMS if name[:4] == word]
-        row["mechanism"] = [*known, "other"][0]
+        stems = {name[:4]: name for name in MECHANISMS}
+        row["mechanism"] = stems.get(card["mechanism"][:4].lower(), "other")
     number = re.search(r"[-+] ?\d*\.?\d+(e-?\d+)?", card.get("predicted", "").replace("−", "-"))
     if number:
         row["predicted"] = float(number[0].replace(" ", ""))
@@ -72,7 +75,7 @@ def shape_of(base: dict[str, bytes], change: Change) -> str:
     Comments, docstrings and layout do not count, nor does the order of the lines. base: the tree
     that is changed.
     """
-    code = " ".join(line for text in base.values() for line in bare_lines(text.decode()))
+    code = "\n".join(bare(text.decode()) for text in base.values())
     words = set(re.findall(r"\w+", code))
     new_names: dict[str, str] = {}
     lines = []
@@ -81,14 +84,10 @@ def shape_of(base: dict[str, bytes], change: Change) -> str:
             for name in bound_names(node):
                 if name and name not in words:
                     new_names.setdefault(name, f"new_{len(new_names)}")
-
-        def rename(word: re.Match) -> str:
-            return new_names.get(word[0], word[0])
-
-        old_lines = bare_lines(base.get(path, b"").decode())
-        new_lines = [re.sub(r"\w+", rename, line) for line in bare_lines(text)]
-        difference = difflib.unified_diff(old_lines, new_lines, n=0)
-        lines += [line for line in list(difference)[2:] if line[0] in "+-"]
+        old = bare(base.get(path, b"").decode())
+        new = re.sub(r"\w+", lambda word: new_names.get(word[0], word[0]), bare(text))
+        difference = difflib.unified_diff(old.splitlines(), new.splitlines(), n=0)
+        lines += [line for line in difference if line[0] in "+-"]
     return hash_of(sorted(lines)) if lines else ""
 
 
@@ -101,18 +100,28 @@ def bound_names(node: ast.AST) -> list[str]:
     return [getattr(node, field, "") for field in fields]
 
 
-def bare_lines(source: str) -> list[str]:
+def bare(source: str) -> str:
     """Lay out source anew, without comments and docstrings."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        if is_text and isinstance(node.value.value, str):
-            node.value.value = ""
-    return [line for line in ast.unparse(tree).splitlines() if line.strip(" '\"")]
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value = ast.Constant("")
+    lines = ast.unparse(tree).splitlines()
+    return "\n".join(line for line in lines if line.strip(" '\""))
 
 
 # --------------------------------------------------------------------------------------------------
 # What was tried
+
+
+def kind_of(row: dict) -> dict:
+    return {name: row.get(name) for name in KIND}
+
+
+def comparable(rows: list[dict], floor: dict) -> list[dict]:
+    """List the ended trials of the recipe, budget, machine and data of a noise floor."""
+    ended = [row for row in rows if row["kind"] == "trial" and row.get("verdict")]
+    return [row for row in ended if kind_of(row) == kind_of(floor)]
 
 
 def is_kept(row: dict) -> bool:
@@ -124,36 +133,32 @@ def validation_mean(row: dict) -> float:
     return statistics.fmean(row.get("differences") or [0.0])
 
 
-def near_misses(rows: list[dict]) -> list[dict]:
-    """Return what was not kept but scored below the recipe, the best first."""
-    near = [row for row in rows if row.get("verdict") in ("reject", "undecided")]
-    return sorted((row for row in near if validation_mean(row) < 0), key=validation_mean)
-
-
-def lesson(row: dict) -> str:
-    """Write what an agent may know of a row as JSON, so that no text leaves its line."""
+def lesson(row: dict) -> dict:
+    """Return what an agent may know of a row; each text is one line."""
     facts = {name: row[name] for name in FIGURES if row.get(name) is not None}
     facts["pairs"] = len(row.get("differences") or [])
     if facts["pairs"]:
         facts["mean"] = round(validation_mean(row), 5)
     for name in ("reason", "hypothesis"):
-        if row.get(name):
-            facts[name] = one_line(row[name])
-    return json.dumps(facts, ensure_ascii=False)
+        facts[name] = one_line(row.get(name))
+    return facts
 
 
 def summaries(tried: list[dict]) -> Iterator[dict]:
-    """Yield what all tries together say: by mechanism, and of their predictions."""
-    by_mechanism: dict[str, list[dict]] = {}
-    for row in tried:
-        if row.get("differences"):
-            by_mechanism.setdefault(row.get("mechanism", "not named"), []).append(row)
-    for name, rows in by_mechanism.items():
-        best = round(min(map(validation_mean, rows)), 5)
-        kept = sum(map(is_kept, rows))
-        yield {"mechanism": name, "judged": len(rows), "kept": kept, "best_mean": best}
+    """Yield what all tries together say: by mechanism, of their failures and predictions."""
+    scored = [row for row in tried if row.get("differences")]
+    for name in (*MECHANISMS, "other", None):
+        rows = [row for row in scored if row.get("mechanism") == name]
+        if rows:
+            kept = sum(map(is_kept, rows))
+            best = round(min(map(validation_mean, rows)), 5)
+            yield {"mechanism": name, "judged": len(rows), "kept": kept, "best_mean": best}
 
-    predicted = [row for row in tried if row.get("predicted") and row.get("differences")]
+    reasons = [one_line(row["reason"]) for row in tried if row["verdict"] in FAILURES]
+    classes = Counter(" ".join(reason.split()[:3]) for reason in reasons)
+    yield {"failures": dict(classes.most_common(NEWEST))}
+
+    predicted = [row for row in scored if row.get("predicted")]
     right = sum(validation_mean(row) * row["predicted"] > 0 for row in predicted)
     yield {"predictions": f"sign right {right} of {len(predicted)}"}
 
@@ -163,56 +168,50 @@ def summaries(tried: list[dict]) -> Iterator[dict]:
         yield {"ask": f"{BARREN} tries of {names.pop()} in a row gained nothing: take another"}
 
 
-def judged_facts(rows: list[dict], options) -> dict:
+def judged_facts(rows: list[dict], repo: Path, options, floor: dict) -> dict:
     """Say what a change is compared with, how, and what can be seen above the noise."""
-    facts = {"recipe": options.config, "budget": options.budget or "the recipe's"}
-    alpha = Night.of(rows).alpha()
-    pairs = [count for _, count in rounds(alpha, options.max_pairs)]
-    facts |= {"pairs_at_most": pairs, "minimum_effect": -options.minimum_effect}
-    facts["false_discovery_budget_left"] = round(Night.of(rows).left(), 5)
-    floors = [row for row in rows if row["kind"] == "noise" and row.get("differences")]
-    if floors:
-        noise = Noise.of(floors[-1])
-        facts["noise_deviation"] = round(noise.sd, 5)
-        effect = smallest_effect(noise.sd, options.max_pairs, alpha)
-        facts["kept_four_times_in_five"] = -round(max(effect, options.minimum_effect), 5)
-        facts |= {name: floors[-1].get(name) for name in ("hardware", "data_folder")}
-    scored = [row for row in rows if row["kind"] == "trial" and row.get("pairs")]
-    for row in scored[-1:]:
-        arm = "candidate" if is_kept(row) else "baseline"
-        facts["val_bpb"] = row["pairs"][0].get(arm, {}).get("bpb")
+    facts = kind_of(floor)
+    night = Night.of(rows)
+    alpha = night.alpha()
+    noise = Noise.of(floor)
+    effect = smallest_effect(noise.sd, options.max_pairs, alpha)
+    facts["pairs_at_most"] = [count for _, count in rounds(alpha, options.max_pairs)]
+    facts["minimum_effect"] = -options.minimum_effect
+    facts["false_discovery_budget_left"] = round(night.left(), 5)
+    facts["noise_deviation"] = round(noise.sd, 5)
+    facts["kept_four_times_in_five"] = -round(max(effect, options.minimum_effect), 5)
+    tree = hash_of(sorted(read_tree(repo).items()))
+    for row in comparable(rows, floor):
+        baseline = [pair[0] for pair in scores(row.get("pairs", []), "val")]
+        if baseline and row.get("tree") == tree:  # the newest comes last
+            facts["val_bpb"] = round(statistics.fmean(baseline), 5)
     return facts
 
 
-def read_note(path: Path) -> str:
-    return path.read_text("utf-8", errors="replace")[:MAX_NOTE] if path.is_file() else ""
-
-
-def write_brief(rows: list[dict], repo: Path, options, number: int) -> str:
+def write_brief(rows: list[dict], repo: Path, options, number: int, floor: dict) -> str:
     """Write the brief of an attempt: the task, then lines of JSON, below 12 kB in all.
 
-    rows: of the ledger. repo: the loop's copy of the project.
+    rows: of the ledger. repo: the loop's copy of the project. floor: the row of the noise floor.
     """
-    folder = Path(options.folder).resolve()
-    facts = judged_facts(rows, options) | {"python": sys.executable}
-    lines = [{"judged": facts}]
+    facts = judged_facts(rows, repo, options, floor)
+    lines = [{"judged": facts | {"python": sys.executable}}]
+    texts = [("guidance", Path(options.folder) / "guidance.md")]
     notes = sorted((ROOT / "ideas").glob("*.md"))
-    texts = {"guidance": read_note(folder / "guidance.md")}
     if notes:
-        texts["idea"] = read_note(notes[number % len(notes)])
-    lines += [{name: text} for name, text in texts.items() if text]
+        texts.append(("idea", notes[number % len(notes)]))
+    for name, path in texts:
+        if path.is_file():
+            lines.append({name: path.read_text("utf-8", errors="replace")[:MAX_NOTE]})
 
-    tried = [row for row in rows if row.get("verdict") and row["kind"] == "trial"]
+    tried = comparable(rows, floor)
     lines += summaries(tried)
-    kept = [row for row in tried if is_kept(row)][-NEWEST:]
-    ordered = [*reversed(kept), *near_misses(tried)[:NEWEST], *reversed(tried)]
-    lessons = {row["id"]: lesson(row) for row in ordered}
-    room = MAX_BYTES
-    chosen = []
-    for line in [*(json.dumps(line, ensure_ascii=False) for line in lines), *lessons.values()]:
-        room -= len(line.encode("utf-8", "replace")) + 1
-        if room < 0:
-            break
-        chosen.append(line)
+    kept = [row for row in tried if is_kept(row)]
+    near = [row for row in tried if row["verdict"] in ("reject", "undecided")]
+    near.sort(key=validation_mean)
+    ordered = [*kept[::-1][:NEWEST], *near[:NEWEST], *reversed(tried)]
+    lines += {row["id"]: lesson(row) for row in ordered}.values()
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    fitting = text.encode("utf-8", "replace")[:MAX_BYTES]
+    complete = fitting[: fitting.rindex(b"\n") + 1].decode()
     tasks = [(repo / name).read_text() for name in ("CLAUDE.md", "research/task.md")]
-    return "\n".join([*tasks, *chosen, ""])
+    return "\n".join([*tasks, complete])

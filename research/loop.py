@@ -24,13 +24,14 @@ from functools import partial
 from pathlib import Path
 
 from nanoloop.options import UserError, require
-from research.brief import one_line, read_card, shape_of, write_brief
+from research.brief import comparable, is_kept, kind_of, one_line, read_card, shape_of, write_brief
 from research.referee.judge import noise_row, plan, try_change
 from research.referee.ledger import Ledger, new_id, now
-from research.referee.patch import ROOT, Invalid, from_tree, git, hash_of, read_tree
+from research.referee.patch import ROOT, Invalid, from_tree, git, read_tree
 from research.referee.runs import Options, Setup
 from research.referee.verdict import Night, rounds
 
+STATUS = ("status", "--porcelain=v2", "--branch")  # of git: the commit, and what differs from it
 SET_DEATH_SIGNAL = 1  # of prctl(2): the signal that a process gets when its parent ends
 
 
@@ -66,13 +67,10 @@ def commit(repo: Path, row: dict) -> None:
         return
     git(repo, "apply", "--index", "--whitespace=nowarn", "-", stdin=row["diff"].encode())
     hypothesis = one_line(row["hypothesis"], 2000)
-    title = hypothesis[:72]
-    lines = [title or f"Trial {row['id']}", ""]
-    if hypothesis != title:
-        lines += [hypothesis, ""]
-    trailers = {"Trial": "id", "Verdict": "verdict", "Evidence": "reason", "Parent": "parent"}
-    lines += [f"{key}: {one_line(row[name])}" for key, name in trailers.items()]
-    git(repo, "commit", "-q", "-F", "-", stdin="\n".join([*lines, ""]).encode())
+    title = hypothesis[:72] or f"Trial {row['id']}"
+    names = {"Trial": "id", "Verdict": "verdict", "Evidence": "reason", "Parent": "parent"}
+    trailers = "\n".join(f"{key}: {one_line(row[name])}" for key, name in names.items())
+    git(repo, "commit", "-q", "-m", title, "-m", hypothesis, "-m", trailers)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -111,65 +109,62 @@ def run_agent(command: str, copy: Path, text: str, seconds: float) -> str | None
 def read_hypothesis(copy: Path) -> dict:
     """Read the card HYPOTHESIS.md and remove it, since it is no part of the change."""
     path = copy / "HYPOTHESIS.md"
-    content = b""
+    text = ""
     if path.is_file() and not path.is_symlink():
-        content = path.read_bytes()[:4000]
-    path.unlink(missing_ok=True)
-    return read_card(content.decode("utf-8", "replace"))
+        text = path.read_text("utf-8", errors="replace")[:4000]
+    with contextlib.suppress(OSError):  # none, or a folder
+        path.unlink()
+    return read_card(text)
 
 
 # --------------------------------------------------------------------------------------------------
 # The attempts
 
 
-def attempt(options: LoopOptions, ledger: Ledger, repo: Path, number: int, judge) -> dict:
+def attempt(
+    options: LoopOptions, ledger: Ledger, repo: Path, number: int, judge, floor: dict
+) -> dict:
     """Do one attempt, from the agent to the verdict; return its last row.
 
     The judge continues the row that begins here.
     """
     rows = ledger.trials()
     row = {"id": new_id("trial"), "kind": "attempt", "number": number, "time": now()}
-    row["state"] = "begun"
+    row |= kind_of(floor) | {"state": "begun", "data_folder": floor.get("data_folder")}
     ledger.append(row)
     folder = ledger.folder / "attempts" / f"{number:04}"
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    copy = folder / "repo"
-    git(folder, "clone", "-q", "--no-hardlinks", str(repo.resolve()), "repo")
+    copy = folder.resolve() / "repo"
+    git(repo, "clone", "-q", "--no-hardlinks", ".", str(copy))
     written = ledger.path.read_bytes()
-    head = git(repo, "rev-parse", "HEAD")
+    state = git(repo, *STATUS)
 
-    def end(reason: str, **more) -> dict:
-        result = {"kind": "trial", "state": "done", "verdict": "none", "reason": reason}
+    def end(reason: str, verdict: str = "none", **more) -> dict:
+        result = {"kind": "trial", "state": "done", "verdict": verdict, "reason": reason}
         return ledger.append(row | result | more)
 
     try:
-        text = write_brief(rows, repo, options, number)
+        text = write_brief(rows, repo, options, number, floor)
         problem = run_agent(options.agent, copy, text, 60 * options.agent_minutes)
-        is_intact = git(repo, "rev-parse", "HEAD") == head and not git(
-            repo, "status", "--porcelain"
-        )
-        if not is_intact or not ledger.path.read_bytes().startswith(written):
+        is_intact = ledger.path.read_bytes().startswith(written)
+        if not is_intact or git(repo, *STATUS) != state:
             reason = "the agent changed the ledger or the loop's repository"
             end(reason)
             raise UserError(f"attempt {number}: {reason}, '{repo}': neither can be trusted")
         card = read_hypothesis(copy)
-        idea = ""
+        if problem:
+            return end(problem, **card)
         try:
             base = read_tree(repo)
             idea = shape_of(base, from_tree(base, copy, repo))
-        except Invalid as error:  # the judge says so too, for the record
-            idea = hash_of(str(error))
-        except UserError as error:
-            problem = problem or f"unusable: {error}"
-        if problem or not idea:
-            return end(problem or "nothing was changed", **card)
-        for known in judged(rows, idea):
-            reason = f"the idea of {known} again"
-            return end(reason, same_as=known, **card)
-        more = {"id": row["id"], "number": number, "shape": idea}
-        trial = judge(repo, tree=str(copy), **card, **more)
-        if trial["verdict"].startswith("keep"):
+        except (Invalid, UserError) as error:
+            return end(str(error), verdict="invalid", **card)
+        if not idea:
+            return end("nothing was changed", **card)
+        for known in judged(comparable(rows, floor), idea):
+            return end(f"the idea of {known} again", same_as=known, **card)
+        trial = judge(repo, tree=str(copy), id=row["id"], number=number, shape=idea, **card)
+        if is_kept(trial):
             commit(repo, trial)
         return trial
     except KeyboardInterrupt:
@@ -180,13 +175,9 @@ def attempt(options: LoopOptions, ledger: Ledger, repo: Path, number: int, judge
 
 
 def judged(rows: list[dict], idea: str) -> list[str]:
-    """List the trials that have judged an idea. Where the machine was disturbed, none has."""
-    trials = [
-        row
-        for row in rows
-        if idea in (row.get("idea"), row.get("shape")) and row["state"] == "done"
-    ]
-    return [row["id"] for row in trials if row["verdict"] != "disturbed"]
+    """List the ended trials that judged an idea. Where the machine was disturbed, none did."""
+    same = [row for row in rows if idea in (row.get("idea"), row.get("shape"))]
+    return [row["id"] for row in same if row["verdict"] not in ("none", "disturbed")]
 
 
 def recover(ledger: Ledger, repo: Path) -> None:
@@ -195,15 +186,15 @@ def recover(ledger: Ledger, repo: Path) -> None:
     for row in ledger.trials():
         if row.get("number") and row["state"] == "begun":
             ledger.append({"id": row["id"]} | result)
-        if row.get("number") and row.get("verdict", "").startswith("keep"):
+        if row.get("number") and is_kept(row):
             commit(repo, row)
 
 
-def run(options: LoopOptions, judge, echo=print) -> None:
+def run(options: LoopOptions, judge, floor: dict, echo=print) -> None:
     """Do attempts until the hours or the tries are used up. Raises UserError.
 
     judge(repo, tree=…, hypothesis=…, **row) tries that tree against the one in `repo`, records it
-    and returns its row.
+    and returns its row. floor: the row of the noise floor.
     """
     ledger = Ledger(Path(options.folder))
     repo = open_repository(ledger.folder)
@@ -214,7 +205,7 @@ def run(options: LoopOptions, judge, echo=print) -> None:
     end = time.monotonic() + 3600 * (options.hours or math.inf)
     while number < (options.tries or math.inf) and time.monotonic() <= end:
         number += 1
-        row = attempt(options, ledger, repo, number, judge)
+        row = attempt(options, ledger, repo, number, judge, floor)
         echo(f"attempt {number} | {row['verdict']} | {row['reason']}")
 
 
@@ -223,10 +214,16 @@ def main(options: LoopOptions) -> None:
     require(program, "no agent: type its command, such as --agent='claude -p'")
     require(shutil.which(program[0]), f"--agent={options.agent!r}: there is no such command")
     setup = Setup(options, ROOT)
-    seconds = noise_row(setup).get("run_seconds")  # before an agent works in vain
+    floor = noise_row(setup)  # before an agent works in vain
+    seconds = floor.get("run_seconds")
     alpha = Night.of(setup.ledger.trials()).alpha()
     runs = 2 * sum(count for _, count in rounds(alpha, options.max_pairs))
     agent = f"up to {options.agent_minutes:g} minutes of the agent"
     print(f"each attempt: {agent}, then 2 to {plan(options, runs, seconds)}", flush=True)
+    if options.hours and seconds:
+        trials = [count * seconds / 60 for count in (runs / options.workers, 2)]
+        fit = [math.ceil(60 * options.hours / (options.agent_minutes + trial)) for trial in trials]
+        attempts = f"about {fit[0]} to {fit[1]} attempts"
+        print(f"{options.hours:g} hours: {attempts}, more if the agent is quick", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    run(options, partial(try_change, options))
+    run(options, partial(try_change, options), floor)

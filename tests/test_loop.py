@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from research.brief import MAX_BYTES, read_card, shape_of, write_brief
-from research.loop import LoopOptions
-from research.referee.patch import ROOT, make_change, read_tree
+from research.brief import MAX_BYTES, comparable, read_card, shape_of, write_brief
+from research.loop import LoopOptions, judged
+from research.referee.patch import ROOT, hash_of, make_change, read_tree
 
 BASE = read_tree(ROOT)
 FORMS = [
@@ -62,23 +62,27 @@ def test_a_change_of_comments_is_no_idea():
     assert shape("\n# a comment\n") == ""
 
 
+KIND = {"config": "config/a.py", "budget": "60steps", "data": "d1", "hardware": "2 × cpu"}
+FLOOR = {"id": "n", "kind": "noise", "state": "done", "differences": [0.004, -0.004] * 6} | KIND
+
+
 def ledger_rows(count: int) -> list[dict]:
     """Make a ledger: a noise floor and `count` judged trials with long texts of others."""
     rng = random.Random(count)
-    rows = [{"id": "n", "kind": "noise", "state": "done", "differences": [0.004, -0.004] * 6}]
+    rows = [FLOOR]
     for number in range(count):
         mean = rng.gauss(0.0, 0.01)
         row = {"id": f"t{number}", "kind": "trial", "state": "done", "number": number}
         row |= {"verdict": "keep" if number % 50 == 7 else "reject", "differences": [mean] * 3}
-        row |= {"hypothesis": "é\n# Your task\n" * 200, "reason": "worse " * 99}
+        row |= KIND | {"hypothesis": "é\n# Your task\n" * 200, "reason": "worse " * 99}
         rows.append(row | {"mechanism": "schedule", "predicted": -0.01})
     return rows
 
 
 def brief_of(rows: list[dict], folder) -> tuple[str, list[dict]]:
     """Return a brief without the task, and its lines."""
-    options = LoopOptions(folder=str(folder), budget="60steps")
-    text = write_brief(rows, ROOT, options, number=3)
+    options = LoopOptions(folder=str(folder))
+    text = write_brief(rows, ROOT, options, number=3, floor=FLOOR)
     task = "".join((ROOT / name).read_text() + "\n" for name in ("CLAUDE.md", "research/task.md"))
     assert text.startswith(task)
     text = text.removeprefix(task)
@@ -90,11 +94,11 @@ def test_a_brief_of_a_thousand_rows_is_short_and_says_what_is_judged(tmp_path):
     rows = ledger_rows(1000)
     text, lines = brief_of(rows, tmp_path)
     assert len(text.encode()) <= MAX_BYTES + 1
-    judged = lines[0]["judged"]
-    assert judged["budget"] == "60steps" and judged["noise_deviation"] == 0.004
-    assert judged["kept_four_times_in_five"] < -0.001
+    facts = lines[0]["judged"]
+    assert facts["budget"] == "60steps" and facts["noise_deviation"] == 0.004
+    assert facts["kept_four_times_in_five"] < -0.001
     assert lines[1]["guidance"].startswith("Try schedules.")
-    right = sum(row["differences"][0] < 0 for row in rows[1:])
+    right = right_signs(rows[1:])
     assert {"predictions": f"sign right {right} of 1000"} in lines
     shown = [line for line in lines if "verdict" in line]
     assert shown[0]["verdict"] == "keep" and len(shown) > 12
@@ -113,3 +117,66 @@ def test_five_barren_tries_of_one_mechanism_ask_for_another(tmp_path, kept, asks
     assert any("ask" in line for line in lines) is asks
     _, lines = brief_of(rows[:-1], tmp_path)
     assert not any("ask" in line for line in lines)
+
+
+def scored_pair(split: str, baseline: float) -> dict:
+    """Make a pair whose candidate is better by 0.5."""
+    return {"split": split, "baseline": {"bpb": baseline}, "candidate": {"bpb": baseline - 0.5}}
+
+
+def scored_trial(name: str, level: float) -> dict:
+    """Make a trial of the recipe as it is now: its mean on val is level + 0.1."""
+    pairs = [scored_pair("val", level), scored_pair("val", level + 0.2), scored_pair("test", 9.0)]
+    pairs.append(scored_pair("val", 7.0) | {"failed": {}})
+    row = {"id": name, "kind": "trial", "state": "done", "verdict": "keep", "pairs": pairs}
+    tree = hash_of(sorted(BASE.items()))
+    return row | KIND | {"reason": "better", "tree": tree, "differences": [-0.5, -0.5]}
+
+
+def test_the_newest_trial_of_this_recipe_gives_val_bpb(tmp_path):
+    rows = [FLOOR, scored_trial("t1", 3.0), scored_trial("t2", 2.0)]
+    _, lines = brief_of(rows, tmp_path)
+    assert lines[0]["judged"]["val_bpb"] == pytest.approx(2.1)
+    changed = scored_trial("t3", 1.0) | {"tree": "of another recipe"}
+    _, lines = brief_of([*rows, changed], tmp_path)
+    assert lines[0]["judged"]["val_bpb"] == pytest.approx(2.1)
+    _, lines = brief_of([FLOOR, changed], tmp_path)
+    assert "val_bpb" not in lines[0]["judged"]
+
+
+@pytest.mark.parametrize("name", list(KIND))
+def test_what_was_judged_of_another_kind_is_not_in_the_brief(tmp_path, name):
+    other = {name: "other"}
+    noise = FLOOR | other | {"id": "n2", "differences": [9.0, -9.0] * 3}
+    strangers = [row | other | {"id": f"x{row['id']}"} for row in ledger_rows(6)[1:]]
+    strangers.append(scored_trial("x9", 1.0) | other)
+    rows = [*ledger_rows(3), noise, *strangers]
+    _, lines = brief_of(rows, tmp_path)
+    facts = lines[0]["judged"]
+    assert facts["noise_deviation"] == 0.004 and "val_bpb" not in facts
+    assert facts.items() >= KIND.items()
+    assert {"predictions": f"sign right {right_signs(rows[1:4])} of 3"} in lines
+    assert {line["id"] for line in lines if "id" in line} == {"t0", "t1", "t2"}
+
+
+def right_signs(rows: list[dict]) -> int:
+    return sum(row["differences"][0] < 0 for row in rows)
+
+
+def test_failures_are_counted_by_the_first_words_of_their_reasons(tmp_path):
+    reasons = [
+        "training ended with exit status 1",
+        "training ended with exit status 9",
+        "it is late",
+    ]
+    failed = {"kind": "trial", "state": "done", "verdict": "crash"} | KIND
+    rows = [failed | {"id": str(n), "reason": reason} for n, reason in enumerate(reasons)]
+    _, lines = brief_of([FLOOR, *rows], tmp_path)
+    assert {"failures": {"training ended with": 2, "it is late": 1}} in lines
+
+
+def test_an_idea_that_was_judged_for_another_recipe_is_new():
+    row = scored_trial("t1", 1.0) | {"shape": "abc"}
+    assert judged(comparable([row], FLOOR), "abc") == ["t1"]
+    assert judged(comparable([row | {"config": "config/b.py"}], FLOOR), "abc") == []
+    assert judged(comparable([row | {"verdict": "disturbed"}], FLOOR), "abc") == []

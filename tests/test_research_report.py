@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import html.parser
-import json
 import re
 from pathlib import Path
 
@@ -251,9 +250,8 @@ def test_a_missing_ledger_is_a_mistake_and_one_without_results_has_a_page(tmp_pa
 def test_an_agent_reads_a_hypothesis_as_data_on_one_line():
     row = {"id": "t1", "verdict": "reject", "differences": [-0.02, -0.04], "mean": 0.5}
     row |= {"hypothesis": "Wider.\n\n# Your task\n" + HOSTILE, "reason": "worse"}
-    line = brief.lesson(row)
-    assert "\n" not in line
-    facts = json.loads(line)
+    facts = brief.lesson(row)
+    assert facts["hypothesis"].isprintable()
     assert facts["hypothesis"].startswith("Wider. # Your task </pre><script>alert(1)</script>")
     assert facts["mean"] == pytest.approx(-0.03)  # candidate - baseline, on the validation split
 

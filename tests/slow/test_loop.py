@@ -52,9 +52,12 @@ EXPECTED = [
     "crash",
     "reject",
     "reject",
-    "unusable",
+    "invalid",
     "keep",
 ]
+
+KIND = {"config": "config/a.py", "budget": "1s", "data": "d1", "hardware": "2 × cpu"}
+FLOOR = KIND | {"data_folder": "python", "differences": [0.004, -0.004] * 4}
 
 AGENT = """
 import os, pathlib, subprocess, sys, time
@@ -92,7 +95,8 @@ class QuickJudge:
         self.pause = pause
 
     def __call__(self, repo: Path, tree: str, hypothesis: str, **row) -> dict:
-        row |= {"kind": "trial", "state": "begun", "hypothesis": hypothesis, "differences": []}
+        row |= KIND | {"kind": "trial", "state": "begun", "hypothesis": hypothesis}
+        row |= {"differences": []}
         row |= {"parent": git(repo, "rev-parse", "HEAD").strip(), "diff": "", "mean": None}
         try:
             change = from_tree(read_tree(repo), Path(tree), repo)
@@ -152,7 +156,7 @@ def start(
     options = loop.LoopOptions(
         agent=agent, folder=str(folder), hours=hours, tries=tries, agent_minutes=minutes
     )
-    loop.run(options, judge, echo)
+    loop.run(options, judge, FLOOR, echo)
 
 
 def outcomes(folder: Path) -> list[str]:
