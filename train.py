@@ -317,11 +317,7 @@ def train(config: TrainConfig, stop: StopFlag | None = None, given=frozenset()) 
 
     # The model, its optimizers, and the state of the run.
     torch.manual_seed(config.seed)
-    model = GPT(config, dtype)
-    if config.shard:
-        ranks.shard(model, device, dtype)
-    else:
-        model.to(device)
+    model = ranks.build(lambda: GPT(config, dtype), device, config.shard)
     optimizers = make_optimizers(model, config)
     # float16 cannot hold small gradients: the loss is scaled up, and the gradients down again.
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)

@@ -45,11 +45,8 @@ def pick_device(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
         picked = torch.device("cuda", local_rank())
         torch.cuda.set_device(picked)
     fastest = fastest_dtype(picked)
-    if picked.type == "cpu":
-        if dtype not in ("auto", "float32", fastest):
-            note(f"warning: {dtype} is slow on this CPU: --dtype={fastest}")
-        elif dtype == "auto" and fastest == "float32":
-            note("this CPU has no native bfloat16: float32")
+    if picked.type == "cpu" and dtype not in ("auto", "float32", fastest):
+        note(f"warning: {dtype} is slow on this CPU: --dtype={fastest}")
     if dtype == "auto":
         dtype = fastest
     require_equal({"device": picked.type, "dtype": dtype})
@@ -80,8 +77,8 @@ def describe(model, device: torch.device, batches) -> tuple[int, float, float | 
     micro_steps = f"{batches.grad_accum} micro-steps × " if batches.grad_accum > 1 else ""
     sequences = f"{batches.batch_size} sequences × {batches.block_size} tokens"
     print(f"{tokens:,} tokens a step: {ranks}{micro_steps}{sequences}")
-    peaks = [count * peak for name, peak in PEAK_FLOPS.items() if name in card]
-    return n_params, flops_per_token(model), peaks[0] if peaks else None
+    peaks = (count * peak for name, peak in PEAK_FLOPS.items() if name in card)
+    return n_params, flops_per_token(model), next(peaks, None)
 
 
 def flops_per_token(model) -> float:
@@ -135,12 +132,12 @@ def require_memory(config, batch_size: int, trains_here: bool, limit: int | None
     )
 
 
-def peak_memory_mb(device: torch.device | None = None) -> float:
+def peak_memory_mb(device: torch.device) -> float:
     """Return the most memory that this process has held, in MiB: of its GPU or main memory.
 
     On Linux, mapped files do not count, such as shards: the system drops them where it needs room.
     """
-    if device and device.type == "cuda":
+    if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if sys.platform == "darwin":

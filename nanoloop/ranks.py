@@ -72,14 +72,13 @@ def connected():
     store = dist.PrefixStore(f"start {restarts()}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     timeout = datetime.timedelta(hours=2)  # the others wait while rank 0 prepares data or saves
-    stdout = sys.stdout
     try:
         dist.init_process_group(
             backend, store=store, rank=number, world_size=count, timeout=timeout
         )
         with open(os.devnull, "w") as nowhere:
-            sys.stdout = nowhere if number else stdout
-            yield
+            with contextlib.redirect_stdout(nowhere if number else sys.stdout):
+                yield
     except Exception as error:
         if not is_first(store):
             os._exit(1)  # another rank gives the message
@@ -90,8 +89,6 @@ def connected():
             raise
         message = message.removeprefix("error: ")
         raise UserError(f"{message} [rank {number} of {count}]") from None
-    finally:
-        sys.stdout = stdout
     dist.destroy_process_group()
     if number:
         # All files are written. An interpreter that had connection threads may abort at its end.
@@ -149,9 +146,8 @@ class Clock:
 
 def require_equal(values: dict) -> None:
     """Raise UserError, on all ranks, where a value of one rank differs from rank 0's."""
-    gathered = [values]
+    gathered = [values] * world_size()
     if world_size() > 1:
-        gathered = [{}] * world_size()
         dist.all_gather_object(gathered, values)
     for number, found in enumerate(gathered):
         for name, expected in gathered[0].items():
@@ -194,23 +190,37 @@ def device_mesh(device_type: str):
     return init_device_mesh(device_type, (world_size(),))
 
 
-def shard(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Split every parameter of `model`, a GPT on the CPU, by rows over the ranks.
+def build(make_model, device: torch.device, is_sharded: bool) -> nn.Module:
+    """Build a GPT on the device; sharded, split its parameters by rows over the ranks.
 
-    A block's weights are gathered in `dtype` just before their use and freed after it, so no
-    device ever holds the complete model. Raises UserError in a process without torchrun.
+    make_model: returns the GPT on the CPU. With shards, rank 0 alone makes the weights; elsewhere
+    the model takes no memory (torch's meta device) before each rank receives its rows. A block's
+    weights are gathered in compute_dtype just before their use and freed after it, so no device
+    ever holds the complete model. Raises UserError for shards in a process without torchrun.
     """
+    if not is_sharded:
+        return make_model().to(device)
     require(
         dist.is_initialized(),
         "shard=True divides the model among ranks: type torchrun --nproc_per_node=N train.py …, or "
         "leave it out",
     )
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    mesh = device_mesh(device.type)
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    with torch.device("meta" if rank() else "cpu"):
+        model = make_model()
+    weights = model.state_dict()
+    policy = MixedPrecisionPolicy(param_dtype=model.compute_dtype, reduce_dtype=torch.float32)
     for module in (*model.h, model):
-        fully_shard(module, mesh=mesh, mp_policy=policy)
+        fully_shard(module, mesh=device_mesh(device.type), mp_policy=policy)
+    if rank():
+        model.to_empty(device=device)
+    for buffer in model.buffers():  # not in state_dict: they can be computed again
+        dist.broadcast(buffer, src=0)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(model, weights, options=options)
+    return model
 
 
 def sync_gradients(network: nn.Module, enabled: bool) -> None:
@@ -238,7 +248,7 @@ def gathered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if hasattr(tensor, "full_tensor"):
             tensor = tensor.full_tensor()
-            tensor = tensor.cpu() if rank() == 0 else tensor.new_empty(0)
+            tensor = tensor.new_empty(0) if rank() else tensor.cpu()
         complete[name] = tensor
     return complete
 

@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +41,7 @@ def default_out(argv: list[str]) -> str:
 
 def locked_run(out: Path, eval_only: bool):
     """Lock the folder of a run, on rank 0, for as long as the context is active."""
-    if rank() > 0 or eval_only:
+    if rank() or eval_only:
         return contextlib.nullcontext()
     message = f"'{out}' is in use by another run: wait for its end, or type --out=FOLDER"
     return locked(out / ".lock", message)
@@ -92,9 +91,8 @@ class RunLog:
         self.rows.append(row)
         # After a failure, or if the user has deleted the file, all rows are written anew.
         if self.is_complete and self.path.is_file():
-            with contextlib.suppress(OSError):
-                with open(self.path, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+            with contextlib.suppress(OSError), open(self.path, "a") as file:
+                file.write(json.dumps(row) + "\n")
                 return
         self.is_complete = self.write_rows()
 
@@ -173,12 +171,7 @@ class RunLog:
         axes.figure.savefig(self.out / "loss.png", dpi=120)
 
     def finish(
-        self,
-        step: int,
-        seconds: float,
-        total_seconds: float,
-        memory_mb: float | None,
-        figures: dict,
+        self, step: int, seconds: float, total_seconds: float, memory_mb: float, figures: dict
     ) -> dict:
         """Print the summary, write it to summary.json, draw the losses; return the summary."""
         if not self.enabled:
@@ -257,7 +250,7 @@ def format_figures(figures: dict, separator: str) -> list[str]:
 
 def format_figure(value) -> str:
     """Format a figure for people: digits if it is small, commas if it is large."""
-    if isinstance(value, float) and math.isfinite(value):
+    if isinstance(value, float):
         if abs(value) < 10:
             return f"{value:.3g}" if 0 < abs(value) < 0.01 else f"{value:.4f}"
         return f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -332,12 +332,13 @@ def test_no_model_is_refused_that_the_memory_could_hold(options):
 
 
 def measure_memory(path, results) -> None:
-    before = peak_memory_mb()
+    cpu = torch.device("cpu")
+    before = peak_memory_mb(cpu)
     shard = np.memmap(path, "<u2")
     shard.max()
-    mapped = peak_memory_mb()
+    mapped = peak_memory_mb(cpu)
     held = [shard, b"1" * (64 << 20)]
-    results.put((mapped - before, peak_memory_mb() - mapped, len(held)))
+    results.put((mapped - before, peak_memory_mb(cpu) - mapped, len(held)))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs fork and /proc")

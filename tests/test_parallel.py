@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import train
+from model import GPT, GPTConfig
 from nanoloop import checkpoint, ranks
 from nanoloop.data import open_data
 from nanoloop.muon import orthogonalize
@@ -71,26 +72,38 @@ def run_ranks(
     streams = [folder.with_name(f"{folder.name}.{name}") for name in ("out", "err")]
     for stream in streams:
         stream.write_text("")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes = []
     for rank in range(count):
         changes = last if last and rank == count - 1 else {}
         arguments = flags(folder, data_dir, **options | changes)
-        variables = {"WORLD_SIZE": count, "RANK": rank, "LOCAL_RANK": rank}
-        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        if count == 1:
-            variables = {}  # a plain `python train.py`
+        # One rank is a plain `python train.py`.
+        variables = launcher_variables(count, rank, port) if count > 1 else {}
         process = SERVER.Process(target=be_rank, args=(variables, arguments, streams))
         process.start()
         processes.append(process)
+    code = join(processes)
+    return SimpleNamespace(code=code, out=streams[0].read_text(), err=streams[1].read_text())
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def launcher_variables(count: int, rank: int, port: int) -> dict:
+    variables = {"WORLD_SIZE": count, "RANK": rank, "LOCAL_RANK": rank}
+    return variables | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+
+def join(processes: list) -> int:
+    """Wait for processes to end; return the largest of their exit codes, 0 if all succeeded."""
     for process in processes:
         process.join(240)
         process.kill()
         process.join()
-    code = max(abs(process.exitcode) for process in processes)
-    return SimpleNamespace(code=code, out=streams[0].read_text(), err=streams[1].read_text())
+    return max(abs(process.exitcode) for process in processes)
 
 
 def be_rank(variables: dict, arguments: list[str], streams: list[Path]) -> None:
@@ -199,6 +212,68 @@ def test_sharding_in_a_single_process_is_refused_before_the_folder_is_written(co
     with pytest.raises(UserError, match="shard=True .*type torchrun"):
         train.train(config(shard=True))
     assert not (tmp_path / "run").exists()
+
+
+def bytes_held(model: GPT) -> int:
+    """Count the bytes of parameters and buffers, of which those on the meta device have none."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(tensor.nbytes for tensor in tensors if not tensor.is_meta)
+
+
+def save_sharded_model(variables: dict, options: dict, folder: Path) -> None:
+    """Be one rank: build a sharded model; write down what this rank holds before and after."""
+    os.environ |= {name: str(value) for name, value in variables.items()}
+    torch.set_num_threads(1)
+    held = {}
+
+    def make_model() -> GPT:
+        torch.manual_seed(ranks.rank())  # the weights are to be those of rank 0's seed
+        model = GPT(GPTConfig(**options))
+        held["bytes"] = bytes_held(model)
+        return model
+
+    with ranks.connected():
+        model = ranks.build(make_model, torch.device("cpu"), is_sharded=True)
+        held["weights"] = ranks.gathered(model.state_dict())
+        held["buffers"] = dict(model.named_buffers())
+        held["rows"] = len(ranks.local(model.wte.weight))
+        held["is_tied"] = model.lm_head.weight is model.wte.weight
+        torch.save(held, folder / f"{ranks.rank()}.pt")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bigram_rows": 7, "n_kv_head": 1, "activation": "swiglu"},
+        {"tie_embeddings": True, "position": "learned", "norm": "layer", "bias": True},
+    ],
+)
+def test_rank_0_alone_makes_the_weights_of_a_sharded_model(changes, tmp_path):
+    """They are bit for bit those of a model that is not sharded."""
+    shape = dict(block_size=32, vocab_size=100, n_layer=3, n_head=2, n_embd=20, value_embeds=1)
+    options = shape | changes
+    port = free_port()
+    processes = []
+    for rank in range(2):
+        arguments = (launcher_variables(2, rank, port), options, tmp_path)
+        processes.append(SERVER.Process(target=save_sharded_model, args=arguments))
+        processes[-1].start()
+    assert join(processes) == 0
+    torch.manual_seed(0)
+    expected = GPT(GPTConfig(**options))
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert first["bytes"] == bytes_held(expected)
+    assert second["bytes"] == 0
+    weights = expected.state_dict()
+    assert first["weights"].keys() == weights.keys()
+    for name, weight in weights.items():
+        assert torch.equal(first["weights"][name], weight), name
+    for held in (first, second):
+        assert held["rows"] == len(expected.wte.weight) / 2
+        assert held["is_tied"] == (expected.lm_head.weight is expected.wte.weight)
+        assert held["buffers"].keys() == dict(expected.named_buffers()).keys()
+        for name, buffer in expected.named_buffers():
+            assert torch.equal(held["buffers"][name], buffer), name
 
 
 def test_a_single_process_shares_its_work_with_nobody():
