@@ -6,7 +6,7 @@ import random
 import pytest
 
 from research.brief import MAX_BYTES, comparable, read_card, shape_of, write_brief
-from research.loop import LoopOptions, judged
+from research.loop import LoopOptions, judged, read_hypothesis
 from research.referee.patch import ROOT, hash_of, make_change, read_tree
 
 BASE = read_tree(ROOT)
@@ -180,3 +180,8 @@ def test_an_idea_that_was_judged_for_another_recipe_is_new():
     assert judged(comparable([row], FLOOR), "abc") == ["t1"]
     assert judged(comparable([row | {"config": "config/b.py"}], FLOOR), "abc") == []
     assert judged(comparable([row | {"verdict": "disturbed"}], FLOOR), "abc") == []
+
+
+def test_a_folder_in_place_of_the_card_does_not_end_the_loop(tmp_path):
+    (tmp_path / "HYPOTHESIS.md").mkdir()
+    assert read_hypothesis(tmp_path) == {"hypothesis": ""}
