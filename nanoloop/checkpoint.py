@@ -72,7 +72,7 @@ def save(path: Path, checkpoint: dict) -> bool:
 
     checkpoint: as `pack` returns it. The last.pt that another replaces is kept as previous.pt.
     """
-    if rank():
+    if rank() > 0:
         return True
     keep_old = path.with_name("previous.pt") if path.name == "last.pt" else None
     return write_if_possible(
@@ -137,10 +137,11 @@ def load_latest(out: Path, rename: bool) -> dict | None:
     latest = load_first(out, ("last.pt", "previous.pt", "best.pt"), hint, rename)
     if latest is None:
         print(f"'{out}' has no checkpoint to resume: starting at step 0")
-    if latest:  # last.pt is written before its step is evaluated
-        with contextlib.suppress(Exception):  # best.pt is missing or damaged
+    best = out / "best.pt"
+    if latest and best.exists():  # last.pt is written before its step is evaluated
+        with contextlib.suppress(UserError), reading(f"'{best}' is damaged", "it was not used"):
             # Mapped: its tensors are not read.
-            found = torch.load(out / "best.pt", map_location="cpu", weights_only=True, mmap=True)
+            found = torch.load(best, map_location="cpu", weights_only=True, mmap=True)
             latest["best"] = min(latest["best"], found["best"])
     return latest
 

@@ -45,8 +45,11 @@ def pick_device(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
         picked = torch.device("cuda", local_rank())
         torch.cuda.set_device(picked)
     fastest = fastest_dtype(picked)
-    if picked.type == "cpu" and dtype not in ("auto", "float32", fastest):
-        note(f"warning: {dtype} is slow on this CPU: --dtype={fastest}")
+    if picked.type == "cpu":
+        if dtype not in ("auto", "float32", fastest):
+            note(f"warning: {dtype} is slow on this CPU: --dtype={fastest}")
+        elif dtype == "auto" and fastest == "float32":
+            note("this CPU has no native bfloat16: float32")
     if dtype == "auto":
         dtype = fastest
     require_equal({"device": picked.type, "dtype": dtype})

@@ -248,7 +248,7 @@ def gathered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if hasattr(tensor, "full_tensor"):
             tensor = tensor.full_tensor()
-            tensor = tensor.new_empty(0) if rank() else tensor.cpu()
+            tensor = tensor.cpu() if rank() == 0 else tensor.new_empty(0)
         complete[name] = tensor
     return complete
 

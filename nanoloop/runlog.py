@@ -41,7 +41,7 @@ def default_out(argv: list[str]) -> str:
 
 def locked_run(out: Path, eval_only: bool):
     """Lock the folder of a run, on rank 0, for as long as the context is active."""
-    if rank() or eval_only:
+    if rank() > 0 or eval_only:
         return contextlib.nullcontext()
     message = f"'{out}' is in use by another run: wait for its end, or type --out=FOLDER"
     return locked(out / ".lock", message)
@@ -91,7 +91,7 @@ class RunLog:
         self.rows.append(row)
         # After a failure, or if the user has deleted the file, all rows are written anew.
         if self.is_complete and self.path.is_file():
-            with contextlib.suppress(OSError), open(self.path, "a") as file:
+            with contextlib.suppress(OSError), open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
                 return
         self.is_complete = self.write_rows()
