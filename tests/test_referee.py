@@ -509,8 +509,8 @@ def test_what_an_agent_reads_holds_no_score_on_the_test_split():
     assert row["verdict"] == "keep" and row["mean"] == pytest.approx(-0.0517)
     row |= {"id": "t1", "kind": "trial", "state": "done"}
     lesson = brief.lesson(row)
-    assert json.loads(lesson)["mean"] == pytest.approx(-0.03125)
-    for text in (*lines, row["reason"], lesson):
+    assert lesson["mean"] == pytest.approx(-0.03125)
+    for text in (*lines, row["reason"], json.dumps(lesson)):
         assert "0517" not in text and "1.448" not in text
     assert sum("0.03" in line for line in lines) == 3 and len(lines) == 8
 
