@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import re
+import struct
 import tarfile
 import zipfile
 from pathlib import Path
@@ -100,6 +101,17 @@ FORMATS = {
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_content_decides_the_format(tmp_path, name):
     assert read_bytes(tmp_path, name, FORMATS[name]) == (TEXTS, {})
+
+
+@pytest.mark.parametrize("wrong", [(0, -4, 8), (0, 9, 8)])
+def test_a_table_with_wrong_offsets_is_a_corrupt_file(tmp_path, wrong):
+    """Arrow would end the process at such a cell."""
+    good = arrow(pyarrow.table({"text": ["some", "more"]}))
+    offsets = struct.pack("<3i", 0, 4, 8)
+    assert good.count(offsets) == 1
+    damaged = good.replace(offsets, struct.pack("<3i", *wrong))
+    texts, notes = read_bytes(tmp_path, "a.arrow", damaged)
+    assert texts == [] and list(notes) == ["corrupt file"]
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, zstandard.compress])
