@@ -27,10 +27,6 @@ from train import TrainConfig, evaluate
 CAUSES = {
     "start_weight": "initialisation",
     "start_update": "rates",
-    "rms": "rates",
-    "kurtosis": "rates",
-    "entropy": "rates",
-    "attention_logit": "rates",
 }
 LIMITS = {  # of any run, without a band too
     "entropy": (0.2, math.inf),
