@@ -84,7 +84,7 @@ def open_ledger(options: LogOptions) -> Ledger:
     return Ledger(folder)
 
 
-def render(name: str, **values) -> bytes:
+def write_page(path: Path, name: str, **values) -> None:
     """Fill in a template of this folder; text is escaped, and only page.js may run."""
     import jinja2
 
@@ -95,7 +95,9 @@ def render(name: str, **values) -> bytes:
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(source), autoescape=True, finalize=visible, trim_blocks=True
     )
-    return templates.get_template(name).render(values).encode()
+    content = templates.get_template(name).render(values).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, lambda file: file.write(content))
 
 
 def main(options: LogOptions) -> None:
@@ -105,7 +107,6 @@ def main(options: LogOptions) -> None:
     for row in rows[::-1]:
         kinds.setdefault(tuple(row.get(name) for name in KIND), []).append(row)
     sections = [section(group) for group in kinds.values()]
-    content = render("page.html", sections=sections, night=Night.of(rows), level=LEVEL)
     page = ledger.folder / "report.html"
-    replace_file(page, lambda file: file.write(content))
+    write_page(page, "page.html", sections=sections, night=Night.of(rows), level=LEVEL)
     print(f"{page}: {len(rows)} rows")

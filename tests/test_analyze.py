@@ -298,9 +298,10 @@ def test_text_on_the_page_is_escaped(tmp_path, capsys):
         source=(str(source),), name="bad", tokenizer="byte", val_fraction=0.4
     )
     data = Data(prepare_data.prepare(options, tmp_path / "data"))
-    page = tmp_path / "page.html"
+    page = tmp_path / "a new folder" / "page.html"
     main(["analyze", make_run(tmp_path / "run", data, 0), f"--page={page}"])
     assert "bits in bits per byte" in capsys.readouterr().out
+    assert str(page) in capsys.readouterr().out
     elements = Page(page.read_text("utf-8"))
     assert elements.open == []
     spans = [attributes.keys() for tag, attributes in elements.elements if tag == "span"]

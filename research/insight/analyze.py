@@ -18,7 +18,7 @@ from nanoloop.data import Data
 from nanoloop.device import pick_device
 from nanoloop.options import require
 from research.insight.reading import CLASSES, byte_classes, ngram_bits, read_val
-from research.page import render
+from research.page import write_page
 from sample import load_model
 
 
@@ -140,8 +140,9 @@ def main(options: AnalyzeOptions) -> None:
     change = compare(a, b)
     rows = analyze(a, change)
     lines = summary(rows)
-    page = render("insight/analyze.html", rows=rows, lines=lines, a=a, b=b, change=change)
-    Path(options.page).write_bytes(page)
+    values = {"rows": rows, "lines": lines, "a": a, "b": b, "change": change}
+    write_page(Path(options.page), "insight/analyze.html", **values)
     if options.json:
-        lines = [json.dumps({"summary": lines, "rows": rows})]
-    print(*lines, sep="\n")
+        print(json.dumps({"summary": lines, "rows": rows}))
+        return
+    print(*lines, f"coloured text: {options.page}", sep="\n")

@@ -17,10 +17,9 @@ import tyro
 from model import GPT
 from nanoloop.checkpoint import model_config
 from nanoloop.device import flops_per_token
-from nanoloop.files import replace_file
 from nanoloop.options import reading, require
 from nanoloop.runlog import format_figure, read_rows
-from research.page import render
+from research.page import write_page
 
 AXES = ("step", "tokens", "seconds", "flops")
 # Settings that change no weight.
@@ -121,9 +120,7 @@ def main(options: CompareOptions) -> None:
     texts = {name: list(map(format_figure, cells)) for name, cells in table.items()}
     texts = {"run": options.runs} | texts
     values = {"axes": AXES, "curve": curve, "curves": curves, "texts": texts, "summary": summary}
-    content = render("insight/compare.html", **values)
-    Path(options.page).parent.mkdir(parents=True, exist_ok=True)
-    replace_file(Path(options.page), lambda file: file.write(content))
+    write_page(Path(options.page), "insight/compare.html", **values)
     if options.json:
         print(json.dumps(result))
         return
