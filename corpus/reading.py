@@ -305,7 +305,7 @@ def cut_values(chunks):
                 _, stop = decoder.raw_decode(pending, between.end())
             except (ValueError, RecursionError):
                 break
-            if chunk and stop == len(pending):  # a number may go on
+            if chunk and stop == len(pending):  # a number may continue
                 break
             is_list |= "[" in between[0]
             # Between the parts of a value a line break means nothing, inside a text it is no JSON.

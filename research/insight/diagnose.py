@@ -190,9 +190,9 @@ def unusual(signals: dict, healthy: list[dict]) -> list[str]:
     for name, value in signals.items():
         kind = name.split()[0]
         low, high = LIMITS.get(kind, (-math.inf, math.inf))
-        usual = [run[name] for run in healthy if name in run and kind in CAUSES]
-        if name.endswith("_scale"):  # a vector of few values varies too much between seeds
-            usual = []
+        # Residual scalars are few values: they vary too much between seeds.
+        has_band = kind in CAUSES and not name.endswith("_scale")
+        usual = [run[name] for run in healthy if has_band and name in run]
         if usual:
             middle = median(usual)
             slack = 5 * median(abs(x - middle) for x in usual) + 0.5 * abs(middle)
