@@ -309,7 +309,7 @@ class NoiseOptions(Options):
     pairs: int = 12  # of runs that differ by their seeds alone
 
 
-def measure_noise(options: NoiseOptions) -> None:
+def measure_noise(options: NoiseOptions, root: Path = patch.ROOT) -> None:
     """Run the recipe against itself with other seeds; record the differences and what they allow.
 
     A pair's runs have one clock, one machine and one text, so their difference has all noise that
@@ -317,7 +317,7 @@ def measure_noise(options: NoiseOptions) -> None:
     """
     message = f"pairs must be at least 3, or the spread means nothing, got {options.pairs}"
     require(options.pairs >= 3, message)
-    setup = Setup(options, patch.ROOT)
+    setup = Setup(options, root)
     setup.seed_step = 1
     row = begin("noise", setup)
     # Start-up and scoring are known after the first pair.

@@ -11,21 +11,17 @@ the same trials. Started again with the same folder, it resumes.
 """
 
 import argparse
-import secrets
 from collections import Counter
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import t
 
-from research.referee import judge, patch, runs
+from research.referee import judge, patch
 from research.referee.ledger import Ledger
 from tests.slow.adversarial.edits import apply_edits
 from tests.slow.busy_neighbour import COME_AND_GO, busy_cores
 from tests.trials import make_project, prepare_words
-
-NOISE_PAIRS = 8
 
 
 def prepare(folder: Path) -> Path:
@@ -49,23 +45,10 @@ def shift_seed(base: dict[str, bytes], shift: int) -> dict[str, bytes]:
     return base | {"train.py": edited["train.py"].encode()}
 
 
-def measure_noise(options: runs.Options, root: Path) -> None:
-    """Record a noise floor: pairs of the recipe with itself, its weights a little different."""
-    setup = runs.Setup(options, root)
-    settings = f"muon_lr={setup.recipe.muon_lr * 1.0001}"
-    change = patch.from_settings(setup.base, options.config, settings, root)
-    row = judge.begin("noise", setup)
-    seeds = [secrets.randbelow(2**31) for _ in range(NOISE_PAIRS)]
-    with closing(runs.PairRunner(setup, patch.apply(setup.base, change))) as runner:
-        pairs = list(runner.run(seeds, "val"))
-    found = judge.differences(pairs, "val")
-    setup.ledger.append(row | {"state": "done", "differences": found})
-
-
-def run_trials(count: int, options: runs.Options, root: Path, book: Ledger) -> None:
+def run_trials(count: int, options: judge.NoiseOptions, root: Path, book: Ledger) -> None:
     """Judge changeless patches until the ledger holds `count`."""
     if not any(row["kind"] == "noise" for row in book.trials()):
-        measure_noise(options, root)
+        judge.measure_noise(options, root)
     base = patch.read_tree(root)
     done = sum(row["kind"] == "trial" for row in book.trials())
     for number in range(done + 1, count + 1):
@@ -99,7 +82,7 @@ def main() -> None:
     folder = arguments.folder.resolve()
     root = prepare(folder)
     # The smallest gain counts here: what is tested is the test, not the minimum effect.
-    options = runs.Options(
+    options = judge.NoiseOptions(
         config="config/tiny.py",
         folder=str(folder / "book"),
         budget=arguments.budget,
