@@ -54,6 +54,25 @@ def serve(pipe, make_function):
             pipe.send(result)
 
 
+@contextlib.contextmanager
+def hold_interrupts():
+    """Keep a Ctrl-C until the block ends; processes started in it keep it blocked."""
+    # The first worker would start the resource tracker, which unblocks it.
+    resource_tracker.ensure_running()
+    held = []
+    # A thread of a library may receive it, though this one blocks it. Half a start of a worker
+    # would leave a process that waits for the other half and prints a traceback.
+    handler = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+        if held:
+            signal.raise_signal(signal.SIGINT)
+
+
 def ordered_map(make_function, items, count):
     """Yield make_function()(item) for each item, in order, computed a few items ahead.
 
@@ -63,12 +82,7 @@ def ordered_map(make_function, items, count):
     if count == 0:
         yield from map(make_function(), items)
         return
-    # Ctrl-C belongs to the parent: workers start with it blocked. The first one would start the
-    # resource tracker, which unblocks it.
-    resource_tracker.ensure_running()
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    workers = [Worker(make_function) for _ in range(count)]
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    workers = []
 
     def call(item):
         worker = workers.pop()  # there are as many workers as threads
@@ -80,6 +94,8 @@ def ordered_map(make_function, items, count):
     threads = ThreadPoolExecutor(count)
     pending = deque()
     try:
+        with hold_interrupts():
+            workers.extend(Worker(make_function) for _ in range(count))
         for item in items:
             pending.append(threads.submit(call, item))
             if len(pending) > 2 * count:

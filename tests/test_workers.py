@@ -3,9 +3,11 @@
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
+from corpus import workers
 from corpus.workers import ordered_map
 from nanoloop.options import UserError
 from tests import worker_tasks
@@ -74,3 +76,27 @@ def test_ctrl_c_belongs_to_the_parent():
     (blocked,) = ordered_map(worker_tasks.make_blocked_signals, [None], 1)
     assert signal.SIGINT in blocked
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+def test_ctrl_c_waits_until_the_workers_have_started(monkeypatch, capfd):
+    """Also where a thread of a library receives it. Half a start would print a traceback."""
+    started = []
+
+    class InterruptedWorker(workers.Worker):
+        def __init__(self, make_function):
+            interrupt = threading.Thread(target=signal.raise_signal, args=[signal.SIGINT])
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+            interrupt.start()  # it inherits the signals that its parent blocks
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            interrupt.join()
+            super().__init__(make_function)
+            started.append(self.process)
+
+    monkeypatch.setattr(workers, "Worker", InterruptedWorker)
+    results = ordered_map(worker_tasks.make_doubler, range(10), 2)
+    with pytest.raises(KeyboardInterrupt):
+        next(results)
+    assert len(started) == 2
+    for process in started:
+        process.join()
+    assert "Traceback" not in capfd.readouterr().err
