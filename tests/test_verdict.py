@@ -204,6 +204,14 @@ def test_what_simpler_changes_lost_before_leaves_less_to_lose():
     assert decide([0.0] * 3, tokens=-1, lost=0.5, **RULES).verdict == "keep (simpler)"
 
 
+def test_one_pair_does_not_end_a_trial_that_may_show_equality():
+    """One pair has no deviation of its own, so the floor says what more pairs can show."""
+    quiet = RULES | {"noise": QUIET, "minimum_effect": 50 * QUIET.sd}
+    assert decide([QUIET.sd], tokens=-4, **quiet) is None
+    assert decide([QUIET.sd], tokens=0, **quiet).verdict == "reject"
+    assert decide([100 * QUIET.sd], tokens=-4, **quiet).verdict == "reject"
+
+
 def test_finding_no_difference_is_not_equality():
     noisy = [-0.008, 0.009, -0.007, 0.006, 0.008, -0.009, 0.007, -0.005]
     decision = decide(noisy, tokens=-10, **RULES)

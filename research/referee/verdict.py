@@ -243,7 +243,8 @@ def look(
     needed = -np.maximum(reach * pooled, minimum_effect)
     is_equal = np.zeros(rows, bool)
     if margin is not None:
-        needed = np.maximum(needed, margin - reach * alone)
+        # One pair has no deviation of its own.
+        needed = np.maximum(needed, margin - reach * np.minimum(alone, pooled))
         is_equal = (margin - abs(mean)) * np.sqrt(n) >= limits[n - 1] * alone
     is_hopeless = mean - t.isf(HOPELESS_CHANCE, df) * pooled / np.sqrt(n) > needed
     cases = [is_identical, is_better, is_equal, is_hopeless]
