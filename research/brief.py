@@ -21,6 +21,8 @@ from research.referee.patch import ROOT, Change, hash_of, read_tree
 from research.referee.runs import scores
 from research.referee.verdict import Night, Noise, rounds, smallest_effect
 
+INSIGHTS = ("diagnose", "analyze")  # commands whose findings on a run of the recipe are shown
+TRAIN_DATA = "train_data"  # folder of the training split, for tries of the agents
 MAX_BYTES = 11_500  # of a brief, without the task
 MAX_NOTE = 1_500  # characters of a note, and of the guidance
 NEWEST = 8  # kept changes, and near misses, that come first
@@ -36,7 +38,7 @@ MECHANISMS = (
 )
 FIELD = r"(?im)^\W*(claim|mechanism|predicted|refuted[ _]if)\b[*_` ]*(?:[:=]|$)"
 FAILURES = ("crash", "invalid", "none")  # verdicts of what has no score
-FIGURES = "id number same_as verdict mechanism predicted tokens scale".split()
+FIGURES = "id number operator parents same_as verdict mechanism predicted tokens scale".split()
 
 
 def one_line(text, length: int = 200) -> str:
@@ -193,9 +195,11 @@ def write_brief(rows: list[dict], repo: Path, options, number: int, floor: dict)
 
     rows: of the ledger. repo: the loop's copy of the project. floor: the row of the noise floor.
     """
+    folder = Path(options.folder).resolve()
     facts = judged_facts(rows, repo, options, floor)
-    lines = [{"judged": facts | {"python": sys.executable}}]
-    texts = [("guidance", Path(options.folder) / "guidance.md")]
+    facts |= {"python": sys.executable, "train_data": str(folder / TRAIN_DATA)}
+    lines = [{"judged": facts}]
+    texts = [(name, folder / f"{name}.md") for name in ("guidance", *INSIGHTS)]
     notes = sorted((ROOT / "ideas").glob("*.md"))
     if notes:
         texts.append(("idea", notes[number % len(notes)]))

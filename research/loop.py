@@ -3,7 +3,9 @@
 Each attempt gets a fresh clone of the loop's repository, the brief and the ledger's lessons on the
 agent's standard input, and a time limit. The agent edits its clone, may leave a HYPOTHESIS.md, and
 exits. The referee judges; what it keeps becomes a commit in that repository, <folder>/repo, with
-the verdict as its trailers. Your checkout stays as it is.
+the verdict as its trailers. Your checkout stays as it is. Several agents may work at once from one
+commit; nothing is judged meanwhile, and each change is rebased on what was kept before its trial.
+Between the attempts the loop makes changes of its own (research/operators.py).
 
 The ledger and the repository hold the whole state, so a killed loop resumes where it was. The agent
 runs as you, with your rights; only what it leaves behind is untrusted. It sees figures and
@@ -18,20 +20,43 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from nanoloop.options import UserError, require
-from research.brief import comparable, is_kept, kind_of, one_line, read_card, shape_of, write_brief
+from research.brief import (
+    INSIGHTS,
+    TRAIN_DATA,
+    comparable,
+    is_kept,
+    kind_of,
+    one_line,
+    read_card,
+    shape_of,
+    write_brief,
+)
+from research.operators import confirm, is_plateau, propose, read_factor, sweep
 from research.referee.judge import noise_row, plan, try_change
 from research.referee.ledger import Ledger, new_id, now
-from research.referee.patch import ROOT, Invalid, from_tree, git, read_tree
+from research.referee.patch import (
+    ROOT,
+    Invalid,
+    apply,
+    from_patch,
+    from_tree,
+    git,
+    read_tree,
+    write_tree,
+)
 from research.referee.runs import Options, Setup
-from research.referee.verdict import Night, rounds
+from research.referee.verdict import Night, Noise, rounds
+from research.referee.views import training_data
 
 STATUS = ("status", "--porcelain=v2", "--branch")  # of git: the commit, and what differs from it
+INSIGHT_LINES = 10
 SET_DEATH_SIGNAL = 1  # of prctl(2): the signal that a process gets when its parent ends
 
 
@@ -43,9 +68,13 @@ class LoopOptions(Options):
     hours: float | None = None  # no attempt begins after them
     tries: int | None = None  # attempts in this folder, those before a restart included
     agent_minutes: float = 30.0  # that the agent may take for one idea
+    agents: int = 1  # that work at once
+    run: str | None = None  # folder of a run of the recipe, to be diagnosed and analyzed first
+    sweep_tries: int = 8  # settings of a search of a kept change's numbers; 0: no search
+    scale: str | None = "3x"  # at which a keep is confirmed: 3x budget, n_layer=4, or None
 
 
-def open_repository(folder: Path) -> Path:
+def open_repository(folder: Path, root: Path = ROOT) -> Path:
     """Return the loop's copy of the project, with a commit per keep; make or tidy it first."""
     repo = folder / "repo"
     if not repo.is_dir():
@@ -53,7 +82,7 @@ def open_repository(folder: Path) -> Path:
         shutil.rmtree(partial_repo, ignore_errors=True)
         partial_repo.mkdir()
         git(partial_repo, "init", "-q", "-b", "kept")
-        git(partial_repo, f"--work-tree={ROOT}", "add", "-A")
+        git(partial_repo, f"--work-tree={root}", "add", "-A")
         git(partial_repo, "commit", "-q", "-m", "Start")
         partial_repo.rename(repo)
     git(repo, "reset", "-q", "--hard", "kept")
@@ -77,15 +106,29 @@ def commit(repo: Path, row: dict) -> None:
 # The agent
 
 
-def run_agent(command: str, copy: Path, text: str, seconds: float) -> str | None:
-    """Let the agent work in `copy`; return None if it ended well, else what went wrong.
+def run_agents(command: str, copies: list[Path], texts: list[str], seconds: float) -> list:
+    """Let an agent work in each copy; return None for each that ended well, else what went wrong.
 
-    All its processes end with it.
+    All their processes end with this function.
     """
+    agents = []
+    try:
+        for copy, text in zip(copies, texts):
+            agents.append(start_agent(command, copy, text))
+        end = time.monotonic() + seconds
+        return [wait_for(agent, end, seconds) for agent in agents]
+    finally:
+        for agent in agents:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(agent.pid, signal.SIGKILL)
+            agent.wait()
+
+
+def start_agent(command: str, copy: Path, text: str) -> subprocess.Popen:
     stdin_path = copy.with_name("agent.stdin")
     stdin_path.write_text(text)
     with open(copy.with_name("agent.log"), "wb") as log, open(stdin_path, "rb") as stdin:
-        agent = subprocess.Popen(
+        return subprocess.Popen(
             shlex.split(command),
             cwd=copy,
             stdin=stdin,
@@ -95,15 +138,14 @@ def run_agent(command: str, copy: Path, text: str, seconds: float) -> str | None
             preexec_fn=partial(ctypes.CDLL(None).prctl, SET_DEATH_SIGNAL, signal.SIGKILL),
             start_new_session=True,
         )
-        try:
-            code = agent.wait(seconds)
-            return f"the agent ended with exit code {code}" if code else None
-        except subprocess.TimeoutExpired:
-            return f"the agent was stopped after {seconds:.0f} seconds"
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(agent.pid, signal.SIGKILL)
-            agent.wait()
+
+
+def wait_for(agent: subprocess.Popen, end: float, seconds: float) -> str | None:
+    try:
+        code = agent.wait(max(end - time.monotonic(), 0))
+    except subprocess.TimeoutExpired:
+        return f"the agent was stopped after {seconds:.0f} seconds"
+    return f"the agent ended with exit code {code}" if code else None
 
 
 def read_hypothesis(copy: Path) -> dict:
@@ -122,56 +164,134 @@ def read_hypothesis(copy: Path) -> dict:
 
 
 def attempt(
-    options: LoopOptions, ledger: Ledger, repo: Path, number: int, judge, floor: dict
-) -> dict:
-    """Do one attempt, from the agent to the verdict; return its last row.
+    options: LoopOptions, ledger: Ledger, repo: Path, numbers: range, judge, floor: dict
+) -> list[dict]:
+    """Do attempts from one commit, from the agents to the verdicts; return their last rows.
 
-    The judge continues the row that begins here.
+    The judge continues a row that begins here.
     """
-    rows = ledger.trials()
-    row = {"id": new_id("trial"), "kind": "attempt", "number": number, "time": now()}
-    row |= kind_of(floor) | {"state": "begun", "data_folder": floor.get("data_folder")}
-    ledger.append(row)
-    folder = ledger.folder / "attempts" / f"{number:04}"
-    shutil.rmtree(folder, ignore_errors=True)
-    copy = folder.resolve() / "repo"
-    git(repo, "clone", "-q", "--no-hardlinks", ".", str(copy))
+    rows = [begin(ledger, repo, number, floor) for number in numbers]
+    copies = [folder_of(ledger, row) / "repo" for row in rows]
+    texts = [write_brief(ledger.trials(), repo, options, row["number"], floor) for row in rows]
+    base = read_tree(repo)
     written = ledger.path.read_bytes()
     state = git(repo, *STATUS)
-
-    def end(reason: str, verdict: str = "none", **more) -> dict:
-        result = {"kind": "trial", "state": "done", "verdict": verdict, "reason": reason}
-        return ledger.append(row | result | more)
-
     try:
-        text = write_brief(rows, repo, options, number, floor)
-        problem = run_agent(options.agent, copy, text, 60 * options.agent_minutes)
+        problems = run_agents(options.agent, copies, texts, 60 * options.agent_minutes)
         is_intact = ledger.path.read_bytes().startswith(written)
         if not is_intact or git(repo, *STATUS) != state:
             reason = "the agent changed the ledger or the loop's repository"
-            end(reason)
-            raise UserError(f"attempt {number}: {reason}, '{repo}': neither can be trusted")
-        card = read_hypothesis(copy)
-        if problem:
-            return end(problem, **card)
-        try:
-            base = read_tree(repo)
-            idea = shape_of(base, from_tree(base, copy, repo))
-        except (Invalid, UserError) as error:
-            return end(str(error), verdict="invalid", **card)
-        if not idea:
-            return end("nothing was changed", **card)
-        for known in judged(comparable(rows, floor), idea):
-            return end(f"the idea of {known} again", same_as=known, **card)
-        trial = judge(repo, tree=str(copy), id=row["id"], number=number, shape=idea, **card)
-        if is_kept(trial):
-            commit(repo, trial)
-        return trial
+            for row in rows:
+                end(ledger, row, reason)
+            names = ", ".join(map(str, numbers))
+            raise UserError(f"attempt {names}: {reason}, '{repo}': neither can be trusted")
+        return [
+            finish(ledger, repo, row, problem, base, judge, floor)
+            for row, problem in zip(rows, problems)
+        ]
     except KeyboardInterrupt:
         recover(ledger, repo)
         raise
     finally:
+        for copy in copies:
+            shutil.rmtree(copy, ignore_errors=True)
+
+
+def folder_of(ledger: Ledger, row: dict) -> Path:
+    return ledger.folder.resolve() / "attempts" / f"{row['number']:04}"
+
+
+def begin(ledger: Ledger, repo: Path, number: int, floor: dict) -> dict:
+    """Record that an attempt begins, and make its clone; return the row."""
+    row = {"id": new_id("trial"), "kind": "attempt", "number": number, "time": now()}
+    row |= kind_of(floor) | {"state": "begun", "data_folder": floor.get("data_folder")}
+    ledger.append(row)
+    folder = folder_of(ledger, row)
+    shutil.rmtree(folder, ignore_errors=True)
+    git(repo, "clone", "-q", "--no-hardlinks", ".", str(folder / "repo"))
+    return row
+
+
+def end(ledger: Ledger, row: dict, reason: str, verdict: str = "none", **more) -> dict:
+    """Record that an attempt ended before its trial; return its last row."""
+    result = {"kind": "trial", "state": "done", "verdict": verdict, "reason": reason}
+    return ledger.append(row | result | more)
+
+
+def finish(
+    ledger: Ledger,
+    repo: Path,
+    row: dict,
+    problem: str | None,
+    base: dict[str, bytes],
+    judge,
+    floor: dict,
+) -> dict:
+    """Judge what an agent left in its clone; commit it if it is kept. Return the last row.
+
+    base: the tree that the agent was given. The repository may have a newer one by now.
+    """
+    copy = folder_of(ledger, row) / "repo"
+    card = read_hypothesis(copy)
+    if problem:
+        return end(ledger, row, problem, **card)
+    try:
+        change = from_tree(base, copy, repo)
+        idea = shape_of(base, change)
+    except (Invalid, UserError) as error:
+        return end(ledger, row, str(error), verdict="invalid", **card)
+    if not idea:
+        return end(ledger, row, "nothing was changed", **card)
+    for known in judged(comparable(ledger.trials(), floor), idea):
+        return end(ledger, row, f"the idea of {known} again", same_as=known, **card)
+    newest = read_tree(repo)
+    if newest != base:
+        try:
+            change = from_patch(newest, change.diff.encode())
+        except Invalid as error:
+            return end(ledger, row, f"a change kept meanwhile is in its way: {error}", **card)
+        write_tree(apply(newest, change), copy)
+    trial = judge(repo, tree=str(copy), id=row["id"], number=row["number"], shape=idea, **card)
+    if is_kept(trial):
+        commit(repo, trial)
+    return trial
+
+
+def operate(options: LoopOptions, ledger: Ledger, repo: Path, judge, floor: dict, echo) -> None:
+    """Confirm the newest keep at a larger scale, then judge the changes that operators propose."""
+    copy = ledger.folder.resolve() / "operator"
+    while True:
+        confirm_newest(options, ledger, repo, floor, echo)
+        rows = comparable(ledger.trials(), floor)
+        proposal = propose(rows, repo)
+        if proposal is None and options.sweep_tries and is_plateau(rows):
+            proposal = sweep(options, ledger, repo, rows, floor)
+        if proposal is None:
+            return
         shutil.rmtree(copy, ignore_errors=True)
+        git(repo, "clone", "-q", "--no-hardlinks", ".", str(copy))
+        write_tree(apply(read_tree(repo), proposal.change), copy)
+        trial = judge(repo, tree=str(copy), id=new_id("trial"), **proposal.facts)
+        shutil.rmtree(copy)
+        if is_kept(trial):
+            commit(repo, trial)
+        echo(f"{trial['operator']} | {trial['verdict']} | {trial['reason']}")
+
+
+def confirm_newest(options: LoopOptions, ledger: Ledger, repo: Path, floor: dict, echo) -> None:
+    """Write into the newest commit whether its gain transfers to a larger scale, once."""
+    newest = git(repo, "log", "-1", "--format=%(trailers:key=Trial,valueonly)").strip()
+    kept = [row for row in ledger.trials() if row["id"] == newest and row["verdict"] == "keep"]
+    if not kept or not options.scale:
+        return
+    row = kept[0]
+    if "scale" not in row:
+        row = row | {"scale": confirm(options, repo, row, Noise.of(floor))}
+        ledger.append({"id": newest, "scale": row["scale"]})
+        echo(f"{newest} | {row['scale']}")
+    message = git(repo, "log", "-1", "--format=%B").rstrip()
+    if "\nScale: " not in message:
+        git(repo, "commit", "-q", "--amend", "-m", f"{message}\nScale: {row['scale']}")
 
 
 def judged(rows: list[dict], idea: str) -> list[str]:
@@ -184,9 +304,10 @@ def recover(ledger: Ledger, repo: Path) -> None:
     """Commit the keeps that a kill left uncommitted; end the attempts that it interrupted."""
     result = {"state": "interrupted", "verdict": "none", "reason": "interrupted"}
     for row in ledger.trials():
-        if row.get("number") and row["state"] == "begun":
+        is_own = row.get("number") or row.get("operator")
+        if is_own and row["state"] == "begun":
             ledger.append({"id": row["id"]} | result)
-        if row.get("number") and is_kept(row):
+        if is_own and is_kept(row):
             commit(repo, row)
 
 
@@ -204,15 +325,35 @@ def run(options: LoopOptions, judge, floor: dict, echo=print) -> None:
     echo(f"{number} attempts so far; keeps are commits in {repo}; {hint}")
     end = time.monotonic() + 3600 * (options.hours or math.inf)
     while number < (options.tries or math.inf) and time.monotonic() <= end:
-        number += 1
-        row = attempt(options, ledger, repo, number, judge, floor)
-        echo(f"attempt {number} | {row['verdict']} | {row['reason']}")
+        last = min(number + options.agents, options.tries or math.inf)
+        numbers = range(number + 1, last + 1)
+        number = last
+        for row in attempt(options, ledger, repo, numbers, judge, floor):
+            echo(f"attempt {row['number']} | {row['verdict']} | {row['reason']}")
+        operate(options, ledger, repo, judge, floor, echo)
+
+
+def require_agent(command: str) -> None:
+    program = shlex.split(command)[:1]
+    require(program, "no agent: type its command, such as --agent='claude -p'")
+    require(shutil.which(program[0]), f"--agent={command!r}: there is no such command")
+
+
+def write_insights(run_folder: str, folder: Path) -> None:
+    """Let diagnose and analyze write the first lines of what they find, for the brief."""
+    for name in INSIGHTS:
+        command = [sys.executable, "-m", "research", name, run_folder]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        require(result.returncode == 0, f"{name} {run_folder}: {result.stderr.strip()[-300:]}")
+        lines = result.stdout.splitlines()[:INSIGHT_LINES]
+        (folder / f"{name}.md").write_text("\n".join(lines))
 
 
 def main(options: LoopOptions) -> None:
-    program = shlex.split(options.agent)[:1]
-    require(program, "no agent: type its command, such as --agent='claude -p'")
-    require(shutil.which(program[0]), f"--agent={options.agent!r}: there is no such command")
+    require_agent(options.agent)
+    require(options.agents >= 1, f"agents must be at least 1, got {options.agents}")
+    if options.scale:
+        read_factor(options.scale)
     setup = Setup(options, ROOT)
     floor = noise_row(setup)  # before an agent works in vain
     seconds = floor.get("run_seconds")
@@ -225,5 +366,10 @@ def main(options: LoopOptions) -> None:
         fit = [math.ceil(60 * options.hours / (options.agent_minutes + trial)) for trial in trials]
         attempts = f"about {fit[0]} to {fit[1]} attempts"
         print(f"{options.hours:g} hours: {attempts}, more if the agent is quick", flush=True)
+    train_data = setup.ledger.folder / TRAIN_DATA
+    shutil.rmtree(train_data, ignore_errors=True)
+    training_data(setup.data, train_data)
+    if options.run:
+        write_insights(options.run, setup.ledger.folder)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     run(options, partial(try_change, options), floor)

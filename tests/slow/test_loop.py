@@ -150,11 +150,19 @@ def start(
     pause: float = 0.0,
     judge=None,
     echo=lambda line: None,
+    agents: int = 1,
 ) -> None:
     """Run the loop in `folder`."""
     judge = judge or QuickJudge(Ledger(folder), pause)
     options = loop.LoopOptions(
-        agent=agent, folder=str(folder), hours=hours, tries=tries, agent_minutes=minutes
+        agent=agent,
+        folder=str(folder),
+        hours=hours,
+        tries=tries,
+        agent_minutes=minutes,
+        agents=agents,
+        scale=None,
+        sweep_tries=0,
     )
     loop.run(options, judge, FLOOR, echo)
 
