@@ -32,7 +32,8 @@ from nanoloop.tokenizer import Tokenizer, load_tokenizer
 class SampleConfig:
     """Continue a prompt with a trained model."""
 
-    run: Annotated[str, tyro.conf.Positional] = "out/quickstart"  # folder of a run, or a checkpoint
+    # folder of a run, or a checkpoint; without it: out/quickstart
+    run: Annotated[str, tyro.conf.Positional] = "out/quickstart"
     init_from: str | None = None  # instead of a run: gpt2, gpt2-medium, … or a local folder of it
     prompt: str = ""  # text to continue; FILE:PATH reads a file, - standard input; empty: none
     num_samples: int = 1  # number of continuations
@@ -99,7 +100,7 @@ def cast_weights(model: GPT, dtype: torch.dtype) -> None:
 
 
 def main(argv: list[str]) -> None:
-    config = read_options(SampleConfig, argv, "sample.py", config_files=False)
+    config = read_options(SampleConfig, argv, "sample.py [RUN]", config_files=False)
     require(config.num_samples >= 1, f"num_samples must be at least 1, got {config.num_samples}")
     is_seed = config.seed is None or 0 <= config.seed < 2**63
     require(is_seed, f"seed must be at least 0 and below 2**63, got {config.seed}")

@@ -89,8 +89,7 @@ class TrainConfig(GPTConfig):
     final_lr: float = 0.1  # where they end, as a fraction of their peak
 
     # logging, evaluation, checkpoints
-    # steps between log lines; None: the first step, then every 5 seconds
-    log_interval: int | None = None
+    log_interval: int | None = None  # steps between log lines; None: step 1, then every 5 seconds
     eval_interval: int | None = None  # steps between evaluations; None: only at the end
     save_interval: int | None = 500  # steps between checkpoints; None: only at the end
     sample_prompt: str | None = None  # text to continue by 200 tokens at the end; None: no sample

@@ -317,21 +317,24 @@ def print_help(cls: type, program: str, values: dict) -> None:
     """Print the options of a class as its source has them: by section, with their comments.
 
     values: those of a config file. The options of a base class stand below the comment that ends
-    with its name, else last.
+    with its name, else last. A positional argument is in capitals.
     """
-    text = f"usage: python {program} --option=value …\n\n"
+    text = f"usage: python {program} --option=value …"
     for base in cls.__mro__[:-1]:
-        head, title, tail = text.partition(f": {base.__name__}\n")
-        body = re.split("    def |    NEEDS", inspect.getsource(base))[0]
-        text = head + title + "\n" + body + tail
-    for line in text.splitlines():
+        head, title, tail = text.partition(f": {base.__name__}")
+        body = re.split(r"class .+:\n|\n\s+(?:def |NEEDS)|\n$", inspect.getsource(base))[1]
+        text = head + title + "\n\n" + body + tail
+    # An option without a comment beside it has one above it, of one or two lines.
+    above = r"(?m)^    # (.+)\n(?:    # (.+)\n)?(    \w+: [^#\n]+)$"
+    for line in re.sub(above, r"\3  # \1 \2", text).splitlines():
         option = re.match(r"    (\w+): (.+?)(?: = .+?)?(?:  # (.+))?$", line)
         if option:
-            name, kind, comment = option.groups("")
-            dashes = "" if "Positional" in kind else "--"
+            name, kind, comment = option.groups()
             value = values.get(name, getattr(cls, name, "…"))
-            flag = f"{dashes}{name}={value}".replace("\n", "\\n")
-            choices = kind.removeprefix("Literal") if "Literal" in kind else ""
-            print(flag.ljust(28), comment, choices)
-        elif not line.startswith(("@", "class ")):
+            flag = name.upper() if "Positional" in kind else f"--{name}={value}"
+            flag = flag.replace("\n", "\\n")
+            if len(flag) > 28:
+                flag += "\n".ljust(29)
+            print(f"{flag:28}", comment, *re.findall(r"Literal(\[.+\])", kind))
+        else:
             print(line.strip(' "'))

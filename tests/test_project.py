@@ -448,9 +448,12 @@ def test_every_option_explains_itself():
 def test_help_shows_the_comments(capsys):
     with pytest.raises(SystemExit) as done:
         read_options(train.TrainConfig, ["--help"], "train.py")
-    text = " ".join(capsys.readouterr().out.split())
+    out = capsys.readouterr().out
+    text = " ".join(out.split())
     assert done.value.code == 0
     assert "--block_size=1024 context length in tokens" in text
+    assert "--activation=relu2 of the MLP; gelu is" in text, "its comment stands above it"
+    assert "\n\n\n" not in out
 
 
 def test_every_option_is_read_somewhere():
