@@ -6,6 +6,7 @@ import keyword
 import math
 import random
 import re
+import shutil
 import tokenize
 from collections import Counter
 from pathlib import Path
@@ -20,11 +21,27 @@ from torch.nn.functional import cross_entropy
 import prepare_data
 from model import GPT
 from nanoloop import checkpoint
-from nanoloop.data import Data
+from nanoloop.data import SPLITS, Data, open_data
 from nanoloop.options import UserError
 from research.__main__ import main
-from research.insight.analyze import CLASSES, analyze, compare, half_interval, summary
-from research.insight.reading import PRIOR, byte_classes, ngram_bits, read_val
+from research.insight.analyze import (
+    CLASSES,
+    COPIED,
+    analyze,
+    compare,
+    context_slope,
+    describe,
+    half_interval,
+    open_run,
+    summary,
+)
+from research.insight.reading import (
+    PRIOR,
+    byte_classes,
+    ngram_bits,
+    read_val,
+    repeats,
+)
 from tests.conftest import ROOT, make_documents
 from tests.models import CPU
 from tests.test_research_report import Page
@@ -67,7 +84,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
             name=tokenizer.replace(":", ""),
             tokenizer=tokenizer,
             val_fraction=0.4,
-            test_fraction=0.1,
+            test_fraction=0.3,
         )
         prepared[tokenizer] = prepare_data.prepare(options, tmp_path_factory.mktemp("data"))
     return prepared
@@ -87,12 +104,19 @@ def test_each_kind_of_part_sums_to_what_evaluate_says(data):
     a = read_val(model, data, CPU)
     rows = analyze(a, compare(a, a))
     expected = evaluate(model, data, "val", BLOCK, 7, CPU)["val_bpb"]
-    for kind in ("all", "class", "rare", "position", "document"):
+    for kind in ("all", "class", "rare", "context", "position", "document"):
         parts = of_kind(rows, kind)
         assert sum(row["bits"] for row in parts) == pytest.approx(expected, abs=1e-6), kind
         assert sum(row["bytes"] for row in parts) == pytest.approx(1), kind
     assert len(of_kind(rows, "document")) == len(set(a.document)) > 10
     assert len(of_kind(rows, "position")) == 6  # from 0, 1, 3, 7, 15, 31
+
+
+def test_what_a_window_holds_before_a_token():
+    tokens = torch.tensor([[1, 2, 3, 1, 2, 3, 1], [5, 5, 5, 6, 7, 5, 6]])
+    targets = torch.tensor([[2, 3, 1, 2, 3, 1, 4], [5, 5, 6, 7, 5, 6, 7]])
+    expected = [[0, 0, 1, 2, 3, 4, 0], [1, 2, 0, 0, 1, 2, 3]]
+    assert repeats(tokens, targets).tolist() == expected
 
 
 def test_a_run_does_not_differ_from_itself(folders):
@@ -127,7 +151,7 @@ def test_a_part_against_the_total_is_named(data):
     b = read_val(Table(changed), data, CPU)
     rows = analyze(a, compare(a, b))
     assert rows[0]["difference"] > rows[0]["half"]
-    last = summary(rows)[-1]
+    last = summary(rows)[-2]
     assert last.startswith("surely against the total: ") and "class number" in last
     assert "class name" not in last
     assert len(summary(rows)) <= 10
@@ -211,10 +235,114 @@ def test_a_single_text_is_cut_into_stretches(folders):
     stream = data.splits["val"].read(0, 10**9)
     data.splits["val"].shards = [stream[stream != 256]]
     data.splits["val"].ends = [0, len(data.splits["val"].shards[0])]
+    assert read_val(Table(random_table(257, 0)), data, CPU, limit=1).index[-1] == 4 * BLOCK - 1
     a = read_val(Table(random_table(257, 0)), data, CPU)
     rows = analyze(a, compare(a, a))
     assert len(of_kind(rows, "document")) == 64
     assert 0 < rows[0]["half"] < 1
+
+
+def test_the_slope_of_the_context_is_found_and_its_interval_covers_it():
+    """Bits fall by 0.2 a byte with each doubling; documents differ in more than that."""
+    rng = np.random.default_rng(2)
+    document = np.repeat(np.arange(40), rng.integers(50, 400, 40))
+    position = np.arange(len(document)) % 128
+    size = rng.integers(1, 6, len(document))
+    a = SimpleNamespace(document=document, position=position, size=size)
+    covered = 0
+    for _ in range(200):
+        level = 3 + rng.standard_normal(40)[document]
+        bits = (level - 0.2 * np.log2(position + 1)) * size
+        slope, half = context_slope(a, bits)
+        assert half < 0.2
+        covered += abs(slope + 0.2) < half
+    assert 180 <= covered <= 199
+    flat, _ = context_slope(a, size)
+    assert flat == pytest.approx(0, abs=1e-12)
+
+
+def reading(**columns) -> SimpleNamespace:
+    """Return what describe() needs of one text."""
+    count = len(columns["right"])
+    shape = {"document": np.arange(count) % 20, "bits": np.ones(count), "size": np.ones(count)}
+    chances = {"chances": np.ones((count, 5)), "is_cut": False}
+    return SimpleNamespace(**shape | chances | columns)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.4])
+def test_a_model_that_is_too_sure_or_not_sure_enough_is_badly_calibrated(temperature):
+    """The text is drawn with a temperature that the model does not know."""
+    rng = torch.Generator().manual_seed(3)
+    logits = 2 * torch.randn(20_000, 20, generator=rng)
+    target = torch.multinomial((logits / temperature).softmax(-1), 1, generator=rng)[:, 0]
+    chances, guesses = logits.softmax(-1).topk(5)
+    right = (guesses[:, 0] == target).numpy()
+    line = describe("A", {"val": reading(right=right, chances=chances.numpy())})
+    found = re.search(r"(\S+)% sure and (\S+)% right, calibration error (\S+)%$", line)
+    sure, share, error = (float(figure) / 100 for figure in found.groups())
+    chance = chances[:, 0].numpy()
+    assert sure == pytest.approx(chance.mean(), abs=1e-3)
+    assert share == pytest.approx(right.mean(), abs=1e-3)
+    if temperature == 1:
+        assert error < 0.015 and abs(sure - share) < 0.01
+    else:
+        assert error > 0.05 and (sure > share) == (temperature > 1)
+    # The mean distance, bin by bin.
+    expected = 0
+    bins = (chance * 15).astype(int)
+    for number in range(16):
+        inside = bins == number
+        if inside.any():
+            expected += abs(right[inside].mean() - chance[inside].mean()) * inside.mean()
+    assert error == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_copy_is_32_right_guesses_in_a_row():
+    right = np.zeros(1000, bool)
+    right[100:140] = True  # of these the last 9 end such a row
+    right[200:231] = True
+    right[500:532] = True
+    assert COPIED == 32 and "(1.0% copied)" in describe("A", {"val": reading(right=right)})
+
+
+class Memory(nn.Module):
+    """A model that has read a text: it is sure of what follows each 20 tokens of it."""
+
+    def __init__(self, text: list[int]):
+        super().__init__()
+        self.next = {tuple(text[n - 20 : n]): text[n] for n in range(20, len(text))}
+        self.config = SimpleNamespace(block_size=128)
+
+    def forward(self, tokens):
+        logits = torch.zeros(*tokens.shape, 257)
+        for row, part in enumerate(tokens.tolist()):
+            for last in range(20, len(part) + 1):
+                known = self.next.get(tuple(part[last - 20 : last]))
+                if known is not None:
+                    logits[row, last - 1, known] = 6.0
+        return logits
+
+
+@pytest.mark.parametrize("learnt", SPLITS)
+def test_a_model_that_has_read_val_is_named(data, learnt):
+    model = Memory(data.splits[learnt].read(0, 10**9).tolist())
+    splits = {name: read_val(model, data, CPU, name) for name in SPLITS}
+    line = describe("A", splits)
+    assert line.endswith(", trained on val") == (learnt == "val")
+    shares = re.findall(r"(\w+) \d+\.\d+ ± \d+\.\d+ \((\d+\.\d)% copied\)", line)
+    assert len(shares) == 3
+    for name, share in shares:
+        assert (float(share) > 50) == (name == learnt) and (float(share) < 5) != (name == learnt)
+
+
+def test_without_enough_documents_nothing_is_named(data):
+    model = Memory(data.splits["val"].read(0, 10**9).tolist())
+    splits = {name: read_val(model, data, CPU, name) for name in SPLITS}
+    splits["test"].is_cut = True
+    line = describe("A", splits)
+    assert "test" in line and "± inf" in line and "trained on val" not in line
+    del splits["test"]
+    assert "trained on val" not in describe("A", splits)
 
 
 @pytest.mark.parametrize("name", ["model.py", "nanoloop/options.py", "tests/test_analyze.py"])
@@ -307,6 +435,19 @@ def test_text_on_the_page_is_escaped(tmp_path, capsys):
     spans = [attributes.keys() for tag, attributes in elements.elements if tag == "span"]
     assert spans and all(keys == {"title", "style"} for keys in spans)
     assert [tag for tag, _ in elements.elements].count("script") == 1  # of all pages
+
+
+def test_a_folder_of_a_mixture_is_chosen_by_name(folders, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(folders["byte"], other)
+    data = Data(other)
+    data.folder = f"{folders['byte']},{other}"
+    data.fingerprint = open_data(data.folder).fingerprint
+    run = make_run(tmp_path / "run", data, 0)
+    with pytest.raises(UserError, match="are byte, other: choose one by --source=NAME"):
+        open_run(run, CPU, torch.float32)
+    model, chosen = open_run(run, CPU, torch.float32, "other")
+    assert chosen.folder == other and not model.training
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,14 @@
 
 import json
 import os
+import sys
 import time
+from types import SimpleNamespace
+
+import pytest
 
 from research.__main__ import main
+from research.insight import watch
 from research.insight.watch import BARS, WIDTH, curve, view
 
 
@@ -57,3 +62,99 @@ def test_a_curve_has_the_first_trend_and_the_last_value():
     assert curve([2.0]) == BARS[0]
     long = curve([float(n) for n in range(1000, 0, -1)])
     assert len(long) <= WIDTH and long[0] == BARS[7] and long[-1] == BARS[0]
+
+
+# --------------------------------------------------------------------------------------------------
+# Trackers, which are fakes here
+
+
+class Tracker:
+    """A library whose run notes what it gets."""
+
+    def __init__(self):
+        self.sent = []
+        self.is_finished = False
+
+    def init(self, **options):
+        self.options = options
+        return self
+
+    def log(self, figures, step):
+        self.sent.append((step, figures))
+
+    def finish(self):
+        self.is_finished = True
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Make the folder of a run: write(rows) the log, finish(steps)."""
+
+    def write(new):
+        (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in new))
+
+    def finish(steps):
+        (tmp_path / "summary.json").write_text(json.dumps({"steps": steps}))
+
+    (tmp_path / "config.json").write_text('{"n_layer": 2}')
+    return SimpleNamespace(folder=tmp_path, write=write, finish=finish)
+
+
+@pytest.mark.parametrize("name", ["trackio", "wandb"])
+@pytest.mark.parametrize("flag", ["--once=True", "--once=False"])
+def test_a_tracker_gets_the_settings_and_each_row(run, command, monkeypatch, name, flag):
+    library = Tracker()
+    monkeypatch.setitem(sys.modules, name, library)
+    run.write(rows([5, 4]))
+    run.finish(20)
+    before = {path.name: path.read_bytes() for path in run.folder.iterdir()}
+    assert command(main, "watch", run.folder, f"--track={name}", flag).code == 0
+    settings = {"project": "nanoloop", "name": run.folder.name, "config": {"n_layer": 2}}
+    assert library.options == settings and library.is_finished
+    expected = [
+        (row["step"], {key: row[key] for key in row if key != "step"}) for row in rows([5, 4])
+    ]
+    assert library.sent == expected
+    assert before == {path.name: path.read_bytes() for path in run.folder.iterdir()}
+
+
+def play(monkeypatch, *states) -> None:
+    """Change the files of a run whenever watch sleeps."""
+    waiting = list(states)
+    monkeypatch.setattr(watch.time, "sleep", lambda seconds: waiting and waiting.pop(0)())
+
+
+def test_the_last_row_is_sent_complete(run, command, monkeypatch):
+    """An evaluation adds figures to it, then the summary is written."""
+    library = Tracker()
+    monkeypatch.setitem(sys.modules, "trackio", library)
+    run.write(rows([5]))
+    complete = rows([5, 4])
+    complete[1]["val_loss"] = 4.5
+    play(
+        monkeypatch,
+        lambda: run.write(rows([5, 4], left=None)),
+        lambda: (run.write(complete), run.finish(20)),
+    )
+    assert command(main, "watch", run.folder, "--track=trackio").code == 0
+    assert [step for step, _ in library.sent] == [10, 20]
+    assert library.sent[1][1]["val_loss"] == 4.5
+
+
+def test_a_resumed_run_sends_no_step_twice(run, command, monkeypatch):
+    library = Tracker()
+    monkeypatch.setitem(sys.modules, "trackio", library)
+    run.write(rows([5, 4, 3]))
+    play(
+        monkeypatch,
+        lambda: run.write(rows([5])),
+        lambda: (run.write(rows([5, 4, 3])), run.finish(30)),
+    )
+    command(main, "watch", run.folder, "--track=trackio")
+    assert [step for step, _ in library.sent] == [10, 20, 30]
+
+
+def test_a_tracker_that_is_not_installed_is_named(run, command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    refused = command(main, "watch", run.folder, "--track=trackio")
+    assert refused.code == 2 and "pip install trackio" in refused.err

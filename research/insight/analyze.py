@@ -1,7 +1,8 @@
 """Where a run's bits go, and where two runs differ: python -m research analyze A [B]
 
 Prints the parts of val_bpb and a summary, and writes a page with coloured text. A difference is
-B - A in bits per byte of held-out text, below 0 where B is better.
+B - A in bits per byte of held-out text, below 0 where B is better. The last lines compare the
+splits: a model that was trained on val is named, and so is what it knows to the letter.
 """
 
 import json
@@ -13,13 +14,16 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from nanoloop.checkpoint import load_weights
-from nanoloop.data import Data
+from model import GPT
+from nanoloop.checkpoint import load_weights, model_config, restore
+from nanoloop.data import SPLITS, open_data
 from nanoloop.device import pick_device
 from nanoloop.options import require
 from research.insight.reading import CLASSES, byte_classes, ngram_bits, read_val
 from research.page import write_page
-from sample import load_model
+
+COPIED = 32  # tokens
+CONTEXT = np.array(["nothing", "the token", "the pair", "3 tokens", "4 tokens"])  # by a.repeat
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class AnalyzeOptions:
     """Say where a run's bits go, or where two runs differ."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # folders: A, or A and B
+    source: str | None = None  # name of a folder, for runs of a mixture
     page: str = "out/analyze.html"  # file of the coloured text, for a browser
     json: bool = False  # print a JSON object, for programs
 
@@ -51,8 +56,8 @@ def divide(a, counts):
 
     a: of read_val. counts: (V,), how often each token is in train.
     """
-    decode = a.data.tokenizer.decode_bytes
-    texts = [decode(a.target[a.document == number]) for number in np.unique(a.document)]
+    documents = np.split(a.target, np.flatnonzero(np.diff(a.document)) + 1)
+    texts = map(a.data.tokenizer.decode_bytes, documents)
     classes = np.concatenate([byte_classes(text) for text in texts])
     count = counts[a.target]
     limits = np.quantile(count, np.arange(0.1, 1, 0.1))
@@ -60,6 +65,7 @@ def divide(a, counts):
         "all": np.full(len(count), "text"),
         "class": np.array(CLASSES)[np.minimum.reduceat(classes, a.start)],
         "rare to frequent": np.searchsorted(limits, count),
+        "context has": CONTEXT[a.repeat],
         "position from": 2 ** np.log2(a.position + 1).astype(int) - 1,
         "document": a.document,
     }
@@ -85,9 +91,9 @@ def analyze(a, change):
     """
     splits = a.data.splits
     train = splits["train"].read(0, 5_000_000)  # more would change the n-grams little
+    val = splits["val"].read(0, len(splits["val"]))
     counts = np.bincount(train, minlength=a.data.tokenizer.vocab_size)
     values = {"bytes": a.size, "bits": a.bits, "difference": change}
-    val = splits["val"].read(0, len(splits["val"]))
     for n, bits in enumerate(ngram_bits(train, val, len(counts)), 1):
         values[f"{n}-gram"] = bits[1:][a.index]
     key = "difference" if change.any() else "bits"
@@ -103,7 +109,21 @@ def analyze(a, change):
             row["excess"] = row[key] - row["bytes"] * (rows or [row])[0][key]
             rows.append(row | {"part": f"{by} {part}"})
     rows[0]["xz"] = 8 * len(lzma.compress(a.text)) / len(a.text)
+    rows[0]["slope"], rows[0]["slope_half"] = context_slope(a, values[key])
     return rows[:1] + sorted(rows[1:], key=lambda row: -abs(row["excess"]))
+
+
+def context_slope(a, values):
+    """Return by how much twice the context changes bits per byte, and half the interval of it.
+
+    values: (N,) bits. The line is that of least squares over the logarithm of the context's length,
+    where each byte counts the same.
+    """
+    x = np.log2(a.position + 1)
+    x -= x @ a.size / a.size.sum()
+    rest = values - values.sum() / a.size.sum() * a.size
+    parts, squares = (np.bincount(a.document, x * y) for y in (rest, x * a.size))
+    return parts.sum() / squares.sum(), half_interval(parts, squares)
 
 
 def summary(rows: list[dict]) -> list[str]:
@@ -117,29 +137,74 @@ def summary(rows: list[dict]) -> list[str]:
         f"A: {total['bits']:.4f} bits per byte; n-grams of 1, 2, 5 tokens: {total['1-gram']:.4f}, "
         f"{total['2-gram']:.4f}, {total['5-gram']:.4f}; xz {total['xz']:.4f}",
         f"{key} in bits per byte of all text; first the parts that stand out most:",
-        *(f"{row['part']}: {row[key]:+.4f} ± {row['half']:.4f}" for row in rows[:6]),
+        *(f"{row['part']}: {row[key]:+.4f} ± {row['half']:.4f}" for row in rows[:4]),
         f"surely against the total: {', '.join(opposite[:9]) or 'no part'}",
+        f"twice the context: {total['slope']:+.4f} ± {total['slope_half']:.4f} bits per byte",
     ]
+
+
+def describe(name: str, splits: dict) -> str:
+    """Say how well a run knows each split, and whether it was trained on val.
+
+    splits: name to what `read_val` returns. Documents of val and test are drawn alike: a model that
+    has read neither finds them equally hard. ± is half of a 99.9 % interval, inf of a single text.
+    Copied is the share of tokens that end COPIED right guesses in a row, so greedy decoding writes
+    these to the letter. Sure is the mean chance of the first guess; the calibration error is its
+    mean distance from success, in 15 bins (Guo et al. 2017).
+    """
+    parts = []
+    ranges = {}
+    for split, a in splits.items():
+        bits, sizes = (np.bincount(a.document, x) for x in (a.bits, a.size))
+        mean = bits.sum() / sizes.sum()
+        half = np.inf if a.is_cut else half_interval(bits, sizes, 50)
+        ranges[split] = (mean - half, mean + half)
+        copied = (np.convolve(a.right, np.ones(COPIED)) == COPIED).sum() / len(a.right)
+        parts.append(f"{split} {mean:.4f} ± {half:.4f} ({copied:.1%} copied)")
+    a = splits["val"]
+    chance = a.chances[:, 0]
+    gaps = np.bincount((15 * chance).astype(int), a.right - chance)
+    parts.append(f"{chance.mean():.1%} sure and {a.right.mean():.1%} right")
+    parts.append(f"calibration error {abs(gaps).sum() / len(chance):.1%}")
+    if ranges["val"][1] < ranges.get("test", [0])[0]:
+        parts.append("trained on val")
+    return f"{name}: {', '.join(parts)}"
+
+
+def open_run(run: str, device, dtype, source: str | None = None):
+    """Return the model of a run, and its prepared folder. Raises UserError.
+
+    source: the name of the folder, which a run of a mixture needs.
+    """
+    state = load_weights(run)
+    spec = open_data(state["config"]["data"])
+    names = ", ".join(spec.sources)
+    _, data = spec.sources.get(source or names, (1, None))
+    require(data, f"the data of '{run}' are {names}: choose one by --source=NAME")
+    require(
+        state["data"] == spec.fingerprint and len(data.splits["val"]) > 1,
+        f"'{data.folder}' is not the data of '{run}', or has no val split: prepare it again",
+    )
+    model = GPT(model_config(state), dtype).to(device).eval()
+    restore(state | {"optimizer": {}}, False, model, [], None)
+    return model, data
 
 
 def main(options: AnalyzeOptions) -> None:
     require(len(options.runs) in (1, 2), "type one run after the command, or two: A B")
     device, dtype = pick_device("auto", "auto")
-    readings = []
+    runs = []
     for run in options.runs:
-        state = load_weights(run)
-        data = Data(state["config"]["data"])
-        require(
-            state["data"] == data.fingerprint and len(data.splits["val"]),
-            f"'{data.folder}' is not the data of '{run}', or has no val split: prepare it again",
-        )
-        model, _ = load_model(run, device, dtype)
-        readings.append(read_val(model, data, device))
-    a = readings[0]
-    b = readings[-1]
+        model, data = open_run(run, device, dtype, options.source)
+        # Of the other splits, as much as val has.
+        names = [split for split in SPLITS if len(data.splits[split]) > 1]
+        limit = len(data.splits["val"])
+        runs.append({split: read_val(model, data, device, split, limit) for split in names})
+    a = runs[0]["val"]
+    b = runs[-1]["val"]
     change = compare(a, b)
     rows = analyze(a, change)
-    lines = summary(rows)
+    lines = summary(rows) + list(map(describe, "AB", runs))
     values = {"rows": rows, "lines": lines, "a": a, "b": b, "change": change}
     write_page(Path(options.page), "insight/analyze.html", **values)
     if options.json:

@@ -19,6 +19,7 @@ from nanoloop.checkpoint import model_config
 from nanoloop.device import flops_per_token
 from nanoloop.options import reading, require
 from nanoloop.runlog import format_figure, read_rows
+from research.insight.watch import is_finished
 from research.page import write_page
 
 AXES = ("step", "tokens", "seconds", "flops")
@@ -51,9 +52,7 @@ def read_run(folder: str) -> tuple[dict, list[dict]]:
     for row in rows:
         row.setdefault("seconds", 0.0)  # an evaluation before the first step
         row["flops"] = row["tokens"] * flops
-    summary = path / "summary.json"
-    steps = json.loads(summary.read_bytes())["steps"] if summary.is_file() else None
-    return config | {"finished": steps == rows[-1]["step"]}, rows
+    return config | {"finished": is_finished(path, rows)}, rows
 
 
 def having(rows: list[dict], figure: str) -> list[dict]:

@@ -1,14 +1,17 @@
 """Follow a run in the terminal: python -m research watch RUN
 
-Reads log.jsonl alone. Ends when the run ends, or ten minutes after its last line.
+Reads log.jsonl alone. Ends when the run ends, or ten minutes after its last line. --track=trackio
+sends the figures to a tracker, from outside: one that fails ends no training.
 """
 
+import json
 import math
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -26,6 +29,7 @@ class WatchOptions:
 
     run: Annotated[str, tyro.conf.Positional] = ""  # folder of the run
     once: bool = False  # print one view and end, for programs
+    track: Literal["trackio", "wandb"] | None = None  # the tracker that gets all figures
 
 
 def curve(values: list[float]) -> str:
@@ -62,18 +66,40 @@ def view(rows: list[dict], silent: float) -> list[str]:
     return lines
 
 
+def is_finished(folder: Path, rows: list[dict]) -> bool:
+    """Say whether the summary in a run's folder is that of its last row."""
+    summary = folder / "summary.json"
+    steps = json.loads(summary.read_bytes())["steps"] if summary.is_file() else None
+    return bool(rows) and steps == rows[-1]["step"]
+
+
 def main(options: WatchOptions) -> None:
-    path = Path(options.run) / "log.jsonl"
+    folder = Path(options.run)
+    path = folder / "log.jsonl"
+    tracker = None
+    if options.track:
+        config = json.loads((folder / "config.json").read_bytes())
+        library = import_module(options.track)
+        tracker = library.init(project="nanoloop", name=folder.name, config=config)
     started = time.time()
     shown = []
+    sent = -1  # the last step that the tracker has
+    is_over = options.once
     while True:
         rows = read_rows(path)
-        written = path.stat().st_mtime if rows else started
-        silent = time.time() - written
-        lines = view(rows, silent)
+        silent = time.time() - (path.stat().st_mtime if rows else started)
         if (rows, silent > 60) != shown:
-            print_safely(*lines, sep="\n")
+            print_safely(*view(rows, silent), sep="\n")
         shown = (rows, silent > 60)
-        if options.once or lines[-1].startswith("finished") or silent > 600:
-            return
-        time.sleep(1)
+        # The last row may still get the figures of an evaluation.
+        for row in rows if is_over else rows[:-1]:
+            if tracker and row["step"] > sent:
+                figures = dict(row)
+                sent = figures.pop("step")
+                tracker.log(figures, step=sent)
+        if is_over:
+            break
+        is_over = silent > 600 or is_finished(folder, rows)
+        time.sleep(0 if is_over else 1)
+    if tracker:
+        tracker.finish()
