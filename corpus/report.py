@@ -196,6 +196,15 @@ def summarize(folder, progress, meta, tokenizer, shards):
         figures["examples"]["largest"] = progress.largest
     for rule, row in progress.dropped.items():
         figures["examples"][rule] = row["examples"]
+    prompts = tuple(f"{Path(x[7:])}:" for x in meta.get("source", ()) if x.startswith("claude:"))
+    texts = {"claude": [], "others": []}
+    for _, where, text in sample:
+        texts["claude" if where.startswith(prompts) else "others"].append(text)
+    size = min(sum(map(len, part)) for part in texts.values())
+    figures["compression"] = {}
+    for name, part in texts.items():  # as much of each
+        raw = "".join(part)[:size].encode("utf-8", "replace")
+        figures["compression"][name] = len(raw) / len(zlib.compress(raw))
     languages = {name: row["bytes"] for name, row in figures["language"].items()}
     if not languages:
         languages = {name: figures["kinds"][name] for name in SCRIPTS}

@@ -205,6 +205,24 @@ def test_all_planted_faults_together_are_named_with_a_reason_and_what_to_do(
         assert len(advice) > 40
 
 
+def test_few_templates_are_named_beside_other_text(tokenizer, tmp_path):
+    def answers(words: int) -> list[tuple]:
+        """Return documents of one template, each with so many words of its own."""
+        template = prose(70_000, 100)
+        texts = [f"{template}{prose(80_000 + i, words)}" for i in range(100)]
+        return [
+            ("claude:a/p.jsonl", f"a/p.jsonl:{i}", "train", text) for i, text in enumerate(texts)
+        ]
+
+    sources = ["claude:./a/p.jsonl", "shelf"]
+    for words, is_named in ((10, True), (2000, False)):
+        corpus = Corpus(good_corpus() + answers(words), tokenizer, tmp_path / str(words))
+        warnings = corpus.warnings(source=sources)
+        assert any(text.startswith("few templates") for text in warnings) == is_named
+    alone = Corpus(answers(10), tokenizer, tmp_path / "alone").warnings(source=sources)
+    assert not any(text.startswith("few templates") for text in alone)
+
+
 def test_a_text_that_repeats_itself_is_named_with_advice_for_a_single_text(tokenizer, tmp_path):
     warnings = Corpus(repeating_text(), tokenizer, tmp_path).warnings()
     assert warnings[0].startswith("held-out text is in train: 100.0% of val and 100.0% of test")
