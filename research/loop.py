@@ -296,7 +296,7 @@ def confirm_newest(options: LoopOptions, ledger: Ledger, repo: Path, floor: dict
 
 def judged(rows: list[dict], idea: str) -> list[str]:
     """List the ended trials that judged an idea. Where the machine was disturbed, none did."""
-    same = [row for row in rows if idea in (row.get("idea"), row.get("shape"))]
+    same = [row for row in rows if row.get("shape") == idea]
     return [row["id"] for row in same if row["verdict"] not in ("none", "disturbed")]
 
 

@@ -13,7 +13,7 @@ test split, says whether it is better.
 import math
 from ast import literal_eval
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +23,7 @@ import tyro
 from nanoloop.options import UserError, require
 from research.referee import patch
 from research.referee.judge import begin, exit_code, noise_row, plan, try_change
-from research.referee.runs import Options, Setup, Slot, undisturbed
+from research.referee.runs import Options, PairRunner, Setup, Slot, undisturbed
 from research.referee.verdict import Noise
 
 EXAMPLE = "muon_lr=log(0.005,0.05) n_layer=int(1,4) activation=relu2|swiglu"
@@ -37,10 +37,15 @@ class TuneOptions(Options):
     tries: int = 30  # settings that are scored, those before a restart included
     seeds: int = 2  # runs of each setting that is not dropped
 
+    def __post_init__(self):
+        super().__post_init__()
+        message = f"tries and seeds must be at least 1, got {self.tries} and {self.seeds}"
+        require(min(self.tries, self.seeds) >= 1, message)
+
 
 def read_space(text: str, names: set[str]) -> dict:
     """Return each option's Optuna distribution; `text` may name a file. Raises UserError."""
-    if Path(text).is_file():
+    if "=" not in text and Path(text).is_file():
         text = Path(text).read_text(encoding="utf-8")
     space = {}
     for part in text.split():
@@ -114,13 +119,13 @@ def search(
                 scores.append(score(trial.params, len(scores), slot))
                 mean = sum(scores) / len(scores)
                 figure = f"{scores[-1]:.4f} bits per byte"
-                print(f"setting {trial.number}: {figure} | {trial.params}", flush=True)
+                print(f"setting {trial.number}: {figure} | {trial.params}")
             if len(scores) == seeds:
                 study.tell(trial, mean)
             else:
                 study.tell(trial, state=TrialState.PRUNED)
         except patch.Invalid as error:
-            print(f"setting {trial.number}: {error} | {trial.params}", flush=True)
+            print(f"setting {trial.number}: {error} | {trial.params}")
             study.tell(trial, state=TrialState.FAIL)
         finally:
             free_slots.append(slot)
@@ -151,15 +156,17 @@ def to_text(settings: dict) -> str:
     return " ".join(f"{name}={value}" for name, value in settings.items())
 
 
-def main(options: TuneOptions) -> int:
+def main(options: TuneOptions, root: Path = patch.ROOT) -> int:
+    """Search, then judge; return an exit code. root: the folder whose recipe is the baseline."""
     from train import TrainConfig
 
     space = read_space(options.space, {field.name for field in fields(TrainConfig)})
-    setup = Setup(options, patch.ROOT)
+    setup = Setup(options, root)
     noise = noise_row(setup)
     runs = options.tries * options.seeds
-    print(f"at most {plan(options, runs, noise.get('run_seconds'))}, then a trial", flush=True)
-    start = setting_of(setup.recipe, space)
+    print(f"at most {plan(options, runs, noise.get('run_seconds'))}, then a trial")
+    # The recipe was read from this checkout: of another root the first setting is drawn.
+    start = setting_of(setup.recipe, space) if root == patch.ROOT else None
 
     def score(settings: dict, seed: int, slot: Slot) -> float:
         """Score a run with these options on the validation split. Raises Invalid."""
@@ -172,18 +179,14 @@ def main(options: TuneOptions) -> int:
         begin("setting", setup, state="done", hypothesis=text, bpb=bpb, reason=reason)
         return bpb
 
-    with ExitStack() as stack:
-        slots = []
-        for number in range(options.workers):
-            slot = Slot(setup, {}, number, options.workers)
-            slots.append(stack.enter_context(closing(slot)))
+    with closing(PairRunner(setup, {})) as runner:
         study = search(
             space,
             score,
             setup.ledger.folder,
             options.tries,
             options.seeds,
-            slots,
+            runner.slots,
             Noise.of(noise).sd,
             start,
             f"{options.config} {setup.budget} {setup.data.folder} ",
@@ -197,6 +200,6 @@ def main(options: TuneOptions) -> int:
     best = to_text(study.best_params)
     print(f"the best of {count} settings: {best}; the trial follows, on fresh seeds")
     hypothesis = f"The best of {count} settings of {options.space}"
-    row = try_change(options, patch.ROOT, settings=best, hypothesis=hypothesis)
+    row = try_change(options, root, settings=best, hypothesis=hypothesis)
     print(f"{row['verdict']}: {row['reason']}")
     return exit_code(row)

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("optuna")  # an optional library
 
 from nanoloop.options import UserError
-from research.tune import read_space, search, setting_of
+from research.tune import TuneOptions, read_space, search, setting_of
 
 SPACE_TEXT = "muon_lr=log(0.001,0.1) n_layer=int(1,6) activation=relu2|swiglu"
 NAMES = {"muon_lr", "n_layer", "activation", "decay", "seed", "data"}
@@ -32,6 +32,7 @@ def test_a_space_is_read_as_it_is_written(tmp_path):
     assert read_space("decay=float(0,1)", NAMES)["decay"].log is False
     (tmp_path / "space").write_text(SPACE_TEXT.replace(" ", "\n"))
     assert read_space(str(tmp_path / "space"), NAMES) == SPACE
+    assert read_space(SPACE_TEXT + " decay=float(0,1)" * 30, NAMES)  # too long for a file's name
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,12 @@ def test_a_space_is_read_as_it_is_written(tmp_path):
 def test_a_wrong_space_is_a_mistake_of_the_user(text):
     with pytest.raises(UserError):
         read_space(text, NAMES)
+
+
+@pytest.mark.parametrize("name", ["tries", "seeds"])
+def test_a_search_without_runs_is_a_mistake_of_the_user(name):
+    with pytest.raises(UserError, match="tries and seeds must be at least 1, got"):
+        TuneOptions(**{name: 0})
 
 
 def test_the_recipe_itself_is_tried_first(tmp_path):

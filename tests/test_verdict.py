@@ -59,7 +59,7 @@ def test_the_levels_of_the_rounds_multiply_to_alpha_and_rounding_never_raises_it
 
 
 def test_a_night_without_keeps_spends_half_of_its_level_and_no_more():
-    night = Night(0.05)
+    night = Night()
     given = []
     for _ in range(20_000):
         given.append(night.alpha())
@@ -72,7 +72,7 @@ def test_a_night_without_keeps_spends_half_of_its_level_and_no_more():
 
 def test_a_change_kept_as_better_earns_budget():
     """LORD++: the sum of levels over the number of keeps stays below the level."""
-    night = Night(0.05)
+    night = Night()
     spent = 0.0
     rng = np.random.default_rng(8)
     for _ in range(500):
@@ -110,7 +110,7 @@ def test_the_night_is_rebuilt_from_the_ledger():
         {"kind": "trial", "state": "done", "verdict": "reject", "differences": [0.01]},
         simpler,
         better,
-        better | {"replay_of": "t1"},
+        better | {"kind": "replay"},
         simpler,
         {"kind": "trial", "state": "done", "verdict": "crash", "differences": [0.01]},
         {"kind": "trial", "state": "begun"},
@@ -175,7 +175,7 @@ def test_a_change_that_changes_nothing_is_said_to_be_identical(tokens, verdict):
     """A refactoring gives the same score bit by bit, and its tokens decide."""
     assert decide([0.0], tokens=tokens, **RULES) is None
     decision = decide([0.0] * 2, tokens=tokens, **RULES)
-    assert decision.verdict == verdict and decision.interval == (0.0, 0.0)
+    assert decision.verdict == verdict and decision.interval == [0.0, 0.0]
     assert decision.reason.startswith("identical to the baseline: nothing that this recipe uses")
     assert ("4 tokens fewer" in decision.reason) == (tokens < 0)
 
@@ -243,11 +243,6 @@ def test_a_trial_is_as_good_as_the_worse_of_its_rounds(name):
     assert conclude(first) == first
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_score_that_is_no_number_is_rejected(value):
-    assert decide([-0.03, value], **RULES).verdict == "reject"
-
-
 def test_the_verdict_does_not_depend_on_the_unit():
     rng = np.random.default_rng(10)
     for _ in range(50):
@@ -260,9 +255,7 @@ def test_the_verdict_does_not_depend_on_the_unit():
         assert len(verdicts) == 1
 
 
-def test_the_noise_floor_is_the_larger_of_two_runs_of_a_seed_and_what_seeds_give():
-    """An old row has pairs of one seed, and the spread of one run over seeds."""
+def test_the_noise_floor_is_the_root_mean_square_of_its_differences():
+    """Their true mean is 0: both runs of a pair have the same recipe."""
     row = {"differences": [0.003, -0.004, 0.0, 0.005]}
     assert Noise.of(row) == Noise(pytest.approx(0.003536, abs=1e-6), 4)
-    assert Noise.of(row | {"seed_spread": 0.001}) == Noise.of(row)
-    assert Noise.of(row | {"seed_spread": 0.04}) == Noise(pytest.approx(0.04 * 2**0.5), 4)

@@ -12,12 +12,10 @@ import secrets
 import shutil
 import statistics
 import subprocess
-import time
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 
 from nanoloop.data import Data
 from nanoloop.options import UserError, require
@@ -26,6 +24,7 @@ from research.referee.ledger import new_id, now
 from research.referee.runs import ARMS, Options, PairRunner, Setup, scores
 from research.referee.verdict import Night, Noise
 
+SPLITS = ("val", "test")  # of a trial's two rounds
 # All others: 1.
 EXIT_CODES = {"keep": 0, "keep (simpler)": 0, "invalid": 3, "crash": 3, "disturbed": 4}
 
@@ -103,13 +102,14 @@ def try_change(
         is_copy = patch.copies(change, held_out_text(setup.data))
         patch.refuse(is_copy, "it spells out held-out text")
     except patch.Invalid as error:
-        reason = str(error)
-        row = begin("trial", setup, idea=patch.hash_of(reason), **more)
-        return setup.ledger.append(row | {"state": "done", "verdict": "invalid", "reason": reason})
+        row = begin("trial", setup, **more)
+        result = {"state": "done", "verdict": "invalid", "reason": str(error)}
+        return setup.ledger.append(row | result)
     night = Night.of(setup.ledger.trials())
     alpha = night.alpha()
-    seeds = [new_seeds(count) for _, count in verdict.rounds(alpha, options.max_pairs)]
-    return judge(change, setup, seeds, alpha, night.lost, echo, **more)
+    more |= {"alpha": alpha, "lost_before": night.lost}
+    more["seeds"] = [new_seeds(count) for _, count in verdict.rounds(alpha, options.max_pairs)]
+    return judge("trial", change, setup, echo, **more)
 
 
 def new_seeds(count: int) -> list[int]:
@@ -129,7 +129,7 @@ def replay(earlier: dict, folder: str) -> dict:
     """
     number = earlier["id"]
     require(earlier.get("pairs"), f"trial {number} has no scored pair, so it cannot be repeated")
-    setup = Setup(SimpleNamespace(**earlier["options"] | {"folder": folder}), patch.ROOT)
+    setup = Setup(Options(**earlier["options"] | {"folder": folder}), patch.ROOT)
     is_same = patch.hash_of(sorted(setup.base.items())) == earlier["tree"]
     message = f"trial {number} had another tree: check out commit '{earlier['parent']}' first"
     require(is_same, message)
@@ -137,51 +137,30 @@ def replay(earlier: dict, folder: str) -> dict:
     require(setup.data.fingerprint == earlier["data"], message)
     pairs = earlier["pairs"]
     return judge(
+        "replay",
         patch.from_patch(setup.base, earlier["diff"].encode()),
         setup,
-        [[pair["seed"] for pair in pairs if pair["split"] == split] for split in ("val", "test")],
-        earlier["alpha"],
-        earlier.get("lost_before", 0.0),
         print,
-        hypothesis=earlier["hypothesis"],
+        seeds=[[pair["seed"] for pair in pairs if pair["split"] == split] for split in SPLITS],
         replay_of=number,
+        **{name: earlier[name] for name in ("alpha", "lost_before", "hypothesis")},
     )
 
 
-def judge(
-    change: patch.Change,
-    setup: Setup,
-    seeds: list[list[int]],
-    alpha: float,
-    lost: float,
-    echo,
-    **more,
-) -> dict:
+def judge(kind: str, change: patch.Change, setup: Setup, echo, **more) -> dict:
     """Run a trial's pairs until it is decided, and record it; return the finished row.
 
-    seeds: of the pairs on the validation split and of those on the test split. alpha: the trial's
-    level. lost: what simpler changes may have lost before. more: fields of the row; with
-    "replay_of" all seeds are used. Raises UserError.
+    kind: "trial", or "replay" of one. more: fields of the row: "seeds", of the pairs on the
+    validation split and of those on the test split; "alpha", the trial's level; "lost_before", what
+    simpler changes may have lost; and others. Raises UserError.
     """
     known = noise_row(setup)
-    runs = 2 * sum(map(len, seeds))
+    runs = 2 * sum(map(len, more["seeds"]))
     echo(f"at most {plan(setup.options, runs, known.get('run_seconds'))}")
-    started = time.time()
-    is_replay = "replay_of" in more
-    row = begin(
-        "replay" if is_replay else "trial",
-        setup,
-        diff=change.diff,
-        idea=change.idea,
-        tokens=change.tokens,
-        seeds=seeds,
-        alpha=alpha,
-        lost_before=lost,
-        **more,
-    )
-    rounds = verdict.rounds(alpha, setup.options.max_pairs)
+    row = begin(kind, setup, diff=change.diff, tokens=change.tokens, **more)
+    rounds = verdict.rounds(row["alpha"], setup.options.max_pairs)
     rules = {
-        "lost": lost,
+        "lost": row["lost_before"],
         "minimum_effect": setup.options.minimum_effect,
         "noise": Noise.of(known),
         "tokens": change.tokens,
@@ -190,14 +169,11 @@ def judge(
     result = {"state": "interrupted", "verdict": "undecided", "reason": "the judge was interrupted"}
     try:
         with closing(PairRunner(setup, patch.apply(setup.base, change))) as runner:
-            result = decide(runner, pairs, seeds, rounds, rules, echo, stops_early=not is_replay)
+            row["isolation"] = runner.slots[0].box.isolation
+            result = decide(runner, pairs, row["seeds"], rounds, rules, echo) | {"state": "done"}
     finally:
-        row["state"] = "done"
-        row["pairs"] = pairs
-        row["differences"] = differences(pairs, "val")
-        row["isolation"] = pairs[0]["isolation"] if pairs else None
-        row |= result
-        setup.ledger.append(row | {"run_seconds": round(time.time() - started, 1)})
+        row |= result | {"pairs": pairs, "differences": differences(pairs, "val")}
+        setup.ledger.append(row)
     return row
 
 
@@ -208,16 +184,15 @@ def decide(
     rounds: list[tuple[float, int]],
     rules: dict,
     echo,
-    stops_early: bool,
 ) -> dict:
     """Run pairs, added to `pairs`, until the trial is decided; return what its row says of that.
 
-    stops_early: a round ends when it is decided; otherwise with its last seed. An agent may read
-    what is echoed and the reason, so neither holds a score on the test split.
+    A trial has seeds for all pairs, a replay only for those that decided the trial. An agent may
+    read what is echoed and the reason, so neither holds a score on the test split.
     """
     decisions = []
-    for split, chosen, (level, count) in zip(("val", "test"), seeds, rounds):
-        max_pairs = max(count, len(chosen))  # an old trial may have had more
+    for split, chosen, (level, max_pairs) in zip(SPLITS, seeds, rounds):
+        decision = None
         for pair in runner.run(chosen, split):
             pairs.append(pair)
             failure = pair.get("failed") or same_for_every_seed(pairs, split)
@@ -228,25 +203,14 @@ def decide(
             figures = ", ".join(f"{arm} {pair[arm]['bpb']:.4f}" for arm in ARMS)
             result = f"{figures}, difference {found[-1]:+.4f} bits per byte"
             echo(f"{split} pair {len(found)}: {result if split == 'val' else 'scored'}")
-            if decision and stops_early:
+            if decision:
                 break
         if decision is None:
             return {"verdict": "undecided", "reason": "the repeated pairs do not decide it"}
         decisions.append(decision)
         if not decision.verdict.startswith("keep"):
             break
-    decision = verdict.conclude(*decisions)
-    return {
-        "verdict": decision.verdict,
-        "reason": decision.reason,
-        "mean": finite(decision.mean),
-        "interval": [finite(end) for end in decision.interval],
-    }
-
-
-def finite(value: float) -> float | None:
-    """Return None for what JSON cannot hold."""
-    return value if math.isfinite(value) else None
+    return asdict(verdict.conclude(*decisions))
 
 
 def differences(pairs: list[dict], split: str) -> list[float]:
@@ -322,29 +286,28 @@ def measure_noise(options: NoiseOptions, root: Path = patch.ROOT) -> None:
     row = begin("noise", setup)
     # Start-up and scoring are known after the first pair.
     budget_seconds = setup.amount if setup.kind == "seconds" else None
-    print(f"{plan(options, 2 * options.pairs, budget_seconds)} at least", flush=True)
+    print(f"{plan(options, 2 * options.pairs, budget_seconds)} at least")
     pairs = []
     with closing(PairRunner(setup, setup.base)) as runner:
         for pair in runner.run(new_seeds(options.pairs), "val"):
             pairs.append(pair)
-            run_seconds = statistics.median(pair["seconds"] / 2 for pair in pairs)
-            if len(pairs) == 1:
-                print(plan(options, 2 * options.pairs - 2, run_seconds), "follow", flush=True)
-            found = differences(pairs, "val")
-            if "failed" in pair:
-                failure = pair["failed"]
+            failure = pair.get("failed")
+            if failure:
                 require(failure["verdict"] == "disturbed", f"a run failed: {failure}")
-                print(f"pair {len(pairs)} is left out: {failure['reason']}", flush=True)
+                result = f"left out: {failure['reason']}"
             else:
-                difference = f"{found[-1]:+.5f} bits per byte"
-                print(f"pair {len(pairs)}: difference {difference}", flush=True)
+                result = f"difference {differences([pair], 'val')[0]:+.5f} bits per byte"
+            print(f"pair {len(pairs)}: {result}")
+            if len(pairs) == 1:
+                print(plan(options, 2 * options.pairs - 2, pair["seconds"] / 2), "follow")
+    found = differences(pairs, "val")
     message = f"{len(found)} pairs are undisturbed, too few: wait until the machine is quiet"
     require(len(found) >= 3, message)
     floor = Noise.of({"differences": found}).sd
     alpha = Night.of(setup.ledger.trials()).alpha()
     reason = f"noise floor of a pair: {floor:.5f} bits per byte"
     row |= {"state": "done", "differences": found, "noise": floor, "reason": reason}
-    row["run_seconds"] = round(run_seconds, 2)
+    row["run_seconds"] = round(statistics.median(pair["seconds"] / 2 for pair in pairs), 2)
     setup.ledger.append(row)
     seen = []
     for count in (8, 16, options.max_pairs):

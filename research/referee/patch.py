@@ -80,7 +80,6 @@ class Change:
     diff: str  # a unified diff of the tree
     added: str  # the lines that it adds
     tokens: int  # lexical tokens of its files, minus those before
-    idea: str  # hash of its lines without comments and white space; "" without such lines
 
 
 # --------------------------------------------------------------------------------------------------
@@ -200,7 +199,6 @@ def make_change(base: dict[str, bytes], files: dict[str, bytes | None]) -> Chang
     texts = {}
     diff = []
     added = []
-    code = []
     tokens = 0
     for path, content in sorted(files.items()):
         if content == base.get(path):
@@ -209,24 +207,21 @@ def make_change(base: dict[str, bytes], files: dict[str, bytes | None]) -> Chang
         refuse(content is None, f"it deletes {path}")
         new = read_source(path, content)
         old = base.get(path, b"").decode("utf-8")
-        header, lines = compare(path, old, new, is_new=path not in base)
+        lines = compare(path, old, new, is_new=path not in base)
         if is_config(path) and path in base:
             names = re.findall(r"^[+-]\s*(\w+)[^=\n]*=", "".join(lines), re.MULTILINE)
             protected = sorted(PROTECTED.intersection(names))
             refuse(protected, f"{path} sets {', '.join(protected)}, which the judge sets")
         texts[path] = new
-        diff += header + lines
-        added += [line[1:] for line in lines if line.startswith("+")]
-        code += [line for line in lines if re.match(r"[+-]\s*[^\s#]", line)]
+        diff += lines
+        added += [line[1:] for line in lines[2:] if line.startswith("+")]
         tokens += count_tokens(new) - count_tokens(old)
     size = len(zlib.compress("".join(added).encode(), 9))
     refuse(
         size > MAX_ADDED_BYTES,
         f"it adds {size:,} bytes (compressed), more than {MAX_ADDED_BYTES:,}: one idea, or a blob?",
     )
-    bare_code = sorted("".join(line.split("  #")[0].split()) for line in code)
-    idea = hash_of(bare_code) if bare_code else ""
-    return Change(texts, "".join(diff), "".join(added), tokens, idea)
+    return Change(texts, "".join(diff), "".join(added), tokens)
 
 
 def read_source(path: str, content: bytes) -> str:
@@ -244,8 +239,8 @@ def read_source(path: str, content: bytes) -> str:
     return text
 
 
-def compare(path: str, old: str, new: str, is_new: bool) -> tuple[list[str], list[str]]:
-    """Return the header and the lines of a unified diff; each line ends with a line end."""
+def compare(path: str, old: str, new: str, is_new: bool) -> list[str]:
+    """Return the lines of a unified diff, two of header first; each ends with a line end."""
     old_name = "/dev/null" if is_new else f"a/{path}"
     # Not splitlines: in a diff only \n ends a line.
     old_lines = io.StringIO(old).readlines()
@@ -254,7 +249,7 @@ def compare(path: str, old: str, new: str, is_new: bool) -> tuple[list[str], lis
     for index, line in enumerate(lines):
         if not line.endswith("\n"):
             lines[index] = line + "\n\\ No newline at end of file\n"
-    return lines[:2], lines[2:]
+    return lines
 
 
 def copies(change: Change, held_out: bytes) -> bool:

@@ -90,14 +90,11 @@ class Setup:
         self.recipe = recipe
         self.seed_step = 0  # from the baseline's seed to the candidate's
         self.budget, self.kind, self.amount = read_budget(options.budget, recipe)
-        flags = {name: getattr(TrainConfig, name) for name in sorted(patch.PROTECTED)}
-        flags["save_interval"] = None
-        flags["device"] = recipe.device
-        flags["log_interval"] = recipe.log_interval
-        self.flags = [f"--{key}={value}" for key, value in flags.items()]
+        self.flags = {name: getattr(TrainConfig, name) for name in patch.PROTECTED}
+        self.flags["save_interval"] = None
+        self.flags["device"] = recipe.device
+        self.flags["log_interval"] = recipe.log_interval
         self.ledger = Ledger(Path(options.folder).resolve())
-        is_writable = os.access(self.ledger.folder, os.W_OK)
-        require(is_writable, f"--folder={options.folder} cannot be written: name another folder")
 
     @cached_property
     def data(self) -> Data:
@@ -118,7 +115,7 @@ def read_budget(budget: str | None, recipe) -> tuple[str, str, float]:
     if budget is None:
         limits = {"s": recipe.max_seconds, "tokens": recipe.max_tokens, "steps": recipe.max_steps}
         budget = next(f"{limit}{unit}" for unit, limit in limits.items() if limit)
-    parts = re.fullmatch(r"([\d.]+(?:e\d+)?) ?(s|seconds|steps|tokens)", budget)
+    parts = re.fullmatch(r"(\d+\.?\d*(?:e\d+)?) ?(s|seconds|steps|tokens)", budget)
     is_valid = parts and float(parts[1]) > 0
     require(is_valid, f"--budget={budget}: write it as 60s, 500steps or 2e6tokens")
     amount = float(parts[1])
@@ -126,7 +123,7 @@ def read_budget(budget: str | None, recipe) -> tuple[str, str, float]:
     text = f"{amount:.12g}{unit}"
     if unit == "s":
         return text, "seconds", amount
-    return text, "tokens", amount * (recipe.batch_tokens if unit == "steps" else 1)
+    return text, "tokens", int(amount * (recipe.batch_tokens if unit == "steps" else 1))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -152,8 +149,6 @@ class Slot:
         self.folder = self.box.folder
         self.box.covers = library_covers(self.data, self.folder / "covers")
         training_data(self.data, self.folder / "data")
-        out = self.folder / "out"
-        self.flags = [*setup.flags, f"--data={self.folder / 'data'}", f"--out={out}"]
         self.trained: list[Ended] = []
         self.scored: list[Score] = []
         self.install("baseline", setup.base)
@@ -166,10 +161,12 @@ class Slot:
         self.charge = 0.0
 
     def train(self, arm: str, seed: int) -> Ended:
-        """Do one run of an arm; it leaves ARM.pt and log.jsonl. Raises patch.Invalid."""
+        """Do one run of an arm; it leaves ARM.pt and ARM.jsonl. Raises patch.Invalid."""
         amount = self.setup.amount
         if arm == "baseline":
-            return self.train_once(arm, seed, amount, NO_LIMIT)
+            run = self.train_once(arm, seed, amount, NO_LIMIT)
+            self.trained.append(run)
+            return run
         if self.setup.kind == "seconds":
             return self.train_seconds(seed)
         limit = self.limit(self.trained, self.setup.options.slowdown, slack=5)
@@ -203,17 +200,25 @@ class Slot:
 
     def train_once(self, arm: str, seed: int, amount: float, limit: Limit) -> Ended:
         """Do one run of an arm. Raises Crashed if it ends badly without being late."""
-        argv = [self.folder / arm / "train.py", self.setup.options.config, *self.flags]
-        budget = amount if self.setup.kind == "seconds" else int(amount)
-        seed += self.setup.seed_step if arm == "candidate" else 0
-        argv += [f"--max_{self.setup.kind}={budget}", f"--seed={seed}"]
+        if arm == "candidate":
+            seed += self.setup.seed_step
+        flags = self.setup.flags | {
+            "data": self.folder / "data",
+            "out": self.folder / "out",
+            "seed": seed,
+            f"max_{self.setup.kind}": amount,
+        }
+        argv = [self.folder / arm / "train.py", self.setup.options.config]
+        argv += [f"--{key}={value}" for key, value in flags.items()]
         shown = [self.folder / arm, self.folder / "data"]
         model = self.folder / f"{arm}.pt"
-        files = {"last.pt": model, "log.jsonl": self.folder / "log.jsonl"}
+        files = {"last.pt": model, "log.jsonl": self.folder / f"{arm}.jsonl"}
         run = self.box.run(argv, shown, limit, files)
-        if not run.late and run.status:
+        if run.late:
+            return run
+        if run.status:
             raise run.problem(Crashed, f"training ended with exit status {run.status}")
-        if not run.late and not model.stat().st_size:
+        if not model.stat().st_size:
             raise run.problem(Crashed, "training left no checkpoint")
         return run
 
@@ -227,20 +232,8 @@ class Slot:
         seconds = max(MIN_SECONDS, MAX_SLOWDOWN * usual(baseline, "seconds"))
         return Limit(seconds, processor_seconds)
 
-    def run(self, arm: str, seed: int, split: str) -> dict:
-        """Train and score one arm. Raises patch.Invalid."""
-        return self.score_arm(arm, seed, split, self.train_with_curve(arm, seed))
-
-    def train_with_curve(self, arm: str, seed: int) -> tuple[Ended, list]:
-        """Train one arm; return what the run used, and its curve. Raises patch.Invalid."""
-        trained = self.train(arm, seed)
-        if arm == "baseline":
-            self.trained.append(trained)
-        return trained, read_curve(self.folder / "log.jsonl")
-
-    def score_arm(self, arm: str, seed: int, split: str, trained: tuple[Ended, list]) -> dict:
-        """Score an arm that was trained; return its part of the row. Raises patch.Invalid."""
-        run, curve = trained
+    def score_arm(self, arm: str, seed: int, split: str, run: Ended) -> dict:
+        """Score what a run of an arm left; return the arm's part of a row. Raises patch.Invalid."""
         limit = NO_LIMIT
         baseline = []
         if arm == "candidate":
@@ -256,18 +249,23 @@ class Slot:
             "first": scored.first,
             "seconds": round(run.seconds, 2),
             "share": round(share(run), 3),
-            "tokens": curve[-1][0] if curve else None,
-            "curve": curve,
+            "curve": read_curve(self.folder / f"{arm}.jsonl"),
         }
 
-    def pair(self, seed: int, split: str, candidate_first: bool) -> dict:
+    def run(self, arm: str, seed: int, split: str) -> dict:
+        """Train and score one arm; return its part of a row. Raises patch.Invalid."""
+        return self.score_arm(arm, seed, split, self.train(arm, seed))
+
+    def pair(self, seed: int, split: str) -> dict:
         """Run both arms with one seed, again if they are disturbed; return the row of the pair.
 
         It has "failed" if the candidate was refused or crashed, or if all attempts were disturbed.
         Raises UserError where the baseline fails.
         """
         started = time.perf_counter()
-        row = {"seed": seed, "split": split, "isolation": self.box.isolation}
+        row = {"seed": seed, "split": split}
+        # Drawn, not in turn: a neighbour that comes and goes regularly would always meet one arm.
+        candidate_first = seed % 2 == 1
         # The first pair begins with the baseline, which sets the candidate's limits.
         arms = ARMS[::-1] if candidate_first and self.trained else ARMS
         try:
@@ -281,13 +279,17 @@ class Slot:
         row["repeats"] = row.get("repeats", -1) + 1
         seed = row["seed"]
         trained = {}
-        for arm in arms:
-            with naming_the_baseline(arm):
-                trained[arm] = self.train_with_curve(arm, seed)
-        # The baseline comes first: its losses show where the candidate gains.
-        for arm in ARMS:
-            with naming_the_baseline(arm):
+        try:
+            for arm in arms:
+                trained[arm] = self.train(arm, seed)
+            # The baseline comes first: its losses show where the candidate gains.
+            for arm in ARMS:
                 row[arm] = self.score_arm(arm, seed, row["split"], trained[arm])
+        except patch.Invalid as error:
+            # No candidate can mend the baseline.
+            message = f"the baseline itself cannot be judged: {error}\n{error.text}"
+            require(arm == "candidate" or isinstance(error, Disturbed), message)
+            raise
         self.compare_shares(*[row[arm]["share"] for arm in ARMS])
 
     def run_alone(self, seed: int) -> float:
@@ -310,17 +312,6 @@ class Slot:
         self.box.close()
 
 
-@contextlib.contextmanager
-def naming_the_baseline(arm: str):
-    """Turn a refusal of the baseline, which no candidate can mend, into a UserError."""
-    try:
-        yield
-    except patch.Invalid as error:
-        message = f"the baseline itself cannot be judged: {error}\n{error.text}"
-        require(arm == "candidate" or isinstance(error, Disturbed), message)
-        raise
-
-
 def undisturbed(attempt):
     """Return attempt(), which is repeated at most twice where it raises Disturbed."""
     for _ in range(REPEATS):
@@ -336,14 +327,14 @@ def share(run: Ended) -> float:
 
 
 def usual(results: list, name: str) -> float:
-    """Return the median of a field; 0 without results."""
-    return statistics.median([getattr(result, name) for result in results] or [0.0])
+    """Return the median of a field."""
+    return statistics.median(getattr(result, name) for result in results)
 
 
 def scores(pairs: list[dict], split: str, figure: str = "bpb") -> list[list[float]]:
     """Return a figure of [baseline, candidate] of the split's pairs that count."""
-    is_scored = [pair["split"] == split and "failed" not in pair for pair in pairs]
-    return [[pair[arm][figure] for arm in ARMS] for pair, ok in zip(pairs, is_scored) if ok]
+    scored = [pair for pair in pairs if pair["split"] == split and "failed" not in pair]
+    return [[pair[arm][figure] for arm in ARMS] for pair in scored]
 
 
 def read_curve(log: Path) -> list[list[float]]:
@@ -389,18 +380,11 @@ class PairRunner:
 
     def run(self, seeds: list[int], split: str) -> Iterator[dict]:
         """Yield the row of each seed's pair, in their order."""
-        count = len(self.slots)
-        running = []
-        for number, seed in enumerate(seeds):
-            # Not in turn: a neighbour that comes and goes regularly would always meet one arm.
-            candidate_first = seed % 2 == 1
-            slot = self.slots[number % count]
-            thread = self.threads[number % count]
-            running.append(thread.submit(slot.pair, seed, split, candidate_first))
-            if len(running) == count:
-                yield running.pop(0).result()
-        for job in running:
-            yield job.result()
+        for start in range(0, len(seeds), len(self.slots)):
+            workers = zip(self.threads, self.slots, seeds[start:])
+            jobs = [thread.submit(slot.pair, seed, split) for thread, slot, seed in workers]
+            for job in jobs:
+                yield job.result()
 
     def close(self) -> None:
         for slot, thread in zip(self.slots, self.threads):

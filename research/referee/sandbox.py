@@ -9,6 +9,7 @@ the system does not allow namespaces, the same program runs without them, with a
 
 import glob
 import json
+import math
 import os
 import platform
 import resource
@@ -18,10 +19,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nanoloop.options import require
+from nanoloop.options import note, require
 from research.referee.patch import ROOT, Invalid
 
 STARTER = Path(__file__).with_name("starter.py")
@@ -55,7 +56,7 @@ class Limit:
     """What a run may use; it is ended when it exceeds one of them."""
 
     seconds: float  # by the clock
-    processor_seconds: float | None = None  # of all its processes together; None: no limit
+    processor_seconds: float = math.inf  # of all its processes together
 
     def exceeded(self, ended: "Ended") -> str:
         """Name the limit that a late run exceeded."""
@@ -161,7 +162,7 @@ class Sandbox:
         if check.status:
             reason = check.text.strip().splitlines()[-1:]
             self.isolation = f"none ({reason})"
-            print(f"warning: untrusted code runs without isolation: {reason}", flush=True)
+            note(f"warning: untrusted code runs without isolation: {reason}")
 
     def start(
         self,
@@ -192,9 +193,8 @@ class Sandbox:
             "folder": str(shown[0] if shown else out),
             "printed": str(self.folder / "printed"),
             "meter": str(self.folder / "meter"),
-            "seconds": limit.seconds,
-            "processor_seconds": limit.processor_seconds,
             "collect": files,
+            **asdict(limit),
         }
         judge_end, run_end = socket.socketpair()
         with run_end:

@@ -50,8 +50,7 @@ class Score:
     seconds: float
     processor_seconds: float
     start_seconds: float  # of processor time to start
-    text: np.ndarray  # (n,) the token ids
-    losses: np.ndarray  # (n - 1,) nats of all but the first
+    losses: np.ndarray  # (n - 1,) nats of the text's tokens, all but the first
 
 
 class Worker:
@@ -85,8 +84,8 @@ class Worker:
     def read_integers(self, count: int) -> list[int]:
         return np.frombuffer(self.read(4 * count), dtype="<i4").tolist()
 
-    def ask(self, tokens: np.ndarray) -> np.ndarray:
-        """Turn (B, T) token ids into (B, T, V) float32 logits."""
+    def ask(self, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Ask about (B, T) token ids; return (B, T) nats at the targets, whatever where -1."""
         question = np.array([*tokens.shape, *tokens.ravel()], dtype="<i4").tobytes()
         with contextlib.suppress(OSError):  # a process that does not listen does not answer either
             self.socket.sendall(question)
@@ -97,7 +96,7 @@ class Worker:
         if self.answered == 0:
             self.first_seconds = self.box.processor_seconds()
         self.answered += 1
-        return np.frombuffer(content, dtype="<f4").reshape(shape)
+        return nats(np.frombuffer(content, dtype="<f4").reshape(shape), np.maximum(targets, 0))
 
     def close(self) -> None:
         """Let the process end, which it does when its input ends."""
@@ -178,14 +177,14 @@ def draw_copies(
     return Copies(changed, original, cut, 1 / (copies * chance[original, cut]))
 
 
-def scored_text(data: Data, split: str, seed: int, max_tokens: int) -> np.ndarray:
+def scored_text(data: Data, split: str, seed: int) -> np.ndarray:
     """Read a split, or stretches from all over a longer one: its beginning may be one large file.
 
     A pair's seed draws the stretches, so nothing can fit them. Only the first is always the same.
     Each stands after an end-of-text token, as a document does.
     """
     stream = data.splits[split]
-    count = max_tokens // STRETCH
+    count = SCORED_TOKENS // STRETCH
     if count * STRETCH >= len(stream):
         return stream.read(0, len(stream))
     parts = []
@@ -200,7 +199,7 @@ def scored_text(data: Data, split: str, seed: int, max_tokens: int) -> np.ndarra
 # The answers, and what they reveal
 
 
-def ask(worker: Worker, tokens: np.ndarray, targets: np.ndarray, rng) -> tuple:
+def ask_all(worker: Worker, tokens: np.ndarray, targets: np.ndarray, rng) -> tuple:
     """Ask about all windows, (N, T), in random order, in batches of one shape.
 
     Returns (N, T) nats and (N,) when each was asked, from 0 to 1.
@@ -214,7 +213,7 @@ def ask(worker: Worker, tokens: np.ndarray, targets: np.ndarray, rng) -> tuple:
     # Equal shapes give equal rounding.
     filled = np.concatenate([order, rng.choice(order, -count % size)])
     for batch in filled.reshape(-1, size):
-        losses[batch] = nats(worker.ask(tokens[batch]), np.maximum(targets[batch], 0))
+        losses[batch] = worker.ask(tokens[batch], targets[batch])
     return losses, moment
 
 
@@ -264,10 +263,8 @@ def find_cause(
     mixed = rows.copy()
     mixed[1::2] = rng.integers(len(tokens), size=size // 2)
 
-    first, again, beside_others = (
-        nats(worker.ask(tokens[batch]), np.maximum(targets[batch], 0))
-        for batch in (rows, rows, mixed)
-    )
+    answers = [worker.ask(tokens[batch], targets[batch]) for batch in (rows, rows, mixed)]
+    first, again, beside_others = answers
     if np.abs(first - again).max() > 1e-3:
         return (
             "the same input gets different answers: "
@@ -287,16 +284,15 @@ def score(
     seed: int,
     limit: Limit,
     baseline: Sequence[Score] = (),
-    max_tokens: int = SCORED_TOKENS,
 ) -> Score:
     """Score a checkpoint on a split. Raises Invalid.
 
     seed: of the stretches that are scored, the same for a pair. limit: of each of the candidate's
-    two processes. baseline: its scores so far. max_tokens: of the split that are scored. The
-    positions of the changes and the order of the questions are drawn anew each time.
+    two processes. baseline: its scores so far, that of the same text last. The positions of the
+    changes and the order of the questions are drawn anew each time.
     """
     rng = np.random.default_rng()
-    text = scored_text(data, split, seed, max_tokens)
+    text = scored_text(data, split, seed)
     with closing(Worker(box, tree, checkpoint, limit)) as first:
         size = first.block_size
         known = data.tokenizer.vocab_size
@@ -304,18 +300,17 @@ def score(
         refuse(first.vocab_size != known, message)
         refuse(not 1 <= size <= 2**17, f"block_size={size} is out of bounds")
         tokens, targets = cut_windows(text, size)
-        losses, moment = ask(first, tokens, targets, rng)
+        losses, moment = ask_all(first, tokens, targets, rng)
 
     is_scored = targets >= 0
     gains = np.zeros(tokens.shape)
-    for earlier in baseline:
-        if np.array_equal(earlier.text, text):
-            gains[is_scored] = earlier.losses - losses[is_scored]
+    if baseline:
+        gains[is_scored] = baseline[-1].losses - losses[is_scored]
     copies = draw_copies(tokens, targets, gains, known, rng)
     with closing(Worker(box, tree, checkpoint, limit)) as second:
         is_same = second.block_size == size and second.vocab_size == known
         refuse(not is_same, "its block_size or vocab_size changes from process to process")
-        answers, copy_moment = ask(second, copies.tokens, targets[copies.original], rng)
+        answers, copy_moment = ask_all(second, copies.tokens, targets[copies.original], rng)
     slower = max(first, second, key=Worker.start_seconds)
     start_seconds = slower.start_seconds()
     if baseline:
@@ -345,6 +340,5 @@ def score(
         seconds=max(first.ended.seconds, second.ended.seconds),
         processor_seconds=max(first.ended.processor_seconds, second.ended.processor_seconds),
         start_seconds=start_seconds,
-        text=text,
         losses=losses[is_scored],
     )

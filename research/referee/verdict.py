@@ -60,12 +60,9 @@ class Noise:
 
     @classmethod
     def of(cls, row: dict) -> "Noise":
-        """Read a row of the ledger.
-
-        An old row has pairs with one seed, which may agree closely, and the spread over seeds.
-        """
-        sd = float(np.sqrt(np.mean(np.square(row["differences"]))))
-        return cls(max(sd, 2**0.5 * row.get("seed_spread", 0.0)), len(row["differences"]))
+        """Read a row of the ledger that `noise` has written."""
+        found = row["differences"]
+        return cls(float(np.sqrt(np.mean(np.square(found)))), len(found))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -74,34 +71,33 @@ class Noise:
 
 @dataclass
 class Night:
-    """The false-discovery budget: LORD++ with the first wealth level / 2.
+    """The false-discovery budget: LORD++ with the first wealth LEVEL / 2.
 
     A trial counts from its first scored difference; a patch that was refused or crashed before
     tested nothing and costs nothing. While nothing is kept, the chance of any false keep is below
-    level / 2, however many patches are tried. Each change that is kept as better earns new budget,
-    so that the false share of keeps stays below level (as the modified rate E[false] / E[kept]; as
+    LEVEL / 2, however many patches are tried. Each change that is kept as better earns new budget,
+    so that the false share of keeps stays below LEVEL (as the modified rate E[false] / E[kept]; as
     their expected ratio where trials are independent).
     """
 
-    level: float = LEVEL
     trials: int = 0
     kept: list[int] = field(default_factory=list)  # numbers of the trials kept as better, from 1
     lost: float = 0.0  # bits per byte that simpler changes kept since the last better one may lose
 
     @classmethod
-    def of(cls, rows: list[dict], level: float = LEVEL) -> "Night":
-        """Rebuild the night from the ledger's trials, oldest first.
+    def of(cls, rows: list[dict]) -> "Night":
+        """Rebuild the night from the ledger's rows, oldest first.
 
-        A trial that began and never ended counts too. One that repeats earlier seeds does not.
+        A trial that began and never ended counts too.
         """
-        night = cls(level)
+        night = cls()
         for row in rows:
             is_tested = row.get("differences") or row["state"] != "done"
-            if row["kind"] == "trial" and is_tested and not row.get("replay_of"):
+            if row["kind"] == "trial" and is_tested:
                 night.record(row.get("verdict"), row.get("interval"))
         return night
 
-    def record(self, verdict: str | None, interval: tuple[float, float] | None = None) -> None:
+    def record(self, verdict: str | None, interval: list[float] | None = None) -> None:
         """Count a trial that has scored a difference."""
         self.trials += 1
         if verdict == SIMPLER:
@@ -115,9 +111,9 @@ class Night:
 
         One is given at the start, one for the first change kept as better, one for each further.
         """
-        shares = [(self.level / 2, self.trials)]
+        shares = [(LEVEL / 2, self.trials)]
         for index, trial in enumerate(self.kept):
-            share = self.level if index else self.level / 2
+            share = LEVEL if index else LEVEL / 2
             shares.append((share, self.trials - trial))
         return shares
 
@@ -130,7 +126,7 @@ class Night:
         return sum(share * k / ((age + k) * (age + k + 1)) for share, age in self.shares())
 
     def left(self) -> float:
-        """Return the unspent part of the budgets given out so far; `level` / 2 at first."""
+        """Return the unspent part of the budgets given out so far; LEVEL / 2 at first."""
         return sum(share * HALF_LIFE / (age + HALF_LIFE) for share, age in self.shares())
 
 
@@ -272,7 +268,7 @@ class Decision:
     verdict: str  # keep, keep (simpler), reject or undecided
     reason: str
     mean: float  # bits per byte
-    interval: tuple[float, float]  # bits per byte
+    interval: list[float]  # from low to high, bits per byte
 
 
 def decide(
@@ -292,8 +288,6 @@ def decide(
     """
     from scipy.stats import t
 
-    if not np.isfinite(differences).all():
-        return Decision("reject", "a score is not a finite number", math.nan, (math.nan, math.nan))
     d = np.array([differences])
     n = len(differences)
     margin = minimum_effect - lost if tokens < 0 else None
@@ -301,39 +295,38 @@ def decide(
     if seen == CONTINUE and n < max_pairs:
         return None
 
-    mean = float(d.mean())
+    mean = d.mean()
     (alone,), (pooled,), df = deviations(d, noise)
-    half = float(t.isf(0.025, df) * pooled / math.sqrt(n))
-    if seen in (BETTER, EQUAL):
-        spread = alone if seen == EQUAL else max(alone, noise.sd)
-        half = float(boundaries(0.025, max_pairs)[n - 1] * spread / math.sqrt(n))
-    elif seen == IDENTICAL:
-        half = 0.0
-    low = mean - half
-    high = mean + half
+    half = t.isf(0.025, df) * pooled / math.sqrt(n)
+    sure = boundaries(0.025, max_pairs)[n - 1] / math.sqrt(n)  # deviations
     if seen == IDENTICAL:
+        half = 0.0
         verdict = SIMPLER if tokens < 0 else "reject"
         reason = "identical to the baseline: nothing that this recipe uses was changed"
     elif seen == BETTER:
+        half = sure * max(alone, noise.sd)
         verdict = KEEP
         reason = "better"
     elif seen == EQUAL:
+        half = sure * alone
         verdict = SIMPLER
         reason = f"equal within {margin:.4f}"
     elif seen == HOPELESS:
         verdict = "reject"
-        reason = "worse" if low > 0 else f"no gain that {max_pairs} pairs could show"
-    elif low <= -minimum_effect:
+        reason = "worse" if mean > half else f"no gain that {max_pairs} pairs could show"
+    elif mean - half <= -minimum_effect:
         verdict = "undecided"
         reason = "no clear answer"
     else:
         verdict = "reject"
         reason = f"no gain of {minimum_effect:g}"
+    low = mean - half
+    high = mean + half
     if verdict == SIMPLER:
         reason += f", {plural(-tokens, 'token')} fewer"
     reason += f": {mean:+.4f} bits per byte over {plural(n, 'pair')}"
     reason += f", 95 % interval {low:+.4f} to {high:+.4f}"
-    return Decision(verdict, reason, mean, (low, high))
+    return Decision(verdict, reason, mean, [low, high])
 
 
 def plural(count: int, noun: str) -> str:

@@ -339,7 +339,7 @@ def judge_simpler(
         margin = max(minimum_effect, 1.5)
         (seen,), _ = judge_round(d[None], level, rule.look, RIGHT, margin, minimum_effect)
         answer = {BETTER: KEEP, EQUAL: SIMPLER}.get(seen, "reject")
-        return verdict.Decision(answer, "", 0.0, (0.0, 0.0))
+        return verdict.Decision(answer, "", 0.0, [0.0, 0.0])
     for n in range(1, len(d) + 1):
         decision = verdict.decide(
             list(d[:n]),
@@ -445,7 +445,7 @@ def power_table(trials: int, rng: np.random.Generator) -> list[str]:
     }
     for name, rules in cases.items():
         for number in (1, 100, 300):
-            alpha = Night(LEVEL, number - 1).alpha()
+            alpha = Night(trials=number - 1).alpha()
             cells = []
             for effect in effects:
                 kept, used = simulate(trials, alpha, rng, effect, **rules)

@@ -40,8 +40,8 @@ from tests.trials import make_project, prepare_words
 HERE = Path(__file__).parent / "adversarial"
 FOLDERS = ("cheats", "honest", "open")
 CASES = [path for folder in FOLDERS for path in sorted(HERE.glob(f"{folder}/*.py"))]
-SEEDS = (101, 202)
-BASELINE = "the baseline's scores, before and after all cases"
+SEEDS = (102, 202)  # even: the baseline is first
+BASELINE = "the baseline's scores, by seed"
 
 
 def name_of(path: Path) -> str:
@@ -55,21 +55,6 @@ def tiny(tmp_path_factory) -> runs.Setup:
     root = make_project(tmp_path_factory.mktemp("root"), data, n_layer=2, max_steps=25)
     folder = str(tmp_path_factory.mktemp("judge"))
     return runs.Setup(runs.Options(config="config/tiny.py", folder=folder, slowdown=3.0), root)
-
-
-class CachedBaseline(runs.Slot):
-    """Does each run of the baseline once: they are the same for all cases, on one core."""
-
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.known: dict[tuple, dict] = {}
-
-    def run(self, arm: str, seed: int, split: str) -> dict:
-        if arm == "candidate":
-            return super().run(arm, seed, split)
-        if (seed, split) not in self.known:
-            self.known[seed, split] = super().run(arm, seed, split)
-        return self.known[seed, split]
 
 
 def make_change(case: dict, setup: runs.Setup, folder: Path) -> patch.Change:
@@ -108,20 +93,27 @@ def hashes(tokens: list[int]) -> str:
     return "".join(codes)
 
 
-def outcome_of(case: dict, change: patch.Change, setup: runs.Setup, slots: dict, share) -> dict:
-    """Return the failure of a candidate that is refused, else its differences and tokens."""
+def outcome_of(
+    case: dict, change: patch.Change, setup: runs.Setup, slots: dict, share, scores: dict
+) -> dict:
+    """Return the failure of a candidate that is refused, else its differences and tokens.
+
+    scores: of the baseline under the recipe's own budget; each seed's set gets one more.
+    """
     budget = case.get("BUDGET")
     if budget not in slots:
         own_setup = copy.copy(setup)
         if budget:
             own_setup.kind = "seconds"
             own_setup.amount = float(budget.removesuffix("s"))
-        slots[budget] = CachedBaseline(own_setup, {}, *share)
+        slots[budget] = runs.Slot(own_setup, {}, *share)
     slot = slots[budget]
     slot.install("candidate", patch.apply(setup.base, change))
     pairs = []
     for seed in SEEDS[: case.get("RUNS", 1)]:
-        pairs.append(slot.pair(seed, "val", False))
+        pairs.append(slot.pair(seed, "val"))
+        if not budget and "baseline" in pairs[-1]:
+            scores[seed].append(pairs[-1]["baseline"]["bpb"])
         failure = pairs[-1].get("failed") or judge.same_for_every_seed(pairs)
         if failure:
             return failure
@@ -133,7 +125,7 @@ def outcomes(request, tiny, tmp_path_factory) -> dict[str, dict]:
     """Judge all cases that were asked for, two at once where there are two cores."""
     items = [item for item in request.session.items if item.path == Path(__file__)]
     chosen = [item.callspec.params["path"] for item in items if hasattr(item, "callspec")]
-    results = {BASELINE: []}
+    results = {BASELINE: {seed: [] for seed in SEEDS}}
     waiting = []
     for path in chosen:
         case = runpy.run_path(str(path))
@@ -150,14 +142,12 @@ def outcomes(request, tiny, tmp_path_factory) -> dict[str, dict]:
         while waiting:
             name, case, change = waiting.pop(0)
             try:
-                results[name] = outcome_of(case, change, tiny, slots, share)
+                results[name] = outcome_of(case, change, tiny, slots, share, results[BASELINE])
             except Exception as error:
                 results[name] = {"error": error}
         for slot in slots.values():
-            for job, row in slot.known.items():
-                if slot.setup.kind == "tokens":
-                    again = runs.Slot.run(slot, "baseline", *job)
-                    results[BASELINE].append((row["bpb"], again["bpb"]))
+            if slot.setup.kind == "tokens":
+                results[BASELINE][SEEDS[0]].append(slot.run_alone(SEEDS[0]))
             slot.close()
 
     cores = len(os.sched_getaffinity(0))
@@ -188,9 +178,9 @@ def test_cheats_are_refused_and_honest_changes_are_not(path, outcomes):
 
 
 def test_no_case_has_harmed_the_baseline(outcomes):
-    """After all of them its score is the same to the last bit: nothing outlives a run."""
-    for before, after in outcomes[BASELINE]:
-        assert before == after
+    """Beside each of them its score is the same to the last bit: nothing outlives a run."""
+    for seed, found in outcomes[BASELINE].items():
+        assert len(set(found)) <= 1, (seed, found)
 
 
 def test_the_suite_is_as_large_as_promised():

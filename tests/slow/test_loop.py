@@ -17,7 +17,7 @@ import pytest
 from nanoloop.options import UserError
 from research import loop
 from research.referee.ledger import Ledger
-from research.referee.patch import ROOT, Invalid, from_tree, git, hash_of, read_tree
+from research.referee.patch import ROOT, Invalid, from_tree, git, read_tree
 from research.referee.verdict import Night, Noise, conclude, decide, rounds
 
 # What the agent does at its n-th call, by name. The quick judge reads EFFECT as the true difference
@@ -102,8 +102,8 @@ class QuickJudge:
             change = from_tree(read_tree(repo), Path(tree), repo)
         except Invalid as error:
             reason = str(error)
-            return self.end(row, verdict="invalid", reason=reason, idea=hash_of(reason))
-        row |= {"diff": change.diff, "idea": change.idea, "tokens": change.tokens}
+            return self.end(row, verdict="invalid", reason=reason)
+        row |= {"diff": change.diff, "tokens": change.tokens}
         self.ledger.append(row)
         added = change.added.splitlines()[-1]
         if "EFFECT" not in added:

@@ -16,10 +16,9 @@ import pytest
 import train
 from nanoloop.data import Data
 from nanoloop.options import read_options
-from research.referee import judge, patch, runs
+from research.referee import judge, patch, runs, score
 from research.referee.ledger import Ledger
 from research.referee.sandbox import Limit, Sandbox
-from research.referee.score import STRETCH, score
 from tests.conftest import ROOT, SMALL
 from tests.test_referee import children, run, wait_until
 from tests.trials import make_project, record_noise
@@ -67,7 +66,7 @@ def test_a_clear_loser_is_rejected_after_one_pair_and_recorded(data_dir, tmp_pat
     assert row["tokens"] == 9  # three options were appended
     assert len(row["pairs"]) == len(row["differences"]) == 1
     assert lines[0].startswith("at most 64 runs") and len(lines) == 2
-    assert row["pairs"][0]["candidate"]["tokens"] == 20 * 512
+    assert row["pairs"][0]["candidate"]["curve"][-1][0] == 20 * 512
     assert book.trials()[-1].items() >= row.items()
     assert not list(book.folder.glob("slot-*"))
 
@@ -182,8 +181,8 @@ def test_without_namespaces_a_run_has_no_isolation_but_its_limits(tmp_path):
     box.close()
 
 
-@pytest.mark.parametrize("max_tokens", [2**16, 2 * STRETCH])
-def test_the_judges_score_is_the_trainers(data_dir, tmp_path, max_tokens):
+@pytest.mark.parametrize("max_tokens", [2**16, 2 * score.STRETCH])
+def test_the_judges_score_is_the_trainers(data_dir, tmp_path, monkeypatch, max_tokens):
     """Bits per byte from raw logits, through a socket, are what `evaluate` finds in training."""
     options = SMALL | {"n_layer": 1, "batch_tokens": 512, "max_steps": 20}
     options |= {"data": data_dir, "out": tmp_path / "run"}
@@ -193,7 +192,8 @@ def test_the_judges_score_is_the_trainers(data_dir, tmp_path, max_tokens):
     (tmp_path / "judge").mkdir()
     box = Sandbox(tmp_path / "judge", [FIRST_CORE])
     checkpoint = tmp_path / "run" / "last.pt"
-    found = score(box, tree, checkpoint, Data(data_dir), "val", 0, NO_LIMIT, max_tokens=max_tokens)
+    monkeypatch.setattr(score, "SCORED_TOKENS", max_tokens)
+    found = score.score(box, tree, checkpoint, Data(data_dir), "val", 0, NO_LIMIT)
     box.close()
     tolerance = 1e-5 if max_tokens == 2**16 else 0.1
     assert found.bpb == pytest.approx(summary["val_bpb"], rel=tolerance)
