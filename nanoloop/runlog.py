@@ -120,10 +120,10 @@ class RunLog:
         self.append_row(row)
         self.show(step, row)
         is_early = len(self.rows) == 2 and progress < 1  # the first row's step is not typical
-        if is_early and self.config["max_seconds"] and step / progress < FEW_STEPS:
+        if is_early and not self.config["max_steps"] and step / progress < FEW_STEPS:
             print_safely(
-                f"warning: about {step / progress:.0f} steps fit into max_seconds, too few for a "
-                "schedule: set fewer --batch_tokens, a smaller model or a larger --max_seconds"
+                f"warning: about {step / progress:.0f} steps fit into this run, too few for a "
+                "schedule: set fewer --batch_tokens, a smaller model or a longer run"
             )
 
     def add(self, step: int, figures: dict) -> None:
@@ -190,7 +190,7 @@ class RunLog:
         }
         write_json(self.out / "summary.json", summary)
         print_safely("---", *format_figures(summary, ": "), f"run: {self.out}", sep="\n")
-        print_safely(f"next: python sample.py {self.out} --prompt=TEXT")
+        print_safely(f'next: python sample.py "{self.out}" --prompt="TEXT"')
         self.draw()
         self.track(lambda run: run.summary.update(summary))
         self.track(lambda run: run.finish())

@@ -82,19 +82,21 @@ LOGGED = {
     "overwrite": False,
     "wandb": False,
     "eval_only": False,
-    "max_seconds": 60.0,
+    "max_steps": None,
 }
 
 
-@pytest.mark.parametrize("step, is_warned", [(10, True), (40, False)])
-def test_a_run_warns_where_its_seconds_hold_too_few_steps_for_a_schedule(
-    tmp_path, step, is_warned, capsys
+@pytest.mark.parametrize(
+    "step, max_steps, is_warned", [(10, None, True), (40, None, False), (10, 50, False)]
+)
+def test_a_run_warns_where_it_holds_too_few_steps_for_a_schedule(
+    tmp_path, step, max_steps, is_warned, capsys
 ):
-    """A fifth of 50 steps, and a fifth of 200."""
-    log = RunLog(tmp_path, LOGGED, 0, 0.0, 1, 1.0, None)
+    """A fifth of 50 steps, and a fifth of 200; a number of steps is what the user asked for."""
+    log = RunLog(tmp_path, LOGGED | {"max_steps": max_steps}, 0, 0.0, 1, 1.0, None)
     log.write(1, 6.0, 0.1, {"loss": 3.0})
     log.write(step, 12.0, 0.2, {"loss": 2.0})
-    warning = "about 50 steps fit into max_seconds, too few for a schedule: set fewer --batch"
+    warning = "about 50 steps fit into this run, too few for a schedule: set fewer --batch"
     assert (warning in capsys.readouterr().out) == is_warned
 
 
