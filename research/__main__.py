@@ -77,11 +77,11 @@ def try_one(options: TryOptions) -> int:
 def find(options: LogOptions) -> dict:
     """Return the trial whose id begins with options.id. Raises UserError."""
     trials = open_ledger(options).trials()
-    start = options.id or ""
-    rows = [row for row in trials if row["id"].startswith(start)]
     latest = ", ".join(row["id"] for row in trials[-5:])
-    message = f"{len(rows)} trials in {options.folder} begin with '{start}'"
     hint = f"type one id after the command, or its beginning; the latest: {latest}"
+    require(options.id, f"no trial is named: {hint}")
+    rows = [row for row in trials if row["id"].startswith(options.id)]
+    message = f"{len(rows)} trials in {options.folder} begin with '{options.id}'"
     require(len(rows) == 1, f"{message}: {hint}")
     return rows[0]
 
