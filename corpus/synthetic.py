@@ -18,6 +18,8 @@ rephrased text, do anything similar is open: measure it.
 
 import difflib
 import hashlib
+import inspect
+import math
 import random
 
 from nanoloop.options import require
@@ -27,55 +29,57 @@ CLOSING = {"(": ")", "[": "]", "{": "}"}
 ITEMS_PER_DOCUMENT = 16  # about 400 bytes: end-of-text is a small share of the tokens
 
 # --------------------------------------------------------------------------------------------------
-# Tasks: a random.Random to a prompt and its answer
+# Tasks: a random.Random to a prompt and its answer. The second argument is what makes an item hard:
+# one of these sizes is drawn. Its default is the range of training.
 
 
-def addition(rng):
+def addition(rng, digits=range(1, 5)):
     """Carry digits: add two numbers of one to four digits.
 
     They are written most significant digit first, which is hard for a model that writes from left
     to right (Lee et al. 2023, arXiv:2307.03381).
     """
-    a = rng.randrange(10 ** rng.randint(1, 4))
-    b = rng.randrange(10 ** rng.randint(1, 4))
+    a = rng.randrange(10 ** rng.choice(digits))
+    b = rng.randrange(10 ** rng.choice(digits))
     return f"addition: {a} + {b} =", str(a + b)
 
 
-def modular(rng):
+def modular(rng, modulus=range(97, 98)):
     """Add modulo 97, the task of "grokking".
 
     Long after a model remembers the training items, it suddenly understands the held-out ones
     (Power et al. 2022, arXiv:2201.02177). There are only 9,409 prompts.
     """
-    a = rng.randrange(97)
-    b = rng.randrange(97)
-    return f"modular: {a} + {b} mod 97 =", str((a + b) % 97)
+    size = modulus[0]  # the only one: nothing is drawn
+    a = rng.randrange(size)
+    b = rng.randrange(size)
+    return f"modular: {a} + {b} mod {size} =", str((a + b) % size)
 
 
-def copying(rng):
+def copying(rng, length=range(3, 11)):
     """Look back by position: repeat letters, of which some may occur several times."""
-    letters = " ".join(rng.choices(LETTERS, k=rng.randint(3, 10)))
+    letters = " ".join(rng.choices(LETTERS, k=rng.choice(length)))
     return f"copying: {letters} =", letters
 
 
-def induction(rng):
+def induction(rng, length=range(4, 13)):
     """Look back by content: say what follows the earlier copy of the last letter.
 
     Attention heads that do this appear at a visible step in the training of every language model,
     and learning from the context begins with them (Olsson et al. 2022, arXiv:2209.11895).
     """
-    letters = rng.sample(LETTERS, rng.randint(4, 12))
+    letters = rng.sample(LETTERS, rng.choice(length))
     index = rng.randrange(len(letters) - 1)
     return f"induction: {' '.join(letters)} {letters[index]} =", letters[index + 1]
 
 
-def sorting(rng):
+def sorting(rng, length=range(3, 7)):
     """Compare everything with everything: sort three to six numbers below 100."""
-    numbers = [rng.randrange(100) for _ in range(rng.randint(3, 6))]
+    numbers = [rng.randrange(100) for _ in range(rng.choice(length))]
     return f"sorting: {' '.join(map(str, numbers))} =", " ".join(map(str, sorted(numbers)))
 
 
-def brackets(rng):
+def brackets(rng, length=range(3, 15)):
     """Keep a stack: close the brackets that are still open.
 
     A transformer can learn this Dyck language of three kinds of brackets and bounded depth (Yao et
@@ -83,7 +87,7 @@ def brackets(rng):
     """
     text = ""
     stack = ""
-    for _ in range(rng.randint(3, 14)):
+    for _ in range(rng.choice(length)):
         if len(stack) == 6 or (len(stack) > 1 and rng.random() < 0.5):
             text += CLOSING[stack[-1]]
             stack = stack[:-1]
@@ -95,27 +99,28 @@ def brackets(rng):
     return f"brackets: {' '.join(text)} =", " ".join(answer)
 
 
-def lookup(rng):
+def lookup(rng, hops=range(1, 5)):
     """Reason in several hops: follow the arrows of a shuffled cycle.
 
     No hop is written down. This is the task Depo of Allen-Zhu 2025 (arXiv:2512.17351). Each of the
     one to four hops waits for the one before, so the depth of a model counts.
     """
-    letters = rng.sample(LETTERS, rng.randint(5, 8))
-    hops = rng.randint(1, 4)
+    longest = max(4, *hops)  # with more hops than in training the cycle is longer too
+    letters = rng.sample(LETTERS, rng.randint(longest + 1, longest + 4))
+    steps = rng.choice(hops)
     arrows = [f"{a}>{b}" for a, b in zip(letters, letters[1:] + letters[:1])]
     shuffled = " ".join(rng.sample(arrows, len(arrows)))
-    return f"lookup: {shuffled} , {letters[0]} {hops} =", letters[hops]
+    return f"lookup: {shuffled} , {letters[0]} {steps} =", letters[steps]
 
 
-def python(rng):
+def python(rng, statements=range(1, 4)):
     """Execute a small Python function and say what it returns.
 
     The answer is Python's own (Zaremba and Sutskever 2014, arXiv:1410.4615).
     """
     source = "def f(x):\n"
     argument = rng.randrange(10)
-    for _ in range(rng.randint(1, 3)):
+    for _ in range(rng.choice(statements)):
         condition = f"if x > {rng.randrange(20)}: "
         loop = f"for _ in range({rng.randint(2, 3)}): "
         head = rng.choice(["", "", condition, loop])
@@ -174,8 +179,10 @@ def documents(tasks: str, seed: int, indices: range):
                 yield index, split, text
 
 
-def held_out(task: str, count: int, seed: int, split: str = "val") -> dict[str, str]:
+def held_out(task: str, count: int, seed: int, split: str = "val", sizes=None) -> dict[str, str]:
     """Return different items of a held-out split: prompt to answer.
+
+    sizes: how hard they are, beyond training too; None: as in training.
 
     `count` draws fall into the split; a small task repeats some, so there are fewer items. After
     100 * count draws in all it stops.
@@ -183,9 +190,32 @@ def held_out(task: str, count: int, seed: int, split: str = "val") -> dict[str, 
     rng = random.Random(f"{seed} {task} {split}")
     items = []
     for _ in range(100 * count):
-        prompt, answer = TASKS[task](rng)
+        prompt, answer = TASKS[task](rng, sizes) if sizes else TASKS[task](rng)
         if item_split(prompt) == split:
             items.append((prompt, answer))
         if len(items) == count:
             break
     return dict(items)
+
+
+def exam_parts(tokenizer, tasks: list[str], count: int) -> dict[str, list]:
+    """Return the parts of an exam: four sizes in each task's range of training, four beyond it.
+
+    A part is one list of held-out items: token ids of a prompt, and of the answer with its line
+    end.
+    """
+    parts = {}
+    for task in tasks:
+        _, axis = inspect.signature(TASKS[task]).parameters.values()
+        trained = axis.default
+        sizes = range(trained.start, trained.stop + len(trained))
+        for size in sizes[:: math.ceil(len(trained) / 4)]:
+            items = []
+            for prompt, answer in held_out(task, count, 0, sizes=[size]).items():
+                # As in training: end-of-text, then the item. The space before the answer is a
+                # boundary for each tokenizer: a prompt has the same tokens without its answer.
+                before = [tokenizer.end_of_text, *tokenizer.encode(prompt).tolist()]
+                items.append((before, tokenizer.encode(f" {answer}\n").tolist()))
+            name = f"{task}, {axis.name} {size}" + ", beyond training" * (size not in trained)
+            parts[name] = [items]
+    return parts

@@ -1,86 +1,197 @@
-"""An exam of synthetic tasks: python -m research exam RUN --tasks=addition,sorting
+"""An exam of trained models: python -m research exam RUN…
 
-Prints the share of held-out items that a run's model answers exactly, decoded greedily. An item is
-right if the answer and a line end follow its prompt, to the letter.
+Synthetic tasks by difficulty, pairs of right and wrong Python, samples, the text of any file.
+Checkpoints of several lengths make a curve; several seeds show which figures are noise.
 """
 
 import json
+import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
 
+import numpy as np
+import torch
 import tyro
 
-from corpus.synthetic import held_out, task_names
+from corpus.synthetic import exam_parts, task_names
+from nanoloop.checkpoint import load_weights
 from nanoloop.device import pick_device
 from nanoloop.generate import generate
-from nanoloop.options import require
+from nanoloop.options import note, require
+from nanoloop.runlog import format_figures
+from research.insight.analyze import half_interval
+from research.insight.pairs import FAULTS, held_out_functions, is_python, pairs_of
+from research.page import write_page
 from sample import load_model
 
-BATCH_SIZE = 64
+SAMPLE_TOKENS = 200
+FEWEST = 5  # points that can show a bend
+LUCK = 0.02  # a share, or bits, so near to a line is on it
+# Where the share bends up: whether the bits do too.
+FINDINGS = {True: "emergent", False: "an artefact of the metric", None: "too few checkpoints"}
 
 
 @dataclass(frozen=True)
 class ExamOptions:
-    """Examine a trained model in synthetic tasks."""
+    """Examine trained models: tasks by difficulty, Python, any text."""
 
-    run: Annotated[str, tyro.conf.Positional] = ""  # folder of a run, or a checkpoint
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # folders of runs, or checkpoints
     tasks: str = "all"  # such as addition,sorting
-    split: Literal["val", "test"] = "val"  # of the items
-    count: int = 200  # items of each task, fewer where a task has not so many
-    seed: int = 0  # which items
-    device: str = "auto"  # cpu, cuda, mps; auto: the fastest there is
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of activations
+    text: str | None = None  # file to predict
+    count: int = 200  # items of each part; fewer where there are not so many
+    page: str = "out/exam.html"  # file of tables and pictures, for a browser
     json: bool = False  # print a JSON object, for programs
 
 
-@dataclass(frozen=True)
-class Paper:
-    """Held-out items of one task."""
-
-    prompts: list[list[int]]  # tokens
-    answers: list[str]
-    answer_tokens: int  # of the longest answer and its line end
-
-
-def write_paper(
-    tokenizer, task: str, block_size: int, count: int = 200, seed: int = 0, split: str = "val"
-) -> Paper:
-    """Return the paper that the arguments fix. Raises UserError if block_size is too small."""
-    items = held_out(task, count, seed, split)
-    # As in training: end-of-text, then the item. The space before the answer is a boundary for each
-    # tokenizer, so a prompt has the same tokens with and without its answer.
-    prompts = [[tokenizer.end_of_text, *tokenizer.encode(item).tolist()] for item in items]
-    answers = list(items.values())
-    longest = max(len(tokenizer.encode(f" {answer}\n")) for answer in answers)
-    size = max(map(len, prompts)) + longest
-    message = f"task {task} needs --block_size={size} or more, got {block_size}: leave it out"
-    require(size <= block_size, message)
-    return Paper(prompts, answers, longest)
+def text_items(tokenizer, path: str, size: int):
+    """Return a file as items, the windows of train.py's `evaluate`. size: tokens of a window."""
+    text = Path(path).read_bytes().decode(errors="replace")
+    tokens = np.array([tokenizer.end_of_text, *tokenizer.encode(text)])
+    windows = np.split(tokens[1:], range(size, len(tokens) - 1, size))
+    return list(zip(tokens[::size, None], windows))
 
 
-def grade(model, tokenizer, paper: Paper) -> float:
-    """Return the share of the items that the model answers exactly, decoded greedily."""
-    right = 0
-    for start in range(0, len(paper.prompts), BATCH_SIZE):
-        prompts = paper.prompts[start : start + BATCH_SIZE]
-        written = generate(model, prompts, paper.answer_tokens, temperature=0)
-        for tokens, answer in zip(written, paper.answers[start:]):
-            right += tokenizer.decode(tokens).startswith(f" {answer}\n")
-    return right / len(paper.prompts)
+# --------------------------------------------------------------------------------------------------
+# Figures. An item is a pair of token ids: what stands before, and what is predicted.
+
+
+@torch.no_grad()
+def score(model, items, token_bytes, device):
+    """Predict each item in one pass; return (3, N): bits, bytes, margin in bits.
+
+    The margin is that of the right token over the best other one, where it is smallest: above 0,
+    greedy decoding writes the item.
+    """
+    rows = []
+    for before, after in items:
+        tokens = torch.tensor([*before, *after])
+        logits = model(tokens[None, :-1].to(device))[0].cpu().double()
+        bits = -logits.log_softmax(-1)[-len(after) :] / math.log(2)
+        targets = tokens[-len(after) :, None]
+        right = bits.gather(1, targets)
+        margin = bits.scatter(1, targets, math.inf).amin(1) - right[:, 0]
+        rows.append([right.sum(), token_bytes[after].sum(), margin.min()])
+    return np.array(rows, float).T
+
+
+def share_of(right):
+    """Return the share of items that are right, with its 95 % interval (Wilson's)."""
+    from scipy.stats import binomtest
+
+    low, high = binomtest(round(sum(right)), len(right)).proportion_ci(method="wilson")
+    return {"items": len(right), "share": np.mean(right), "low": low, "high": high}
+
+
+def grade(right, wrong=None):
+    """Return the figures of a part, from the scores of its items, or of both sides of its pairs.
+
+    The share of items that is exact, bits per byte with half of their 95 % interval, and the mean
+    margin. Of pairs: the share in which the right one is more probable, where equal ones count
+    half, and right minus wrong in bits per byte: below 0 is better.
+    """
+    bits, sizes, margins = right
+    if wrong is not None:
+        bits = bits - wrong[0]
+        margins = -bits
+    return share_of(np.heaviside(margins.round(6), 0.5)) | {
+        "bits": bits.sum() / sizes.sum(),
+        "half": half_interval(bits, sizes),
+        "margin": margins.mean(),
+    }
+
+
+# --------------------------------------------------------------------------------------------------
+# What several checkpoints show
+
+
+def bends_up(x, y):
+    """Say whether y begins to rise faster: two straight lines fit it better than one.
+
+    Better is a BIC lower by more than 10. Points after y has 90 % of its gain do not count, for
+    the end of a rise is a bend too. Returns None if too few points are left. x, y: (N,).
+    """
+    gain = y - y[0]
+    n = 1 + np.argmax(gain >= 0.9 * gain.max())
+    if n < FEWEST:
+        return None
+    x = x[:n]
+
+    def fit(hinge):
+        columns = np.column_stack([x**0, x, hinge])
+        weights = np.linalg.lstsq(columns, y[:n])[0]
+        variance = np.mean((y[:n] - columns @ weights) ** 2) + LUCK**2
+        return n * np.log(variance), weights[2]
+
+    line, _ = fit(0 * x)
+    limit = line - 10 - 2 * np.log(n)  # a bend has two more parameters, its place and its slope
+    fits = [fit(np.maximum(x - knot, 0)) for knot in x[1:-1]]
+    return any(change > 0 and bent < limit for bent, change in fits)
+
+
+def judge(rows):
+    """Return what the rows of a part show together: "signal_to_noise", "finding".
+
+    rows: one a checkpoint, of one seed or several. The signal is the deviation between checkpoints,
+    the noise that between three seeds or more; where some have fewer checkpoints, the last count.
+    """
+    rows = sorted(rows, key=lambda row: row["tokens"])
+    tokens, share, bits = np.array([(row["tokens"], row["share"], -row["bits"]) for row in rows]).T
+    seeds = {}
+    for row in rows:
+        seeds.setdefault(row["seed"], []).append(row["bits"])
+    n = min(map(len, seeds.values()))
+    found = {}
+    if len(seeds) > 2 and n > 1:
+        curves = np.array([curve[-n:] for curve in seeds.values()])
+        ratio = curves.mean(0).var(ddof=1) / curves.var(0, ddof=1).mean()
+        found["signal_to_noise"] = ratio**0.5
+    if bends_up(np.log1p(tokens), share):
+        found["finding"] = FINDINGS[bends_up(np.log1p(tokens), bits)]
+    return found
 
 
 def main(options: ExamOptions) -> None:
-    require(options.run, "no run: type its folder after the command, such as exam out/quickstart")
-    require(options.count >= 1, f"count must be at least 1, got {options.count}")
-    names = task_names(options.tasks)
-    device, dtype = pick_device(options.device, options.dtype)
-    model, tokenizer = load_model(options.run, device, dtype)
-    size = model.config.block_size
-    choice = (options.count, options.seed, options.split)
-    papers = {name: write_paper(tokenizer, name, size, *choice) for name in names}
-    shares = {f"acc_{name}": grade(model, tokenizer, paper) for name, paper in papers.items()}
+    require(options.runs, "no run: type its folder after the command, such as exam out/quickstart")
+    tasks = task_names(options.tasks)
+    device, dtype = pick_device("auto", "auto")
+    parts = {}  # name to lists of items: one, or those of both sides of pairs
+    rows = {}  # name to the rows of its checkpoints
+    for run in options.runs:
+        state = load_weights(run)
+        model, tokenizer = load_model(run, device, dtype)
+        size = model.config.block_size
+        if not parts:
+            data = state.get("data")
+            parts |= exam_parts(tokenizer, tasks, options.count)
+            functions = held_out_functions(state)
+            for fault in FAULTS if functions else ():
+                pairs = islice(pairs_of(functions, tokenizer, size, fault), options.count)
+                parts[f"Python, {fault}"] = list(zip(*pairs)) or [()]
+            if options.text:
+                parts[options.text] = [text_items(tokenizer, options.text, size)]
+        require(state.get("data") == data, f"'{run}' has other data: examine it alone")
+        about = {"run": run, "seed": state["config"].get("seed"), "tokens": state.get("tokens", 0)}
+        for part, sides in parts.items():
+            longest = max((sum(map(len, item)) for item in sides[0]), default=0)
+            if longest > size + 1 or len(sides[0]) < 2:
+                note(f"left out: {part} has {len(sides[0])} items of up to {longest} tokens")
+                continue
+            scores = (score(model, items, tokenizer.token_bytes, device) for items in sides)
+            rows.setdefault(part, []).append(about | grade(*scores))
+        if functions:
+            start = [tokenizer.end_of_text, *tokenizer.encode("def").tolist()]
+            written = generate(model, [start] * options.count, SAMPLE_TOKENS, 0.8, seed=0)
+            share = share_of([is_python("def" + tokenizer.decode(new)) for new in written])
+            rows.setdefault("Python, samples that compile", []).append(about | share)
+    for found in rows.values():
+        if "bits" in found[0]:
+            found[-1].update(judge(found))
+    write_page(Path(options.page), "insight/exam.html", parts=rows)
     if options.json:
-        print(json.dumps(shares))
+        print(json.dumps(rows))
     else:
-        for name, share in shares.items():
-            print(f"{name}: {share:.4f}")
+        for part, found in rows.items():
+            print(part, *format_figures(found[-1], " "), sep=" | ")
+        print(f"curves: {options.page}")

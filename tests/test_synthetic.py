@@ -1,5 +1,6 @@
 """Synthetic tasks: their answers are right, and nothing held out is ever seen in training."""
 
+import hashlib
 import json
 import random
 import subprocess
@@ -12,6 +13,8 @@ from corpus.bpe import train_bpe
 from nanoloop.options import UserError
 from nanoloop.tokenizer import load_tokenizer
 from tests.conftest import ROOT
+
+BYTES = load_tokenizer("byte")
 
 
 def items(task: str, count: int = 300, seed: int = 0) -> list[tuple[str, str]]:
@@ -28,8 +31,8 @@ def solve_addition(body: str) -> str:
 
 
 def solve_modular(body: str) -> str:
-    a, _, b, *_ = body.split()
-    return str((int(a) + int(b)) % 97)
+    a, _, b, _, modulus, _ = body.split()
+    return str((int(a) + int(b)) % int(modulus))
 
 
 def solve_copying(body: str) -> str:
@@ -96,6 +99,31 @@ ORACLES = {
 def test_the_answers_are_right(task):
     for prompt, answer in items(task):
         assert ORACLES[task](prompt.removeprefix(f"{task}: ")) == answer, prompt
+
+
+@pytest.mark.parametrize("task", synthetic.TASKS)
+def test_the_answers_of_an_exam_are_right_beyond_training_too(task):
+    for part, (items,) in synthetic.exam_parts(BYTES, [task], 20).items():
+        for before, after in items:
+            body = BYTES.decode(before[1:]).removeprefix(f"{task}: ")
+            assert f" {ORACLES[task](body)}\n" == BYTES.decode(after), part
+
+
+def test_an_exam_goes_beyond_training():
+    """By name, by what is drawn, and nothing of it is in train."""
+    parts = synthetic.exam_parts(BYTES, ["addition"], 40)
+    names = [f"addition, digits {n}" + ", beyond training" * (n > 4) for n in range(1, 9)]
+    assert list(parts) == names
+    for digits, (items,) in enumerate(parts.values(), 1):
+        prompts = [BYTES.decode(before[1:]) for before, _ in items]
+        assert max(len(word) for text in prompts for word in text.split()[1:]) == digits
+        assert all(synthetic.item_split(prompt) == "val" for prompt in prompts)
+
+
+def test_the_sizes_of_a_task_can_be_drawn_as_they_always_were():
+    """Data that were prepared before keep their bytes."""
+    text = "".join(f"{i} {s} {t}" for i, s, t in synthetic.documents("all", 0, range(300)))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "1cd1a99d8d8b63e7"
 
 
 def test_an_induction_prompt_has_one_earlier_place_to_look_at():
