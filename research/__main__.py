@@ -7,7 +7,7 @@
     python -m research tune SPACE                search options, then judge the best like any change
     python -m research log | show ID | report    what was tried; one trial in full; the page
     python -m research replay ID                 repeat a recorded trial
-    python -m research exam RUN --tasks=TASKS    how many synthetic items a run's model answers
+    python -m research exam RUN RUN …            tasks by difficulty, right and wrong Python, a text
     python -m research analyze A [B]             where the bits go, and where two runs differ
     python -m research compare RUN RUN …         what differs: settings, curves, figures, speed
     python -m research diagnose RUN              why it went as it went: rules, signals, forks
