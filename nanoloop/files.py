@@ -45,7 +45,7 @@ def write_if_possible(path: Path, write, *arguments) -> bool:
         if not isinstance(reason, OSError):
             raise
         print_safely(
-            f"warning: '{path}' was NOT written ({reason.strerror}); the previous one is intact. "
+            f"warning: '{path}' was NOT written ({reason.strerror}); an earlier one stays intact. "
             "Make room on the disk: the next save tries again"
         )
         return False
