@@ -1,9 +1,12 @@
 """Diagnosing a run: it changes nothing, repeats the run exactly, and names what is broken."""
 
+import copy
 import hashlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +17,18 @@ import model
 import train
 from nanoloop import checkpoint
 from nanoloop.attention import attend
+from nanoloop.data import TrainBatches
+from nanoloop.options import read_options
 from research.__main__ import main
+from research.insight import diagnose
 from research.insight.diagnose import Case, summary, unusual
-from research.insight.signals import Replay, activations, attention_figures
+from research.insight.signals import (
+    PASSES,
+    Replay,
+    activations,
+    attention_figures,
+    noise_scale,
+)
 from tests import models
 from tests.conftest import SMALL
 
@@ -26,6 +38,11 @@ def run(data_dir, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     train.train(train.TrainConfig(**SMALL, data=str(data_dir), out=str(out), max_steps=6))
     return out
+
+
+@pytest.fixture(scope="module")
+def case(run) -> Case:
+    return Case(str(run))
 
 
 def content(folder: Path) -> dict:
@@ -39,14 +56,17 @@ def test_a_healthy_run_is_diagnosed_and_its_files_stay(run, command, tmp_path):
     report = json.loads(printed.out)
     forks = {"as it is", "lower rates", "higher rates", "half the batch", "twice the batch"}
     assert set(report["forks"]) == forks
-    assert all("better" in finding for finding in report["findings"])  # of six steps
+    # Six steps are too few to judge rates, and early gradients have little noise.
+    known = ("better", "batch may be too large")
+    assert all(any(word in finding for word in known) for finding in report["findings"])
     assert len(summary(report)) <= 10
     file = tmp_path / "healthy.json"
     file.write_text(printed.out)
     healthy = f"--healthy={file},{run}"  # a report and a run
     page = command(main, "diagnose", run, healthy, "--forks=False")
     assert page.code == 0 and "update_ratio h.0.attn.c_q.weight" in page.out
-    assert page.out.startswith("0 findings") and "2 healthy runs" in page.out
+    assert " findings, " in page.out and "2 healthy runs" in page.out
+    assert "start_update" not in page.out.partition(" findings, ")[0]
 
 
 def test_a_replay_repeats_the_run_bit_for_bit(run):
@@ -81,6 +101,7 @@ FIRST = torch.zeros(8, 32, dtype=torch.int64).numpy()
         (lambda tokens, targets: (tokens, tokens), "targets wrong: they are 0 tokens ahead"),
         (lambda tokens, targets: (tokens[:, :-1], targets[:, 1:]), "targets wrong: they are 2"),
         (lambda tokens, targets: (FIRST, FIRST), "batch repeated"),
+        (lambda tokens, targets: (tokens // 2, targets // 2), "text changed"),
     ],
 )
 def test_wrong_batches_are_named(run, monkeypatch, change, finding):
@@ -94,6 +115,17 @@ def test_a_leaking_mask_is_named(run, monkeypatch):
 
     monkeypatch.setattr(model, "attend", leaks)
     assert "future seen" in " ".join(Case(str(run)).broken_rules())
+
+
+def test_training_on_val_is_named(case):
+    assert case.broken_rules() == []
+    data = copy.copy(case.data)
+    data.splits = data.splits | {"train": data.splits["val"]}
+    data.sources = {"words": (1.0, data)}
+    changed = copy.copy(case)
+    changed.first = copy.copy(case.first)
+    changed.first.batches = TrainBatches(data, 32, 1337, 8)
+    assert "trained on val: it holds 8 of the first 8 sequences" in changed.broken_rules()
 
 
 def test_dropout_in_evaluation_is_named(run, monkeypatch):
@@ -177,6 +209,61 @@ def test_planted_activations_are_found():
     assert figures["dead h.0"] == 0
     named = " ".join(unusual(figures, []))
     assert "dead h.1" in named and "attention_logit h.2" in named and "entropy h.2" in named
+
+
+class Line(torch.nn.Module):
+    """A model whose gradient is known: that of w · x, where x are normal numbers around 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.zeros(1000))
+
+    def forward(self, tokens, targets):
+        return (self.w * (1 + 20 * self.noise(tokens))).sum(-1).mean()
+
+    def noise(self, tokens):
+        rng = torch.Generator().manual_seed(int(tokens.sum()))
+        return torch.randn(*tokens.shape, 1000, generator=rng)
+
+
+def test_the_noise_scale_of_a_known_gradient():
+    """The noise of a token is 20² × 1000, the square of the true gradient is 1000."""
+    read = []
+
+    def batches(step):
+        read.append(step)
+        return np.random.default_rng(step).integers(0, 10**6, (2, 9, 16))
+
+    batches.batch_size = 9
+    replay = SimpleNamespace(model=Line(), batches=batches, step=3, device="cpu")
+    scale, half = noise_scale(replay)
+    assert read == list(range(3, 3 + PASSES))
+    assert abs(scale - 400) < half < 200
+    batches.batch_size = 1
+    assert math.isnan(noise_scale(replay)[0])
+
+
+@pytest.mark.parametrize(
+    "scale, half, is_named", [(100, 20, True), (100, 40, False), (9, 10, False)]
+)
+def test_a_batch_beyond_the_noise_scale_may_be_too_large(run, monkeypatch, scale, half, is_named):
+    """The run's batch is 256 tokens."""
+    monkeypatch.setattr(diagnose, "noise_scale", lambda replay: (scale, half))
+    report = diagnose.diagnose(diagnose.DiagnoseOptions(str(run), forks=False))
+    line = f"batch may be too large: the gradient noise scale is {scale} ± {half} tokens"
+    assert any(text.startswith(line) for text in report["findings"]) == is_named
+    assert report["signals"]["noise_scale tokens"] == scale
+
+
+def test_options_of_a_fork_can_be_pasted(case):
+    """No fork has a batch that the run's passes do not divide."""
+    case = copy.copy(case)
+    case.config = replace(case.config, micro_batch_size=8)
+    forks = diagnose.measure_forks(case)
+    assert forks["twice the batch"]["options"] == "--batch_tokens=512 --max_steps=3"
+    assert "half the batch" not in forks
+    for fork in forks.values():
+        read_options(train.TrainConfig, ["--max_steps=6", *fork["options"].split()], "train.py")
 
 
 def test_measuring_changes_no_weight(run):

@@ -14,19 +14,22 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated
 
+import numpy as np
 import torch
 import tyro
 
 from nanoloop import checkpoint
 from nanoloop.data import open_data
 from nanoloop.options import reading, require
-from research.insight.signals import Replay, activations, gradient_norm
+from research.insight.signals import Replay, activations, gradient_norm, noise_scale
 from train import TrainConfig, evaluate
 
-# What to suspect if a signal of this kind is outside its band. Others are printed, not judged.
+# What to suspect if a signal of this kind is unusual; of others, the rates.
 CAUSES = {
     "start_weight": "initialisation",
     "start_update": "rates",
+    "entropy": "rates, or a missing --qk_norm=True",
+    "attention_logit": "rates, or a missing --qk_norm=True",
 }
 LIMITS = {  # of any run, without a band too
     "entropy": (0.2, math.inf),
@@ -79,9 +82,13 @@ class Case:
         _, source = next(iter(self.data.sources.values()))
         # 64 sequences of the first folder are enough: forks are compared on the same ones.
         batches = source.eval_batches("val", config.block_size, 64)
-        require(len(source.splits["val"]), f"'{config.data}' has no val split: prepare one")
+        self.val = source.splits["val"]
+        require(len(self.val), f"'{config.data}' has no val split: prepare one")
         self.held_out = [torch.from_numpy(x).to(self.last.device) for x in next(batches)]
         self.signals = activations(self.last.model, self.held_out[0])
+        self.noise = noise_scale(self.last)
+        if self.noise[1] > 0:  # else it is unknown
+            self.signals |= dict(zip(("noise_scale tokens", "noise_scale ±"), self.noise))
         self.last.watch(progress)
         for name, weight in self.first.before.items():
             self.signals[f"start_weight {name}"] = weight.norm().item()
@@ -110,8 +117,16 @@ def check_text(case: Case) -> dict[str, bool]:
     shares = [(first.tokens[:, n : n + size] == answers).float().mean() for n in range(3)]
     ahead = shares.index(max(shares))
     adjacent = (first.targets[:-1, -1] == first.tokens[1:, 0]).float().mean()
+    tokens, _ = case.first.batches(0)
+    val = case.val.read(0, len(case.val)).tobytes()
+    rows = [row.tobytes() in val for row in tokens[:8]]
     return {
         f"targets wrong: they are {ahead} tokens ahead": ahead != 1,
+        "text changed: the model gets other tokens than the data has": not np.array_equal(
+            tokens, first.tokens.cpu()
+        ),
+        f"trained on val: it holds {sum(rows)} of the first {len(rows)} sequences": 2 * sum(rows)
+        > len(rows),
         "batch repeated: steps 0 and 1 read the same": torch.equal(first.tokens, second.tokens),
         f"data in order: {adjacent:.0%} of sequences follow the one before": adjacent > 0.9,
         "random numbers repeated: steps 0 and 1 begin with the same": torch.equal(
@@ -132,7 +147,7 @@ def check_gradient(case: Case) -> dict[str, bool]:
     always = min(case.first.norms + case.last.norms) > 0.99 * clip
     return {
         f"gradient wrong: {factor:.2f} times that of the mean loss": abs(factor - 1) > 0.05,
-        f"always clipped: grad_clip={clip} shortens all gradients": always,
+        f"always clipped: grad_clip={clip} shortens all gradients: --grad_clip=None": always,
         f"first loss: {surprise:.2f} times ln(vocab_size)": abs(surprise - 1) > 0.03,
     }
 
@@ -190,8 +205,8 @@ def unusual(signals: dict, healthy: list[dict]) -> list[str]:
     for name, value in signals.items():
         kind = name.split()[0]
         low, high = LIMITS.get(kind, (-math.inf, math.inf))
-        # Residual scalars are few values: they vary too much between seeds.
-        has_band = kind in CAUSES and not name.endswith("_scale")
+        # Residual scalars are few values: they vary too much between seeds. Others are printed.
+        has_band = kind.startswith("start_") and not name.endswith("_scale")
         usual = [run[name] for run in healthy if has_band and name in run]
         if usual:
             middle = median(usual)
@@ -219,7 +234,7 @@ def measure_forks(case: Case) -> dict[str, dict]:
     rows = case.config.batch_tokens // case.config.block_size
     forks = {}
     for name, (factor, batch, skipped) in FORKS.items():
-        if rows * batch % 1:
+        if rows * batch % (case.config.micro_batch_size or 1):
             continue
         losses = {}
         for kind, slope in KINDS.items():
@@ -231,12 +246,12 @@ def measure_forks(case: Case) -> dict[str, dict]:
             with torch.no_grad():
                 losses[kind] = branch.model.eval()(*case.held_out).item()
         rates = RATES[case.config.optimizer].split()
-        options = {rate: getattr(case.config, rate) * factor for rate in rates}
+        options = {rate: f"{getattr(case.config, rate) * factor:.4g}" for rate in rates}
         if batch != 1:
-            options = {"batch_tokens": case.config.batch_tokens * batch}
+            options = {"batch_tokens": int(case.config.batch_tokens * batch)}
             if case.config.max_steps:
-                options["max_steps"] = case.config.max_steps / batch
-        text = " ".join(f"--{option}={value:g}" for option, value in options.items())
+                options["max_steps"] = int(case.config.max_steps / batch)
+        text = " ".join(f"--{option}={value}" for option, value in options.items())
         forks[name] = losses | {"options": text}
     same = forks["as it is"]
     other = forks.pop("other text")
@@ -268,6 +283,10 @@ def diagnose(options: DiagnoseOptions) -> dict:
         f"{name}: {x['verdict']}, {x['options']}" for name, x in forks.items() if x["verdict"]
     ]
     findings = case.broken_rules() + unusual(case.signals, healthy) + better
+    scale, half = case.noise
+    if half < scale and case.config.batch_tokens > 2 * (scale + half):
+        figures = f"the gradient noise scale is {scale:,.0f} ± {half:,.0f} tokens"
+        findings.append(f"batch may be too large: {figures}; see the fork of half the batch")
     counts = {"findings": findings, "healthy": len(healthy)}
     return counts | {"forks": forks, "signals": case.signals}
 

@@ -8,6 +8,7 @@ import math
 from typing import NamedTuple
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_hook
@@ -18,8 +19,10 @@ import train
 from nanoloop import checkpoint
 from nanoloop.data import TrainBatches
 from nanoloop.device import pick_device
+from research.insight.analyze import half_interval
 
 STEPS = 3  # that are watched
+PASSES = 12  # that the gradient's noise is measured in
 
 
 class Pass(NamedTuple):
@@ -102,6 +105,32 @@ class Replay:
 def gradient_norm(model) -> float:
     """Return the norm of all gradients, which clipping at infinity leaves as they are."""
     return torch.nn.utils.clip_grad_norm_(model.parameters(), math.inf).item()
+
+
+def noise_scale(replay: Replay) -> tuple[float, float]:
+    """Return the gradient noise scale in tokens, and half its 95 % interval.
+
+    It is the batch at which noise and signal are equal, from the gradients of PASSES passes and of
+    their halves (McCandlish et al. 2018, arXiv:1812.06162, appendix A). Both are nan if a pass has
+    one sequence.
+    """
+    size = replay.batches.batch_size // 2
+    if not size:
+        return math.nan, math.nan
+    squares = []
+    for number in range(PASSES):
+        batch = torch.from_numpy(np.stack(replay.batches(replay.step + number)))
+        batch = batch[:, : 2 * size].to(replay.device)
+        for tokens, targets in (batch, *batch.chunk(2, 1)):
+            replay.model(tokens, targets).backward()
+            squares.append(gradient_norm(replay.model) ** 2)
+            replay.model.zero_grad()
+    large, *small = np.reshape(squares, (PASSES, 3)).T
+    small = sum(small) / 2
+    # On average: the noise of one token, the square of the true gradient.
+    noise = (small - large) * batch[0].numel()
+    signal = 2 * large - small
+    return noise.sum() / signal.sum(), half_interval(noise, signal)
 
 
 @torch.no_grad()

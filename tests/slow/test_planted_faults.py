@@ -104,7 +104,7 @@ FAULTS = {
     "half the vocabulary never seen": (
         [],
         *("train.py", READ, READ + "\n        tokens, targets = tokens // 2, targets // 2"),
-        ["tokens never seen"],
+        ["text changed"],
     ),
     "a leaking mask": (
         [],
