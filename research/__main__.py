@@ -5,6 +5,7 @@
     python -m research noise                     measure the noise floor: what a difference means
     python -m research loop --agent="COMMAND"    let a program try changes, all night
     python -m research tune SPACE                search options, then judge the best like any change
+    python -m research prove --agent="COMMAND"   how much of a known gap an agent closes again
     python -m research log | show ID | report    what was tried; one trial in full; the page
     python -m research replay ID                 repeat a recorded trial
     python -m research exam RUN RUN …            tasks by difficulty, right and wrong Python, a text
@@ -29,7 +30,7 @@ from typing import Annotated
 import tyro
 
 from nanoloop.options import read_options, require, run_program
-from research import exam, loop, page, tune
+from research import exam, loop, page, prove, tune
 from research.insight import analyze, compare, diagnose, export, watch
 from research.page import LogOptions, open_ledger, visible
 from research.referee import judge
@@ -137,6 +138,7 @@ COMMANDS = {
     "log": (log, LogOptions),
     "loop": (loop.main, loop.LoopOptions),
     "tune": (tune.main, tune.TuneOptions),
+    "prove": (prove.main, prove.ProveOptions),
     "show": (show, LogOptions),
     "report": (page.main, LogOptions),
     "replay": (replay, LogOptions),
