@@ -10,6 +10,7 @@
     python -m research replay ID                 repeat a recorded trial
     python -m research exam RUN RUN …            tasks by difficulty, right and wrong Python, a text
     python -m research analyze A [B]             where the bits go, and where two runs differ
+    python -m research collapse [RUN]            generations on their own text; a run's samples
     python -m research compare RUN RUN …         what differs: settings, curves, figures, speed
     python -m research diagnose RUN              why it went as it went: rules, signals, forks
     python -m research watch RUN                 a run while it trains: curve, speed, time left
@@ -31,7 +32,7 @@ import tyro
 
 from nanoloop.options import read_options, require, run_program
 from research import exam, loop, page, prove, tune
-from research.insight import analyze, compare, diagnose, export, watch
+from research.insight import analyze, collapse, compare, diagnose, export, watch
 from research.page import LogOptions, open_ledger, visible
 from research.referee import judge
 from research.referee.patch import ROOT, git
@@ -144,6 +145,7 @@ COMMANDS = {
     "replay": (replay, LogOptions),
     "analyze": (analyze.main, analyze.AnalyzeOptions),
     "exam": (exam.main, exam.ExamOptions),
+    "collapse": (collapse.main, collapse.CollapseOptions),
     "compare": (compare.main, compare.CompareOptions),
     "diagnose": (diagnose.main, diagnose.DiagnoseOptions),
     "watch": (watch.main, watch.WatchOptions),
