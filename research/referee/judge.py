@@ -132,6 +132,8 @@ def replay(earlier: dict, folder: str) -> dict:
     setup = Setup(Options(**earlier["options"] | {"folder": folder}), patch.ROOT)
     is_same = patch.hash_of(sorted(setup.base.items())) == earlier["tree"]
     message = f"trial {number} had another tree: check out commit '{earlier['parent']}' first"
+    if "number" in earlier:
+        message += f", of the loop's repository {folder}/repo"
     require(is_same, message)
     message = f"trial {number} had other data than '{setup.recipe.data}': prepare that again"
     require(setup.data.fingerprint == earlier["data"], message)

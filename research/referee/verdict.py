@@ -41,6 +41,7 @@ FIRST_LOOK = 6  # pairs before a gain is believed; with fewer, agreement by luck
 SAME_PAIRS = 2  # equal to the bit show that a change does nothing
 MINIMUM_EFFECT = 0.001  # bits per byte: a smaller gain is not worth a change
 HOPELESS_CHANCE = 0.1  # that a look gives up a patch just good enough to be kept
+POWER = 0.8  # chance to be kept of a gain that counts as visible
 HALF_LIFE = 100  # trials in which the night spends half of its first budget
 MIN_DEVIATION = 1e-9  # bits per byte: smaller differences are rounding
 KEEP = "keep"
@@ -346,8 +347,8 @@ def conclude(first: Decision, second: Decision | None = None) -> Decision:
     return replace(second, verdict=verdict, reason=reason)
 
 
-def smallest_effect(sd: float, max_pairs: int, alpha: float, power: float = 0.8) -> float:
-    """Return the gain, bits per byte, that is kept with chance `power`.
+def smallest_effect(sd: float, max_pairs: int, alpha: float) -> float:
+    """Return the gain, bits per byte, that is kept four times in five.
 
     sd: deviation of a pair's difference. Looks before the last are ignored.
     """
@@ -359,6 +360,6 @@ def smallest_effect(sd: float, max_pairs: int, alpha: float, power: float = 0.8)
         for level, pairs in rounds(alpha, max_pairs):
             limit = boundaries(level, pairs)[-1]
             chance *= nct.sf(limit, pairs - 1, gain * math.sqrt(pairs))
-        return chance - power
+        return chance - POWER
 
     return sd * brentq(lack, 0, 20)

@@ -161,7 +161,7 @@ def test_the_interval_of_a_kept_change_holds_its_gain_however_early_it_ended(eff
 
 def test_the_smallest_effect_is_found_with_its_stated_power():
     alpha = Night().alpha()
-    gain = smallest_effect(1.0, MAX_PAIRS, alpha, power=0.8)
+    gain = smallest_effect(1.0, MAX_PAIRS, alpha)
     kept, _ = simulate(4_000, alpha, np.random.default_rng(7), gain, noise=Noise(1.0, 8))
     assert 0.8 < gain < 1.5
     assert 0.7 < kept.mean() < 0.85  # early looks cost a little
