@@ -112,7 +112,7 @@ def noise_scale(replay: Replay) -> tuple[float, float]:
 
     It is the batch at which noise and signal are equal, from the gradients of PASSES passes and of
     their halves (McCandlish et al. 2018, arXiv:1812.06162, appendix A). Both are nan if a pass has
-    one sequence.
+    one sequence; the interval is nan if the signal is lost in the noise of so few passes.
     """
     size = replay.batches.batch_size // 2
     if not size:
