@@ -706,6 +706,12 @@ def ended(seconds: float, stalled_seconds: float) -> Ended:
     return Ended(9, seconds, 12.0, 0.1, stalled_seconds, late=True, text="printed")
 
 
+@pytest.mark.parametrize("waited, name", [(0.0, "60.0 seconds"), (80.0, "12.0 seconds of proc")])
+def test_the_limit_that_a_late_run_exceeded_is_named_on_a_busy_machine_too(waited, name):
+    late = Ended(9, 100.0, 12.1, waited, 0.0, late=True, text="")
+    assert Limit(60.0, 12.0).exceeded(late).startswith(name)
+
+
 @pytest.mark.parametrize("kind", [patch.Invalid, Crashed])
 def test_a_run_that_failed_while_memory_was_short_is_disturbed_and_never_refused(kind):
     """The kernel charges its search for memory to the run, and may end the run for it."""

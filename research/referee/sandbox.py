@@ -59,8 +59,8 @@ class Limit:
     processor_seconds: float = math.inf  # of all its processes together
 
     def exceeded(self, ended: "Ended") -> str:
-        """Name the limit that a late run exceeded."""
-        if ended.seconds >= self.seconds:
+        """Name the limit that a late run exceeded; its clock stood still while it waited."""
+        if ended.seconds - ended.waited_seconds >= self.seconds:
             return f"{self.seconds:.1f} seconds"
         return f"{self.processor_seconds:.1f} seconds of processor time"
 
