@@ -76,8 +76,9 @@ def first(values):
 
 
 def measure_text(rows, held_out, data):
-    """Return the figures of samples beside as many of held-out text, (R, LENGTH) tokens each.
+    """Return the figures of samples, beside those of held-out text.
 
+    rows, held_out: (R, LENGTH) tokens each.
     habits: what samples may do more often than held-out text, shares in each of PARTS parts. Of
     phrases of 8 tokens, those that stand in the same sample before, or in an earlier one; of 13
     tokens, those that are in train; of the other phrases' first tokens, those that are not among
@@ -132,7 +133,7 @@ def measure_model(model, data):
 
 
 def examine(options):
-    """Yield the figures of a run's samples, and of the held-out text behind the same prompts."""
+    """Yield the figures of a run's samples, then of held-out text; both follow the same prompts."""
     model, data = open_run(options.run, *pick_device("auto", "auto"))
     prompts, held_out = np.split(windows(data, "val", PROMPT + LENGTH), [PROMPT], axis=1)
     written = generate(model, prompts.tolist(), LENGTH, seed=options.seed)
@@ -141,9 +142,10 @@ def examine(options):
 
 
 def findings(rows):
-    """Name the habits that each part of the samples has more of than any part of held-out text.
+    """Name the habits that samples have more of than held-out text.
 
-    If both were alike, that would happen once in 12,870 times.
+    Each part of the samples has more of them than any part of that text. If both were alike, that
+    would happen once in 12,870 times.
     """
     ours = rows[0]["habits"]
     usual = rows[-1]["habits"]
