@@ -22,9 +22,8 @@ import nanoloop.environment  # noqa: F401, says how to install what is missing
 import contextlib
 import hashlib
 import os
-import re
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -32,10 +31,10 @@ from pathlib import Path
 from corpus.bpe import train_bpe, training_texts
 from corpus.claude import ClaudeConfig
 from corpus.curation import CurationConfig
-from corpus.destination import hidden, publish, require_free, restore, resume
+from corpus.destination import Cursor, hidden, publish, require_free, restore, resume
 from corpus.documents import BatchReader
-from corpus.reading import Cursor, read, read_batches
-from corpus.sources import SHAKESPEARE_OPTIONS, default_tokenizer, find_units
+from corpus.reading import read, read_batches
+from corpus.sources import SHAKESPEARE_OPTIONS, default_tokenizer, find_units, readable
 from corpus.workers import ordered_map
 from corpus.writer import Writer, describe, finish, import_tokens
 from nanoloop.files import locked, write_json
@@ -91,17 +90,30 @@ class PrepareConfig(CurationConfig, ClaudeConfig):
 
 
 def main(argv: list[str]) -> None:
-    # Without --source, it begins with the first word that is neither an option nor its value.
-    before = ""
+    prepare(read_options(PrepareConfig, with_source(argv), "prepare_data.py", config_files=False))
+
+
+def with_source(argv):
+    """Return the words, with --source before the first one that belongs to no option.
+
+    Raises UserError if --source stands elsewhere.
+    """
+    switches = [field.name for field in fields(PrepareConfig) if field.default is False]
+    is_source = False
+    takes_value = False
     for index, word in enumerate(argv):
-        if word.startswith("--source"):
-            break
-        is_value = re.fullmatch("--(?!overwrite|strict|include)[^=]+", before)
-        if not (is_value or word.startswith("--")):
-            argv.insert(index, "--source")
-            break
-        before = word
-    prepare(read_options(PrepareConfig, argv, "prepare_data.py", config_files=False))
+        if word.startswith("--") or word == "-h":
+            name, has_value, _ = word[2:].replace("-", "_").partition("=")
+            is_source = name == "source"
+            takes_value = not has_value and name not in switches
+        elif is_source or takes_value:
+            takes_value = False
+        else:
+            is_elsewhere = any(other.startswith("--source") for other in argv)
+            hint = "give all paths to one --source, --source=A B"
+            require(not is_elsewhere, f"'{word}' belongs to no option: {hint}")
+            return with_source([*argv[:index], "--source", *argv[index:]])
+    return argv
 
 
 def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
@@ -137,7 +149,7 @@ def fill(units, config, final):
         # Those of official val and test come first: the limit may end the reading.
         units = sorted(units, key=lambda unit: unit.split is None)
     split_single_text(units, config)
-    to_read = [unit for unit in units if unit.note is None]
+    to_read = readable(units)
     destination = os.path.realpath(final)
     for unit in to_read:
         is_inside = Path(os.path.realpath(unit.path)).is_relative_to(destination)
@@ -160,7 +172,7 @@ def fill(units, config, final):
     if not ready:
         official = set().union(*(unit.official for unit in texts))
         writer = Writer(config, folder, tokenizer, progress, official)
-        encode(units, config, tokenizer, writer, f"encoding {final}")
+        encode(units, writer, f"encoding {final}")
     else:
         import_tokens(units, folder, tokenizer, progress, config.strict)
     finish(folder, final.name, tokenizer, progress)
@@ -172,18 +184,18 @@ def resolve(config: PrepareConfig) -> tuple[str, PrepareConfig]:
         config.source and all(config.source),
         "--source is empty: give python, shakespeare, or paths to text",
     )
-    options = {"name": None, "tokenizer": None, "val_fraction": 0.05, "test_fraction": 0.05}
+    defaults = {"val_fraction": 0.05, "test_fraction": 0.05}
     if config.source == ("shakespeare",):
-        options |= SHAKESPEARE_OPTIONS
-    for key in options:
-        if getattr(config, key) is not None:
-            options[key] = getattr(config, key)
-    name = options.pop("name") or default_name(config.source[0])
+        defaults |= SHAKESPEARE_OPTIONS
+    first = config.source[0]
+    stem = Path(first.partition(":")[2] or Path(first).resolve()).stem
+    name = config.name or defaults.pop("name", "stdin" if first == "-" else stem)
+    defaults = {key: value for key, value in defaults.items() if getattr(config, key) is None}
     is_plain = not name.startswith(".") and not set(name) & set("/\\*?[:,")
     require(
         name and is_plain, f"{name!r} cannot name a folder: type a plain word, such as --name=mine"
     )
-    config = replace(config, **options)
+    config = replace(config, **defaults)
     shares = (config.val_fraction, config.test_fraction)
     message = f"val_fraction and test_fraction must be at least 0 with a sum below 1, got {shares}"
     require(min(shares) >= 0 and sum(shares) < 1, message)
@@ -196,22 +208,16 @@ def resolve(config: PrepareConfig) -> tuple[str, PrepareConfig]:
     return name, config
 
 
-def default_name(source):
-    if source == "-":
-        return "stdin"
-    _, _, rest = source.partition(":")
-    return Path(rest or Path(source).resolve()).stem
-
-
 def split_single_text(units, config):
     """Split a single text by position: set the ends of train and of test, in bytes."""
-    units = [unit for unit in units if unit.note is None]
-    if len(units) != 1 or units[0].kind != "text":
+    units = readable(units)
+    if [unit.kind for unit in units] != ["text"]:
         return
-    total = sum(len(block.payload) for block in read(units[0], config))
+    (unit,) = units
+    total = sum(len(block.payload) for block in read(unit, config))
     total = min(total, config.max_bytes or total)
     held_out = config.val_fraction + config.test_fraction
-    units[0].cuts = (int(total * (1 - held_out)), int(total * (1 - config.val_fraction)))
+    unit.cuts = (int(total * (1 - held_out)), int(total * (1 - config.val_fraction)))
 
 
 def make_plan(config, units):
@@ -219,8 +225,8 @@ def make_plan(config, units):
     plan = asdict(config)
     for key in ("workers", "strict", "overwrite"):
         del plan[key]
-    listing = "\n".join(f"{Path(unit.path).name} {unit.size}" for unit in units)
-    listing = os.fsencode(listing)  # a name can be no valid UTF-8
+    rows = [f"{Path(unit.path).name} {unit.size}" for unit in units]
+    listing = os.fsencode("\n".join(rows))  # a name can be no valid UTF-8
     return plan | {
         "format": 5,
         "python_version": sys.version.split()[0],
@@ -240,16 +246,17 @@ def make_tokenizer(config, units):
     return train_bpe(config.tokenizer, training_texts(rows, config))
 
 
-def encode(units, config, tokenizer, writer, title):
+def encode(units, writer, title):
     """Read the units, encode them in several processes, and write them in order."""
     from tqdm import tqdm
 
     ends = [0, *accumulate(unit.size for unit in units)]
+    config = writer.config
     cursor = writer.progress.cursor
     is_small = 0 < ends[-1] < SMALL_BYTES
     workers = config.workers or (0 if is_small else os.cpu_count())
     batches = read_batches(units, config, cursor)
-    results = ordered_map(partial(BatchReader, config, tokenizer), batches, workers)
+    results = ordered_map(partial(BatchReader, config, writer.tokenizer), batches, workers)
     bar = tqdm(
         total=ends[-1] or None, initial=ends[cursor.unit], unit="B", unit_scale=True, desc=title
     )

@@ -14,12 +14,8 @@ def training_texts(rows, config):
     tokenizer.
     """
     max_bytes = min(TRAINING_BYTES, config.max_bytes or TRAINING_BYTES)
-    n_documents = 0
     n_bytes = 0
-    for row in rows:
-        if not row.content:
-            continue
-        n_documents += 1
+    for n_documents, row in enumerate((row for row in rows if row.content), 1):
         text = row.content[: max_bytes - n_bytes].decode(errors="ignore")
         n_bytes += row.size
         if row.split == "train":
@@ -43,9 +39,7 @@ def train_bpe(name: str, texts) -> Tokenizer:
     trainer = rustbpe.Tokenizer()
     trainer.train_from_iterator(texts, int(size) - 1, pattern=GPT4_PATTERN)
     merges = sorted(trainer.get_mergeable_ranks(), key=lambda merge: merge[1])
-    tokens = [bytes(token) for token, _ in merges]
-    special = {END_OF_TEXT: len(tokens)}
-    tokens.append(END_OF_TEXT.encode())
+    tokens = [*(bytes(token) for token, _ in merges), END_OF_TEXT.encode()]
     if len(tokens) < int(size):
         print(f"the text has no more pairs to merge: {len(tokens)} tokens instead of {size}")
-    return Tokenizer(name, tokens, special, GPT4_PATTERN)
+    return Tokenizer(name, tokens, {END_OF_TEXT: len(merges)}, GPT4_PATTERN)

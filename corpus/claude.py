@@ -31,6 +31,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from corpus.documents import Document
@@ -133,23 +134,23 @@ def parse_answer(content):
     return row
 
 
-def ask(client, ledger, options, key, where, body):
+def ask(client, ledger, options, key, question):
     """Ask a question and record the result, if it has no answer and the budget allows.
 
     Raises UserError if the service does not answer.
     """
+    where, body = question
     # No token is shorter than a byte. 200 are for what the service may put around a prompt.
     worst = [len(json.dumps(body, ensure_ascii=False).encode()) + 200, body["max_tokens"]]
-    prices = [
-        1 if price is None else price / 1e6
-        for price in (options.claude_input_price, options.claude_output_price)
-    ]
+    prices = [options.claude_input_price, options.claude_output_price]
+    if None in prices:
+        prices = [1e6, 1e6]  # the budget is in tokens
 
     def attempt(request, send):
         """Send the request once; None instead of a response ends the repetition."""
         with ledger.lock:
             tokens = zip(prices, ledger.spent, worst)
-            cost = sum(price * (spent + more) for price, spent, more in tokens)
+            cost = sum(price * (spent + more) for price, spent, more in tokens) / 1e6
             if key in ledger.answers or cost > options.claude_budget:
                 return None
             ledger.append({"key": key, "where": where, "spent": worst})
@@ -193,10 +194,9 @@ def ask_all(prompts: Path, options: ClaudeConfig, answers: Path):
     ledger = Ledger(answers, secret)
     client = anthropic.Anthropic(api_key=secret, max_retries=options.claude_retries)
     pool = ThreadPoolExecutor(max(1, options.claude_concurrency))
-    futures = [pool.submit(ask, client, ledger, options, key, *questions[key]) for key in questions]
+    answered = pool.map(partial(ask, client, ledger, options), questions, questions.values())
     try:
-        for (key, (where, _)), future in zip(questions.items(), futures):
-            future.result()
+        for (key, (where, _)), _ in zip(questions.items(), answered):
             if key in ledger.answers:
                 yield Document(*ledger.answers[key], where)
     finally:

@@ -12,12 +12,12 @@ import contextlib
 import hashlib
 import importlib
 import json
-import math
 import re
 import tomllib
 import unicodedata
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Literal
 from zlib import crc32
@@ -51,12 +51,7 @@ class CurationConfig:
     decontaminate: str | None = None
 
     def __post_init__(self):
-        read_rules(self.quality)
-        if self.languages:
-            importlib.import_module("py3langid")
-        if self.decontaminate:
-            Path(self.decontaminate).stat()
-            evaluation_ngrams(Path(self.decontaminate))
+        Curator(self)  # before any text is read, it raises what is wrong with the options
 
 
 # --------------------------------------------------------------------------------------------------
@@ -125,23 +120,24 @@ class View:
         self.raw = text.encode("utf-8", "replace")
 
     @cached_property
-    def folded(self):
-        return fold(self.text)
-
-    @cached_property
     def words(self):
         """The words of the folded text, a list of str."""
-        if self.folded.isascii():
-            return self.folded.split()  # the same words, five times as fast
+        folded = fold(self.text)
+        if folded.isascii():
+            return folded.split()  # the same words, five times as fast
         from icu4py.breakers import WordBreaker
 
-        parts = [part.strip(" ") for part in WordBreaker(self.folded, "und")]
-        return [part for part in parts if part]
+        parts = (part.strip(" ") for part in WordBreaker(folded, "und"))
+        return list(filter(None, parts))
 
     @cached_property
-    def n_signs(self):
-        """How many signs, such as # or --, stand alone between white space."""
-        return len(LONE_SIGNS.findall(self.text))
+    def n_words_and_signs(self):
+        """How many words there are, and signs, such as # or --, alone between white space."""
+        return len(self.words) + len(LONE_SIGNS.findall(self.text))
+
+    @cached_property
+    def is_thai_or_lao(self):
+        return 2 * len(THAI_OR_LAO.findall(self.text)) > len(self.text)
 
     @cached_property
     def paragraphs(self):
@@ -150,7 +146,7 @@ class View:
     @cached_property
     def lines(self):
         """The lines that are not empty, without white space around them, a list of str."""
-        return [line.strip() for line in self.text.splitlines() if line.strip()]
+        return list(filter(None, map(str.strip, self.text.splitlines())))
 
     @cached_property
     def hashes(self):
@@ -170,13 +166,14 @@ class View:
     @cached_property
     def digest(self):
         """(1,) uint64: a hash of the text."""
-        digest = hashlib.sha256(self.raw).digest()
-        return np.frombuffer(digest, dtype="<u8", count=1)
+        return np.frombuffer(hashlib.sha256(self.raw).digest(), dtype="<u8", count=1)
 
     @cached_property
     def language(self):
         """The most likely language, such as "en" (langid.py: Lui and Baldwin 2012)."""
-        return importlib.import_module("py3langid").classify(self.text[:2000])[0]
+        import py3langid
+
+        return py3langid.classify(self.text[:2000])[0]
 
 
 def sketch(views):
@@ -223,9 +220,8 @@ def ngram_share(view, n, kind):
     else:
         is_start = np.arange(len(grams)) != first[group]
     is_inside = np.convolve(np.append(is_start, False), np.ones(n)) > 0
-    lengths = view.lengths
-    covered = lengths[is_inside[: len(lengths)]]
-    return share(covered.sum(), lengths.sum())
+    covered = view.lengths[is_inside[: len(view.lengths)]]
+    return share(covered.sum(), view.lengths.sum())
 
 
 # Gopher's limits for n words in a row fall as n grows: 0.20, 0.18, 0.16 for the most frequent 2, 3,
@@ -236,8 +232,7 @@ def top_ngrams(view):
 
 
 def repeated_ngrams(view):
-    shares = [ngram_share(view, n, "repeated") for n in range(5, 11)]
-    return max(value + 0.01 * index for index, value in enumerate(shares))
+    return max(ngram_share(view, n, "repeated") + 0.01 * (n - 5) for n in range(5, 11))
 
 
 def lines_with(pattern):
@@ -248,21 +243,13 @@ def lines_with(pattern):
 
 def symbols(view):
     ellipses = view.text.count("...") + view.text.count("…")
-    return share(max(view.text.count("#"), ellipses), len(view.words) + view.n_signs)
+    return share(max(view.text.count("#"), ellipses), view.n_words_and_signs)
 
 
 # Gopher counts words by spaces, so a sign that stands alone is a word without a letter.
 def alphabetic(view):
     count = sum(any(map(str.isalpha, word)) for word in view.words)
-    return share(count, len(view.words) + view.n_signs)
-
-
-def word_length(view):
-    return share(view.lengths.sum(), len(view.words))
-
-
-def digits(view):
-    return share(len(re.findall(r"\d", view.text)), len(view.text))
+    return share(count, view.n_words_and_signs)
 
 
 STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
@@ -273,24 +260,15 @@ SENTENCE_END = regex.compile(
     r"|[[\p{Sentence_Break=STerm}\p{Sentence_Break=ATerm}]--[.!?]]",
     regex.V1,
 )
-# Thai and Lao end a sentence with a space.
-WITHOUT_SIGNS = regex.compile(r"[\p{Thai}\p{Lao}]")
-
-
-def where_sentences_have_signs(measure):
-    """Return the measure; for text in Thai or Lao it is nan, which breaks no rule."""
-
-    def measure_or_nan(view):
-        is_without = 2 * len(WITHOUT_SIGNS.findall(view.text)) > len(view.text)
-        return math.nan if is_without else measure(view)
-
-    return measure_or_nan
+# Thai and Lao end a sentence with a space, so these measures say nothing of them.
+THAI_OR_LAO = regex.compile(r"[\p{Thai}\p{Lao}]")
+NEED_SENTENCE_ENDS = ("sentences", "punctuated_lines")
 
 
 MEASURES = {name: lines_with(pattern) for name, pattern in LINES.items()} | {
     # Gopher's
     "words": lambda view: len(view.words),
-    "word_length": word_length,
+    "word_length": lambda view: share(view.lengths.sum(), len(view.words)),
     "symbols": symbols,
     "alphabetic": alphabetic,
     "stop_words": lambda view: len(STOP_WORDS & set(view.words)),
@@ -303,10 +281,8 @@ MEASURES = {name: lines_with(pattern) for name, pattern in LINES.items()} | {
     # C4's
     "sentences": lambda view: len(SENTENCE_END.findall(view.text)),
     # NeMo Curator's limit is 0.15
-    "digits": digits,
+    "digits": lambda view: share(len(re.findall(r"\d", view.text)), len(view.text)),
 }
-for name in ("sentences", "punctuated_lines"):
-    MEASURES[name] = where_sentences_have_signs(MEASURES[name])
 
 
 def read_rules(quality):
@@ -349,6 +325,7 @@ def evaluation_ngrams(path):
     around the overlap out of a document; here all of it goes. Every worker holds eight bytes a
     word.
     """
+    path.stat()  # names a path that does not exist
     files = [path] if path.is_file() else sorted(path.rglob("[!.]*"))
     grams = [np.zeros(0, dtype=np.uint64)]
     for file in filter(Path.is_file, files):
@@ -368,8 +345,9 @@ def evaluation_texts(file):
     if kind in ("parquet", "arrow") and note is None:
         import pyarrow.dataset
 
-        rows = pyarrow.dataset.dataset(file, format=kind).to_table().to_pylist()
-        return list(strings_in(rows))
+        table = pyarrow.dataset.dataset(file, format=kind).to_table()
+        table.validate(full=True)  # as in reading.table_cells
+        return list(strings_in(table.to_pylist()))
     text, fault = decode_text(b"".join(read_chunks(file)))
     if note or fault == "binary":
         raise ValueError(f"it holds {note or 'binary data'}")
@@ -395,7 +373,10 @@ class Curator:
     def __init__(self, config: CurationConfig):
         self.duplicates = config.duplicates
         self.rules = read_rules(config.quality)
-        self.languages = config.languages and {*config.languages.split(",")}
+        self.languages = None
+        if config.languages:
+            importlib.import_module("py3langid")
+            self.languages = {*config.languages.split(",")}
         self.questions = None
         if config.decontaminate:
             self.questions = evaluation_ngrams(Path(config.decontaminate))
@@ -407,9 +388,11 @@ class Curator:
         does not hold.
         """
         for rule, limit in self.rules.items():
+            bound, _, name = rule.partition("_")
             if is_file and rule == "max_words":
                 continue
-            bound, _, name = rule.partition("_")
+            if name in NEED_SENTENCE_ENDS and view.is_thai_or_lao:
+                continue
             value = MEASURES[name](view)
             if value < limit if bound == "min" else value > limit:
                 return f"{rule}={limit:g}"
@@ -422,9 +405,8 @@ class Curator:
     def overlap(self, view):
         """Say of each of the view's long_ngrams whether the evaluation has it, (n,) bool."""
         grams = long_ngrams(view)
-        last = len(self.questions) - 1
-        index = np.searchsorted(self.questions, grams).clip(max=last)
-        return self.questions[index] == grams
+        behind = np.searchsorted(self.questions, grams, "right")
+        return behind > np.searchsorted(self.questions, grams)
 
     def without_questions(self, view):
         """Return (rest, passages): the text without lines that share words with the evaluation.
@@ -438,18 +420,15 @@ class Curator:
         for start in np.flatnonzero(self.overlap(view)):
             for line in line_of_word[start : start + 13]:
                 is_out[line : line + 3] = True
-        texts = {False: "", True: ""}
-        for part, is_passage in zip(parts, is_out[1:-1].tolist()):
-            texts[is_passage] += part
-        return texts[False], texts[True]
+        is_out = is_out[1:-1]
+        return "".join(compress(parts, ~is_out)), "".join(compress(parts, is_out))
 
     def signatures(self, views):
         """Return what Seen needs of documents, (documents, columns) uint64.
 
         The first column is a hash of the text; with duplicates=near the bands follow.
         """
-        digests = np.array([view.digest for view in views], dtype=np.uint64)
-        digests = digests.reshape(-1, 1)  # if there are none, too
+        digests = np.array([view.digest for view in views], dtype=np.uint64).reshape(-1, 1)
         if self.duplicates == "near":
             return np.hstack([digests, sketch(views)])
         return digests if self.duplicates else digests[:, :0]

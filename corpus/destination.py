@@ -10,19 +10,24 @@ Only what a preparation has written is replaced or removed, whatever its folder 
 import json
 import os
 import re
+from collections import namedtuple
 from pathlib import Path
 
-from corpus.reading import Cursor
 from nanoloop.data import SPLITS
 from nanoloop.files import remove
 from nanoloop.options import require
 from nanoloop.tokenizer import load_tokenizer
 
-# What a preparation writes into a folder; the last names are gone when it is complete.
+# What preparations keep beside a data folder: the above, standard input, and Claude's answers.
+BESIDE = re.compile(r"\..+\.(lock|partial|replaced|stdin)|.+\.claude\.jsonl")
+# What a preparation writes into a folder, and what is there until it is complete.
 WRITTEN = re.compile(
-    r"((train|val|test)_\d{6,}\.bin|(meta|tokenizer|report)\.json|report\.html"
-    r"|progress\.json|signatures\.bin|sample\.jsonl|\.checked\.json)(\.tmp)?"
+    r"(train|val|test)_\d{6,}\.bin|(meta|tokenizer|report|\.checked)\.json|report\.html"
 )
+WORKING = ("progress.json", "signatures.bin", "sample.jsonl")
+
+# How far a preparation is: units that are done, blocks of the next one, bytes in all.
+Cursor = namedtuple("Cursor", "unit blocks n_bytes")
 
 
 class Progress:
@@ -52,16 +57,28 @@ class Progress:
         return {key: sum(row[key] for row in rows) for key in ("documents", "bytes")}
 
 
+def count(table: dict, name: str, size: int) -> dict:
+    """Count a document of `size` bytes under a name of the table; return what is counted there."""
+    counts = table.setdefault(name, {"documents": 0, "bytes": 0})
+    counts["documents"] += 1
+    counts["bytes"] += size
+    return counts
+
+
 def hidden(final: Path, purpose: str) -> Path:
     """Return the name beside a data folder that a preparation uses for a purpose."""
     return final.with_name(f".{final.name}.{purpose}")
 
 
-def require_written(folder: Path) -> None:
-    """Raise UserError if a preparation did not write all that is in the folder."""
+def require_written(folder: Path, working=()) -> None:
+    """Raise UserError if a preparation did not write all that is in the folder.
+
+    working: names that may also be there.
+    """
     for name in sorted(os.listdir(folder)):
+        written = name.removesuffix(".tmp")  # a kill leaves it
         require(
-            WRITTEN.fullmatch(name),
+            written in working or WRITTEN.fullmatch(written),
             f"'{folder}' holds '{name}', which no preparation wrote: move it away, or type another "
             "--name",
         )
@@ -72,8 +89,8 @@ def require_free(final: Path, overwrite: bool) -> None:
     is_empty = final.is_dir() and not os.listdir(final)
     if is_empty or not os.path.lexists(final):
         return
-    is_ours = "prepared_from" in read_values(final / "meta.json")
-    require(is_ours, f"'{final}' exists, and no preparation wrote it: type another --name")
+    is_prepared = "prepared_from" in read_values(final / "meta.json")
+    require(is_prepared, f"'{final}' exists, and no preparation wrote it: type another --name")
     require_written(final)
     require(overwrite, f"'{final}' exists: type --overwrite=True, or another --name")
 
@@ -105,10 +122,11 @@ def resume(partial: Path, plan: dict, overwrite: bool) -> tuple:
     other = meta.get("prepared_from") or values.get("plan")
     is_readable = meta or values.keys() == vars(progress).keys()
     if other == plan and is_readable:
+        n_done = plan["files"]
         if not meta:
             vars(progress).update(values)
             progress.cursor = Cursor(*progress.cursor)
-        n_done = plan["files"] if meta else progress.cursor.unit
+            n_done = progress.cursor.unit
         print(f"resuming {partial}: {n_done:,} of {plan['files']:,} files are done")
         return progress, load_tokenizer(str(partial))
     if other:
@@ -118,8 +136,8 @@ def resume(partial: Path, plan: dict, overwrite: bool) -> tuple:
         require(overwrite, f"{message}: {hint} --name")
         print(f"{message}: deleting it")
     if partial.exists():
-        require_written(partial)
-        discard(partial)
+        require_written(partial, WORKING)
+    discard(partial)
     partial.mkdir(parents=True)
     return progress, None
 
@@ -138,7 +156,7 @@ def publish(partial: Path, final: Path, overwrite: bool) -> None:
     except between two renames.
     """
     require_free(final, overwrite)
-    for name in ("progress.json", "signatures.bin", "sample.jsonl"):
+    for name in WORKING:
         (partial / name).unlink(missing_ok=True)
     for path in partial.iterdir():
         with open(path, "rb") as file:

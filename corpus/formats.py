@@ -164,24 +164,18 @@ def text_column(table, key, path):
 
     A column whose name contains the dot comes first. Raises UserError if it holds no text.
     """
-    flat = flatten(table)
-    kinds = zip(flat.column_names, flat.schema.types)
-    usable = [name for name, kind in kinds if is_text(kind)]
+    import pyarrow
+
+    flat = table
+    while any(map(pyarrow.types.is_struct, flat.schema.types)):
+        flat = flat.flatten()
+    usable = [field.name for field in flat.schema if is_text(field.type)]
     hint = f"give --text_key, one of {', '.join(usable[:20])}" if usable else "none has text"
     found = table if key in table.column_names else flat
     require(key in found.column_names, f"{path} has no column {key!r}: {hint}")
     kind = found[key].type
     require(is_text(kind), f"column {key!r} of {path} holds {kind}, not text: {hint}")
     return found[key]
-
-
-def flatten(table):
-    """Return a pyarrow table whose structs are columns, with dotted names."""
-    import pyarrow
-
-    while any(map(pyarrow.types.is_struct, table.schema.types)):
-        table = table.flatten()
-    return table
 
 
 def is_text(kind):

@@ -8,17 +8,18 @@ finished.
 import codecs
 import csv
 import json
+import re
 from bisect import bisect_right
-from collections import namedtuple
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
 from corpus import claude
 from corpus.compressed import read_chunks, read_head
+from corpus.destination import Cursor
 from corpus.formats import SEPARATORS, read_header, text_column
 from corpus.sources import HUB_HINT, Unit
-from nanoloop.options import UserError, reading, require
+from nanoloop.options import UserError, first_line, require
 
 BATCH_BYTES = 1_000_000  # of a source, for one worker at a time
 BLOCK = 1_000_000  # bytes of lines that are read at a time
@@ -27,6 +28,9 @@ LONGEST = 16_000_000  # bytes of a JSON line or a cell, which is held in memory
 TOO_LONG = "too long for one line or cell"
 BROKEN_END = "broken JSON: the rest is not read"
 UNEVEN_ROW = "more or fewer columns than the header"
+OPEN_QUOTE = 'a cell that only begins with ", or is too long: the rest is not read'
+# The rest of a character in UTF-8 that began before; more than three such bytes are no UTF-8.
+END_OF_CHARACTER = re.compile(rb"([\x80-\xbf]{1,3}(?![\x80-\xbf]))?")
 
 
 @dataclass(slots=True)
@@ -42,10 +46,6 @@ class Block:
     number: int = 0
     note: str | None = None
     split: str | None = None
-
-
-# How far a preparation is: units that are done, blocks of the next one, bytes in all.
-Cursor = namedtuple("Cursor", "unit blocks n_bytes")
 
 
 @dataclass(slots=True)
@@ -95,6 +95,9 @@ def read(unit: Unit, config):
     except (UserError, ImportError, MemoryError):
         raise
     except Exception as error:  # zlib, zstandard and pyarrow have errors of their own
+        if unit.kind == "hf":
+            problem = f"--source={unit.source} could not be read ({first_line(error)})"
+            raise UserError(f"{problem}: {HUB_HINT}") from None
         is_system = isinstance(error, OSError) and error.errno is not None
         note = "unreadable" if is_system else "corrupt file"
     if note:
@@ -120,8 +123,6 @@ def open_unit(unit, config):
             return (Block(indices[first : first + 1000]) for first in indices[::1000])
         case "claude":
             return (Block([answer]) for answer in claude.ask_all(path, config, unit.answers))
-        case "hf":
-            return cut_cells(hub_cells(unit, config))
     return cut_cells(table_cells(unit, config))
 
 
@@ -147,11 +148,6 @@ def cut_cells(cells):
         yield Block(block, number)
 
 
-def hub_cells(unit, config):
-    with reading(f"--source={unit.source} could not be read", HUB_HINT):
-        yield from table_cells(unit, config)
-
-
 def table_cells(unit, config):
     """Yield the cells of a column. Raises UserError for a wrong one."""
     import pyarrow
@@ -160,9 +156,11 @@ def table_cells(unit, config):
     schema, batches = open_table(unit, config, key)
     text_column(schema.empty_table(), key, unit.path)
     for batch in batches:
-        column = text_column(pyarrow.table(batch), key, unit.path)
-        # As bytes: nobody has checked the UTF-8.
-        values = column.cast("large_binary")
+        # pyarrow.table would believe the offsets, and make the buffers as long as they say.
+        column = text_column(pyarrow.Table.from_batches([batch]), key, unit.path)
+        if column.type not in (pyarrow.string(), pyarrow.large_string()):
+            column.validate(full=True)
+        values = column.cast("large_binary")  # nobody has checked the UTF-8 of strings
         values.validate(full=True)  # reading a cell with wrong offsets would end the process
         for scalar in values:
             value = scalar.as_py()
@@ -171,7 +169,7 @@ def table_cells(unit, config):
 
 
 def open_table(unit, config, key):
-    """Return the schema and an iterator of pyarrow tables or record batches."""
+    """Return the schema and an iterator of record batches."""
     import pyarrow
     import pyarrow.parquet
 
@@ -193,7 +191,7 @@ def open_table(unit, config, key):
     data = load_dataset(name, config.hf_config, split=split, streaming=True)
     tables = data.with_format("arrow").iter(batch_size=64)
     first = next(tables)
-    return first.schema, chain([first], tables)
+    return first.schema, chain.from_iterable(map(pyarrow.Table.to_batches, chain([first], tables)))
 
 
 def csv_cells(path, key):
@@ -204,15 +202,20 @@ def csv_cells(path, key):
     delimiter, _ = read_header(read_head(path).decode(errors="replace"))
     csv.field_size_limit(LONGEST)
     # pyarrow.csv gives up on an uneven row with invalid UTF-8.
-    rows = csv.reader(decode_lines(path), delimiter=delimiter)
-    names = next(rows, [])
+    # Without strict, a quotation mark that is not closed takes all rows behind it into its cell.
+    rows = csv.reader(decode_lines(path), delimiter=delimiter, strict=True)
+    names = [name.strip() for name in next(rows, [])]
     hint = f"give --text_key, one of {', '.join(names[:20])}"
     require(key in names, f"{path} has no column {key!r}: {hint}")
     column = names.index(key)
-    for row in filter(None, rows):
-        is_even = len(row) == len(names)
-        cell = row[column].encode(errors="surrogateescape") if is_even else None
-        yield cell, None if is_even else UNEVEN_ROW
+    try:
+        for row in filter(None, rows):
+            if len(row) == len(names):
+                yield row[column].encode(errors="surrogateescape"), None
+            else:
+                yield None, UNEVEN_ROW
+    except csv.Error:
+        yield None, OPEN_QUOTE
 
 
 def decode_lines(path):
@@ -242,19 +245,11 @@ def cut_pieces(chunks, cuts):
             size = limit
             if limit == PIECE < len(pending):
                 size = pending.rfind(b"\n", 0, limit) + 1 or limit
-            size += bytes_to_boundary(pending[size : size + 4])
+            size = END_OF_CHARACTER.match(pending, size).end()
             split = ("train", "test", "val")[bisect_right(cuts, offset)] if cuts else None
             yield Block(bytes(pending[:size]), split=split)
             offset += size
             del pending[:size]
-
-
-def bytes_to_boundary(data):
-    """Return how many bytes at the beginning belong to a character that began before."""
-    for index, byte in enumerate(data):
-        if byte & 0xC0 != 0x80:
-            return index
-    return 0 if len(data) == 4 else len(data)
 
 
 def cut_lines(chunks):
@@ -269,11 +264,7 @@ def cut_lines(chunks):
         is_last = not chunk
         if is_skipping:
             _, newline, chunk = chunk.partition(b"\n")
-            if not newline and not is_last:
-                continue
-            yield Block(b"", number, TOO_LONG)
-            number += 1
-            is_skipping = False
+            is_skipping = not newline
         pending += chunk
         size = len(pending) if is_last else pending.rfind(b"\n") + 1
         if size and (is_last or len(pending) >= BLOCK):
@@ -281,6 +272,8 @@ def cut_lines(chunks):
             number += pending.count(b"\n", 0, size)
             del pending[:size]
         if len(pending) > LONGEST:
+            yield Block(b"", number, TOO_LONG)
+            number += 1
             pending.clear()
             is_skipping = True
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from corpus.curation import KINDS, View, share, sketch
+from corpus.destination import count
 from corpus.overlap import overlap, read_blocks
 from nanoloop.data import SPLITS
 from nanoloop.files import replace_file, write_json
@@ -79,23 +80,12 @@ def near_copies(bands, is_held_out):
 
 def edges(text):
     """Return the first and last lines that are long enough to say something, a set."""
-    head = text[:400].split("\n")
-    tail = text[-400:].split("\n")
-    lines = {line.strip() for line in head[:6] + tail[-6:]}
-    return {line[:80] for line in lines if len(line) >= 30}
-
-
-def count_languages(views):
-    counts = {}
-    for view in sorted(views, key=lambda view: view.language):
-        row = counts.setdefault(view.language, {"documents": 0, "bytes": 0})
-        row["documents"] += 1
-        row["bytes"] += len(view.raw)
-    return counts
+    lines = text[:400].split("\n")[:6] + text[-400:].split("\n")[-6:]
+    return {line[:80] for line in map(str.strip, lines) if len(line) >= 30}
 
 
 def study(documents, languages):
-    """Return what documents (split, where, text) show."""
+    """Return what documents (split, where, text) show. languages: whether to count them."""
     views = [View(text) for _, _, text in documents]
     kinds = np.zeros(len(NAMES), dtype=int)
     faults = {"encoded": [], "binary": []}  # [bytes, where, head] of documents
@@ -113,7 +103,7 @@ def study(documents, languages):
         broken = counts[NAMES.index("control")] + 3 * text.count("\ufffd")
         if broken > 0.01 * len(view.raw):
             faults["binary"].append([len(view.raw), where, text[:160]])
-    examples = {fault: sorted(rows, reverse=True)[:5] for fault, rows in faults.items() if rows}
+    examples = {fault: sorted(rows, reverse=True)[:5] for fault, rows in faults.items()}
     held_out = np.array([split != "train" for split, _, _ in documents], dtype=bool)
     copies, copies_across = near_copies(sketch(views), held_out)
     sums = {
@@ -123,12 +113,15 @@ def study(documents, languages):
     }
     for fault, rows in faults.items():
         sums[fault] = sum(size for size, _, _ in rows)
+    counts = {}  # by language
+    for view in sorted(views, key=lambda view: view.language) if languages else []:
+        count(counts, view.language, len(view.raw))
     repeated = [line for line in lines.items() if line[1] > 1]
     common = sorted(repeated, key=lambda line: (-line[1], line[0]))
     return {
         "sample": sums,
         "kinds": dict(zip(NAMES, kinds.tolist())),
-        "language": count_languages(views) if languages else {},
+        "language": counts,
         "examples": examples,
         "near_copies": copies,
         "near_copies_across": copies_across,
@@ -137,7 +130,7 @@ def study(documents, languages):
 
 
 # --------------------------------------------------------------------------------------------------
-# The figures and the warnings
+# The tokens
 
 
 def divergence(first, second):
@@ -145,15 +138,13 @@ def divergence(first, second):
 
     In bits: 0 if they are alike, 1 if they have nothing in common.
     """
+    from scipy.special import rel_entr
+
     p = first / max(1, first.sum())
     q = second / max(1, second.sum())
     middle = (p + q) / 2
-    bits = 0.0
-    for x in (p, q):
-        is_used = x > 0
-        ratio = x[is_used] / middle[is_used]
-        bits += (x[is_used] * np.log2(ratio)).sum()
-    return float(bits / 2)
+    nats = rel_entr(p, middle).sum() + rel_entr(q, middle).sum()
+    return float(nats / 2 / np.log(2))
 
 
 def count_tokens(shards, vocab_size, end_of_text):
@@ -179,21 +170,56 @@ def count_tokens(shards, vocab_size, end_of_text):
     return counts
 
 
+def study_tokens(shards, tokenizer, kept):
+    """Return what the tokens show. kept: bytes and words of the text."""
+    tokens = count_tokens(shards, tokenizer.vocab_size, tokenizer.end_of_text)
+    train, val, _, control = tokens
+    used = tokens.sum(axis=0)
+    order = np.argsort(-used, kind="stable")[: np.count_nonzero(used)]
+    n_tokens = int(used.sum())
+    n_train = max(1, int(train.sum() + control.sum()))
+    bytes_per_token = share(kept["bytes"], n_tokens)
+
+    def shown(ids):
+        rows = []
+        for token in ids:
+            text = tokenizer.decode_bytes([token]).decode("utf-8", "backslashreplace")
+            rows.append((text.replace("\n", "\\n"), int(used[token])))
+        return rows
+
+    return {
+        "tokens": n_tokens,
+        "train_tokens": n_train,
+        "bytes_per_token": bytes_per_token,
+        "tokens_per_word": share(n_tokens, kept["words"]),
+        "vocabulary": tokenizer.vocab_size,
+        "vocabulary_used": share(len(order), tokenizer.vocab_size),
+        "most_frequent": shown(order[:20]),
+        "least_frequent": shown(order[:-21:-1]),
+        "epochs": {name: count / n_train for name, count in RECIPE_TOKENS.items()},
+        "overlap_with_train": overlap(shards, tokenizer.end_of_text, bytes_per_token),
+        "divergence": {"val": divergence(val, train), "chance": divergence(control, train)},
+    }
+
+
+# --------------------------------------------------------------------------------------------------
+# The figures and the warnings
+
+
 def summarize(folder, progress, meta, tokenizer, shards):
     """Return all figures of the report as plain values."""
-    kept = progress.kept()
     sample = []
     with open(folder / "sample.jsonl", encoding="utf-8") as file:
         for number, *document in map(json.loads, file):
             if number * progress.cursor.n_bytes < SAMPLE_BYTES:
                 sample.append(document)
-    figures = study(sample, bool(meta.get("languages")))
+    figures = study(sample, meta["languages"])
     # What is counted in the sample stands for so much in the corpus.
+    kept = progress.kept()
     factor = kept["bytes"] / max(1, figures["sample"]["bytes"])
     for key in ("words", "encoded", "binary"):
         kept[key] = round(factor * figures["sample"][key])
-    if progress.largest:
-        figures["examples"]["largest"] = progress.largest
+    figures["examples"]["largest"] = progress.largest
     for rule, row in progress.dropped.items():
         figures["examples"][rule] = row["examples"]
     prompts = tuple(f"{Path(x[7:])}:" for x in meta.get("source", ()) if x.startswith("claude:"))
@@ -209,24 +235,8 @@ def summarize(folder, progress, meta, tokenizer, shards):
     if not languages:
         languages = {name: figures["kinds"][name] for name in SCRIPTS}
     main_language = max(languages, key=languages.get)
-    tokens = count_tokens(shards, tokenizer.vocab_size, tokenizer.end_of_text)
-    train, val, _, control = tokens
-    used = tokens.sum(axis=0)
-    n_tokens = int(used.sum())
-    order = np.argsort(-used, kind="stable")[: np.count_nonzero(used)]
-
-    def shown(ids):
-        rows = []
-        for token in ids:
-            text = tokenizer.decode_bytes([token]).decode("utf-8", "backslashreplace")
-            rows.append((text.replace("\n", "\\n"), int(used[token])))
-        return rows
-
-    n_train = max(1, int(train.sum() + control.sum()))
-    bytes_per_token = share(kept["bytes"], n_tokens)
-    tokenizer_name = meta.get("tokenizer") or "byte"
-    # The user chose one of tiktoken's: not trained on this text, nor needed for a mixture.
-    is_published = not tokenizer_name.startswith("bpe:") and not Path(tokenizer_name).exists()
+    figures |= study_tokens(shards, tokenizer, kept)
+    name = meta["tokenizer"]
     return figures | {
         "meta": meta,
         "kept": kept,
@@ -237,27 +247,16 @@ def summarize(folder, progress, meta, tokenizer, shards):
         "lengths": progress.lengths,
         "main_language": main_language,
         "foreign": 1 - share(languages[main_language], sum(languages.values())),
-        "tokens": n_tokens,
-        "train_tokens": n_train,
-        "bytes_per_token": bytes_per_token,
-        "tokens_per_word": share(n_tokens, kept["words"]),
-        "vocabulary": tokenizer.vocab_size,
-        "tokenizer_is_published": is_published,
-        "vocabulary_used": share(len(order), tokenizer.vocab_size),
-        "most_frequent": shown(order[:20]),
-        "least_frequent": shown(order[:-21:-1]),
-        "epochs": {name: count / n_train for name, count in RECIPE_TOKENS.items()},
-        "overlap_with_train": overlap(shards, tokenizer.end_of_text, bytes_per_token),
-        "divergence": {"val": divergence(val, train), "chance": divergence(control, train)},
+        # The user chose one of tiktoken's: not trained on this text, nor needed for a mixture.
+        "tokenizer_is_published": not (name.startswith("bpe:") or Path(name).exists()),
     }
 
 
 def write_report(folder: Path, progress, meta, tokenizer, shards):
-    """Write report.json and report.html into a folder; return the warnings.
+    """Write report.json and report.html into a folder.
 
     The folder has a sample.jsonl. progress: see destination.Progress. shards: the tokens by split.
-    meta: what else is known; the page shows its "name", and a split whose "val_fraction" or
-    "test_fraction" is 0 may be empty.
+    meta: the plan and the "name" of the data folder.
     """
     import jinja2
 
@@ -270,8 +269,7 @@ def write_report(folder: Path, progress, meta, tokenizer, shards):
     figures = summarize(folder, progress, meta, tokenizer, shards)
     lines = templates.get_template("warnings.txt").render(figures).splitlines()
     warnings = [line.rsplit(" | ", 1) for line in lines]
-    write_json(folder / "report.json", {"warnings": warnings} | figures)
-    figures |= {"warnings": warnings, "folder": folder.name}
+    figures = {"warnings": warnings} | figures
+    write_json(folder / "report.json", figures)
     page = templates.get_template("report.html").render(figures).encode("utf-8", "replace")
     replace_file(folder / "report.html", lambda file: file.write(page))
-    return [". ".join(warning) for warning in warnings]

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from corpus.destination import BESIDE, hidden
 from corpus.formats import KEYED, format_of
 from nanoloop.data import FORMATS, SPLITS
 from nanoloop.files import replace_file, sha256_of_file
@@ -39,10 +40,15 @@ SHAKESPEARE_OPTIONS = {
 NOT_LIBRARY = set(
     "test tests idle_test site-packages dist-packages _vendor _vendored __pycache__".split()
 )
-TABLES = ("parquet", "arrow")
 # What a file or a split is called, and the split it belongs to.
-SPLIT_WORDS = {"train": "train", "test": "test"}
-SPLIT_WORDS |= dict.fromkeys(("val", "valid", "validation", "dev"), "val")
+SPLIT_WORDS = {
+    "train": "train",
+    "test": "test",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+}
 # Files that say which others belong to a data set: where the list is, and the name in its rows.
 INDEXES = {
     "meta.json": ("shards", "file"),
@@ -51,9 +57,11 @@ INDEXES = {
 }
 # Files that describe tables or ready tokens beside them; the last two are nanoGPT's.
 COMPANIONS = ["readme*", "license*", "dataset_info*", "state.json", "cache-*.arrow", "*.lock"]
-TOKEN_COMPANIONS = [*COMPANIONS, "input.txt", "prepare.py"]
-# What preparations keep beside a data folder while they run (destination.py), and Claude's answers.
-TEMPORARY = re.compile(r"\..+\.(lock|partial|replaced|stdin)|.+\.claude\.jsonl")
+COMPANIONS_OF = {
+    "parquet": COMPANIONS,
+    "arrow": COMPANIONS,
+    "tokens": [*COMPANIONS, "input.txt", "prepare.py"],
+}
 HUB_HINT = (
     "With a network, check the name, --hf_config and --hf_split, and run the same command "
     "again. Without one, copy the files from elsewhere (hf download NAME --repo-type=dataset "
@@ -96,43 +104,50 @@ def find_units(config, data_root: Path, name: str) -> list[Unit]:
     """
     found = []
     seen = {}
-    # data/NAME can be a link to another disk.
-    homes = [os.path.realpath(path) for path in (data_root, data_root / name / "..")]
+    final = data_root / name
     for source in config.source:
         kind, _, rest = source.partition(":")
+        if source in ("python", "shakespeare") and os.path.exists(source):
+            print(f"note: --source={source} is a known text: for your path type ./{source}")
         files = {}
         if kind == "hf" and rest:
             found += hub_units(rest, source, config)
         elif kind in ("synthetic", "claude") and rest:
-            answers = data_root / f"{name}.claude.jsonl"
+            answers = final.with_name(f"{name}.claude.jsonl")
             found.append(Unit(kind, rest, source, answers=answers))
         elif source == "python":
             files = python_files(config.include_site_packages)
         elif source == "shakespeare":
             files = {download_shakespeare(data_root): source}
         elif source == "-":
-            files = {save_standard_input(data_root, config.name or "stdin"): source}
+            files = {save_standard_input(final): source}
         else:
-            found += listed_units(source, config, seen, homes)
+            found += listed_units(source, config, seen, final)
         found += [file_unit(file, label, config) for file, label in files.items()]
+    named = {unit.path for unit in readable(found)}
     units = {}  # a file that is named twice is read once
     for unit in found:
-        key = (unit.kind, unit.path)
-        if unit.note is None or key not in units:
-            units[key] = unit
-    kinds = {unit.kind for unit in units.values() if unit.note is None}
+        if unit.note is None or unit.path not in named:
+            units[unit.kind, unit.path] = unit
+    to_read = readable(units.values())
+    kinds = {unit.kind for unit in to_read}
     require(
         not (config.text_key and kinds) or kinds & set(KEYED),
         f"--text_key={config.text_key} names a field of JSON or a column of a table, and "
         f"--source={' '.join(config.source)} has neither: leave --text_key out",
     )
-    held_out = [unit.path for unit in units.values() if unit.split and unit.kind != "tokens"]
+    held_out = [unit.path for unit in to_read if unit.split and unit.kind != "tokens"]
     if held_out:
         print(
             f"official val and test are kept: {len(held_out):,} of the files, such as "
             f"{held_out[0]}. --val_fraction and --test_fraction divide what has none"
         )
     return list(units.values())
+
+
+def readable(units):
+    """Return the units that have no note: those that are read."""
+    return [unit for unit in units if unit.note is None]
 
 
 def file_unit(path, source, config):
@@ -153,11 +168,11 @@ def file_unit(path, source, config):
 # Files and folders
 
 
-def listed_units(source, config, seen, homes):
+def listed_units(source, config, seen, final):
     """Return the units of a path, a folder or a pattern, each with its topmost folder.
 
-    seen: as in walk. homes: real paths in which preparations keep files of their own. A path that
-    exists is no pattern, whatever characters it has.
+    seen: as in walk. final: the data folder to write. A path that exists is no pattern, whatever
+    characters it has.
     """
     root = Path(os.path.expanduser(source))
     paths = [root]
@@ -167,11 +182,15 @@ def listed_units(source, config, seen, homes):
         root = root.parent
     hint = "give python, shakespeare, hf:NAME, synthetic:TASKS, - or paths (quote a glob)"
     require(paths, f"--source={source} does not exist: {hint}")
+    destination = os.path.realpath(final)  # data/NAME can be a link to another disk
+    homes = [os.path.realpath(final.parent), os.path.dirname(destination)]
+    n_seen = len(seen)
     units = []
     for path in paths:
         for file, note in walk(path, seen):
-            is_kept = TEMPORARY.fullmatch(file.name) and str(file) != source
-            if is_kept and os.path.realpath(file.parent) in homes:
+            is_kept = BESIDE.fullmatch(file.name) and os.path.realpath(file.parent) in homes
+            is_destination = note is None and os.path.realpath(file) == destination
+            if (is_kept or is_destination) and str(file) != source:
                 continue  # a killed preparation finds the same files when it resumes
             parts = file.relative_to(root).parts
             label = parts[0] if len(parts) > 1 else source
@@ -179,7 +198,7 @@ def listed_units(source, config, seen, homes):
             unit.note = note or unit.note
             unit.split = split_in_words("/".join(parts))
             units.append(unit)
-    require(units, f"--source={source} is a folder without files")
+    require(units or len(seen) == n_seen, f"--source={source} is a folder without files")
     leave_out_companions(units)
     keep_official_splits(units)
     return units
@@ -209,13 +228,13 @@ def walk(path, seen):
     index, indexed = read_index(path)
     for name in sorted({*names, *indexed}):
         child = path / name
-        if index and name in (index.partition("/")[0], ".checked.json"):  # training writes the last
-            continue
+        if index and name in (index.partition("/")[0], ".checked.json", ".checked.json.tmp"):
+            continue  # training writes the last two
         if index and name not in indexed:
             yield child, f"left out: not in {index}"
         elif name.startswith("."):
             yield child, "left out: hidden"
-        elif is_ours(child):
+        elif is_prepared(child):
             yield child, "left out: a prepared folder"
         else:
             yield from walk(child, seen)
@@ -241,7 +260,7 @@ def read_index(folder):
     return "refs/main", [commit.strip() if is_inside else "snapshots"]
 
 
-def is_ours(folder):
+def is_prepared(folder):
     """Say whether a folder was prepared, or is being prepared."""
     states = (folder / "meta.json", folder / "progress.json")
     return os.path.isfile(folder / "tokenizer.json") and any(map(os.path.isfile, states))
@@ -249,10 +268,8 @@ def is_ours(folder):
 
 def leave_out_companions(units):
     """Leave out the files that describe the tables or the ready tokens beside them."""
-    kinds = {unit.kind for unit in units if unit.note is None}
-    patterns = COMPANIONS if kinds & set(TABLES) else []
-    if "tokens" in kinds:
-        patterns = TOKEN_COMPANIONS
+    kinds = {unit.kind for unit in readable(units)}
+    patterns = sum((COMPANIONS_OF.get(kind, []) for kind in kinds), [])
     for unit in units:
         path = Path(unit.path)
         if "tokens" in kinds and path.suffix == ".bin":
@@ -277,7 +294,7 @@ def keep_official_splits(units):
     Some file must be left for training: a hash divides it where an official split is missing. Text
     counts only if every file names a split: test_model.py beside model.py names none.
     """
-    files = [unit for unit in units if unit.note is None]
+    files = readable(units)
     tables = [unit for unit in files if unit.kind != "text"]
     splits = {unit.split for unit in tables or files}
     official = splits & {"val", "test"}
@@ -292,18 +309,18 @@ def keep_official_splits(units):
 
 def hub_units(name, source, config):
     """Return the units of a data set of the Hugging Face hub, one for each split."""
-    splits = [config.hf_split]
-    if config.hf_split is None:
-        from datasets import get_dataset_split_names
+    if config.hf_split:
+        return [Unit("hf", f"{name}:{config.hf_split}", source)]
+    from datasets import get_dataset_split_names
 
-        with reading(f"--source={source} could not be read", HUB_HINT):
-            splits = get_dataset_split_names(name, config.hf_config)
-        message = f"{source} has no split 'train': give --hf_split, one of {', '.join(splits)}"
-        require("train" in splits, message)
+    with reading(f"--source={source} could not be read", HUB_HINT):
+        splits = get_dataset_split_names(name, config.hf_config)
+    message = f"{source} has no split 'train': give --hf_split, one of {', '.join(splits)}"
+    require("train" in splits, message)
     units = []
     for split in splits:
         unit = Unit("hf", f"{name}:{split}", source, split=SPLIT_WORDS.get(split))
-        if config.hf_split is None and unit.split is None:
+        if unit.split is None:
             unit.note = "left out: a split that --hf_split does not name"
         units.append(unit)
     keep_official_splits(units)
@@ -312,10 +329,10 @@ def hub_units(name, source, config):
 
 def default_tokenizer(units):
     """Return the tokenizer of ready tokens, or a new one for text."""
-    ready = [Path(unit.path) for unit in units if unit.kind == "tokens" and unit.note is None]
-    if not ready:
+    folders = [Path(unit.path).parent for unit in readable(units) if unit.kind == "tokens"]
+    if not folders:
         return "bpe:4096"
-    return str(ready[0].parent) if is_ours(ready[0].parent) else "gpt2"
+    return str(folders[0]) if is_prepared(folders[0]) else "gpt2"
 
 
 def has_magic(path):
@@ -352,10 +369,11 @@ def python_files(include_site_packages):
 def download_shakespeare(data_root):
     """Return the path of tiny Shakespeare, downloaded once. Raises UserError."""
     path = data_root / "tinyshakespeare.txt"
-    if path.is_file() and sha256_of_file(path) == SHAKESPEARE_SHA256:
+    if path.exists():
+        is_same = sha256_of_file(path) == SHAKESPEARE_SHA256
+        hint = "move it away, or prepare it by --source=PATH"
+        require(is_same, f"'{path}' is another text than {SHAKESPEARE_URL}: {hint}")
         return path
-    hint = "move it away, or prepare it by --source=PATH"
-    require(not path.exists(), f"'{path}' is another text than {SHAKESPEARE_URL}: {hint}")
     print(f"downloading {SHAKESPEARE_URL}")
     try:
         with urllib.request.urlopen(SHAKESPEARE_URL, timeout=30) as response:
@@ -373,14 +391,14 @@ def download_shakespeare(data_root):
     return path
 
 
-def save_standard_input(data_root, stem):
+def save_standard_input(final):
     """Copy standard input to a file: it is read twice if a tokenizer is trained on it.
 
     Each text has its own hidden name, so that another text is not taken for the first one.
     """
-    data_root.mkdir(parents=True, exist_ok=True)
-    for old in data_root.glob(f".{stem}.*.stdin"):  # of a process that was killed
+    path = hidden(final, "stdin")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for old in path.parent.glob(f"{path.stem}.*.stdin"):  # of a process that was killed
         old.unlink()
-    path = data_root / f".{stem}.stdin"
     replace_file(path, lambda file: shutil.copyfileobj(sys.stdin.buffer, file, 2**20))
     return path.rename(path.with_suffix(f".{sha256_of_file(path)[:16]}.stdin"))

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from corpus.curation import ENGLISH, Seen, View, share
-from corpus.destination import Progress, discard
+from corpus.destination import Cursor, Progress, count, discard
 from corpus.documents import Row, encode_document
-from corpus.reading import Cursor
+from corpus.overlap import read_blocks
 from corpus.report import write_report
-from corpus.sources import has_magic, is_ours, split_in_words
+from corpus.sources import has_magic, is_prepared, readable, split_in_words
 from nanoloop.data import FORMATS, HEADER_BYTES, HEADER_INTS, SPLITS, open_shard
 from nanoloop.files import link_or_copy, sha256_of_file, write_json
 from nanoloop.options import UserError, require
@@ -32,14 +32,7 @@ class Writer:
     set that no fraction makes; of a limit each has its fraction at most.
     """
 
-    def __init__(
-        self,
-        config,
-        folder: Path,
-        tokenizer: Tokenizer,
-        progress: Progress,
-        official=frozenset(),
-    ):
+    def __init__(self, config, folder, tokenizer, progress, official=frozenset()):
         self.config = config
         self.limits = {
             "documents": config.max_documents or math.inf,
@@ -108,8 +101,8 @@ class Writer:
 
     def keep(self, row):
         progress = self.progress
-        count(progress.splits[row.split], row)
-        count(progress.sources.setdefault(row.source, {}), row)
+        count(progress.splits, row.split, row.size)
+        count(progress.sources, row.source, row.size)
         progress.lengths[row.size.bit_length()] += 1
         largest = {known[1]: known for known in progress.largest}
         size, *_ = largest.pop(row.where, [0])  # rows of one text add up
@@ -152,11 +145,6 @@ class Writer:
         self.committed = time.monotonic()
 
 
-def count(counts, row):
-    counts["documents"] = counts.get("documents", 0) + 1
-    counts["bytes"] = counts.get("bytes", 0) + row.size
-
-
 def count_note(progress, row, strict):
     """Count what is noted of a document. Raises UserError for a fault if `strict`."""
     hint = "Correct it, leave it out, or type --strict=False to count faults"
@@ -166,9 +154,7 @@ def count_note(progress, row, strict):
 
 
 def count_example(table, name, row):
-    counts = table.setdefault(name, {})
-    count(counts, row)
-    examples = counts.setdefault("examples", [])
+    examples = count(table, name, row.size).setdefault("examples", [])
     if len(examples) < 10:
         examples.append([row.size, row.where, row.head])
 
@@ -207,7 +193,7 @@ def import_tokens(units, folder, tokenizer, progress, strict):
         if unit.note:
             row = Row(unit.source, unit.path, "", unit.note, 0, "train")
             count_note(progress, row, strict)
-    paths = [Path(unit.path) for unit in units if unit.note is None]
+    paths = [Path(unit.path) for unit in readable(units)]
     bare = [path for path in paths if not has_magic(path)]
     if 0 < len(bare) < len(paths):
         raise UserError(
@@ -219,7 +205,7 @@ def import_tokens(units, folder, tokenizer, progress, strict):
         "val" in splits.values(),
         f"none of these {len(paths)} token files has 'val' in its name: rename one, data_val.bin",
     )
-    for parent in {path.parent for path in paths if is_ours(path.parent)}:
+    for parent in {path.parent for path in paths if is_prepared(path.parent)}:
         is_same = load_tokenizer(str(parent)).fingerprint == tokenizer.fingerprint
         hint = f"type --tokenizer={parent}, and import tokens of another tokenizer separately"
         require(is_same, f"{parent} has another tokenizer than {tokenizer.name}: {hint}")
@@ -229,8 +215,7 @@ def import_tokens(units, folder, tokenizer, progress, strict):
         tokens = open_bare(path, vocab_size) if bare else open_shard(path, hint)
         require(len(tokens), f"{path} holds no token. {hint}")
         counts = progress.splits[split]
-        for start in range(0, len(tokens), 2**24):
-            block = tokens[start : start + 2**24]
+        for block in read_blocks([tokens], 2**24):
             require(
                 block.max() < vocab_size,
                 f"{path} holds token {block.max()}, the tokenizer {tokenizer.name} has "
@@ -246,7 +231,7 @@ def import_tokens(units, folder, tokenizer, progress, strict):
         if not bare:
             index = len(list(folder.glob(f"{split}_*.bin")))
             link_or_copy(path, folder / f"{split}_{index:06d}.bin")
-    if not any(counts["documents"] for counts in progress.splits.values()):
+    if not progress.kept()["documents"]:
         print(
             f"warning: end-of-text ({tokenizer.end_of_text}) never occurs in these tokens: either "
             f"they are one long text, or their tokenizer is not {tokenizer.name} (--tokenizer)"
@@ -282,34 +267,27 @@ def finish(folder: Path, name: str, tokenizer: Tokenizer, progress: Progress) ->
     """
     if progress.splits["train"]["tokens"] == 0:
         discard(folder)
-        held_out = sum(progress.splits[split]["documents"] for split in ("val", "test"))
+        kept = progress.kept()
         reasons = list_notes(progress.notes)
         if progress.dropped:
-            reasons.append(describe_drops(progress.dropped, progress.kept()))
-        if held_out:
+            reasons.append(describe_drops(progress.dropped, kept))
+        if kept["documents"]:
             hint = "lower --val_fraction and --test_fraction, or add text"
-            reasons.insert(0, f"every document ({held_out:,}) is in val or test: {hint}")
+            reasons.insert(0, f"every document ({kept['documents']:,}) is in val or test: {hint}")
         found = "; ".join(reasons) or "nothing was found"
-        raise UserError(
-            f"--source={' '.join(progress.plan['source'])} has no training text: {found}"
-        )
-    shards = []
-    opened = {split: [] for split in SPLITS}
+        source = " ".join(progress.plan["source"])
+        raise UserError(f"--source={source} has no training text: {found}")
+    shards = {}
+    rows = []
     for split in SPLITS:
-        for path in sorted(folder.glob(f"{split}_*.bin")):
-            tokens = open_shard(path, "Run the same command again")
-            opened[split].append(tokens)
-            shards.append(
-                {
-                    "file": path.name,
-                    "split": split,
-                    "tokens": len(tokens),
-                    "sha256": sha256_of_file(path),
-                }
-            )
+        paths = sorted(folder.glob(f"{split}_*.bin"))
+        shards[split] = [open_shard(path, "Run the same command again") for path in paths]
+        for path, tokens in zip(paths, shards[split]):
+            row = {"file": path.name, "split": split, "tokens": len(tokens)}
+            rows.append(row | {"sha256": sha256_of_file(path)})
     (folder / "sample.jsonl").touch()  # of ready tokens there is none
-    write_report(folder, progress, progress.plan | {"name": name}, tokenizer, opened)
-    write_json(folder / "meta.json", make_meta(shards, tokenizer, progress))
+    write_report(folder, progress, progress.plan | {"name": name}, tokenizer, shards)
+    write_json(folder / "meta.json", make_meta(rows, tokenizer, progress))
 
 
 def list_notes(notes: dict) -> list[str]:

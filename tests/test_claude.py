@@ -460,10 +460,13 @@ def test_with_prices_the_budget_is_in_dollars(service, run):
     assert run(["a"], claude_budget=dollars * 1.001, **prices).texts == ["About a."]
 
 
-def test_a_missing_price_counts_as_a_dollar_a_token(service, run):
-    """So too little is bought, never too much."""
-    assert run(["a"], claude_budget=5.0, claude_input_price=1.0).documents == []
-    assert service.asked == []
+@pytest.mark.parametrize("price", ["claude_input_price", "claude_output_price"])
+def test_with_one_price_the_budget_is_in_tokens(service, run, price):
+    """So too little is bought, never too much, if dollars were meant."""
+    most = sum(worst_case(body_of("a", 100)))
+    options = {price: 1.0, "claude_max_tokens": 100}
+    assert run(["a"], claude_budget=most - 1, **options).documents == []
+    assert run(["a"], claude_budget=most, **options).texts == ["About a."]
 
 
 def test_a_reader_that_stops_asks_no_more_questions(service, run):

@@ -88,6 +88,12 @@ def data_with_a_note(final, source):
     (final / "notes.txt").write_text("what I saw in the report")
 
 
+def data_with_a_sample(final, source):
+    """A preparation writes a file of this name, but does not leave it there."""
+    prepare(options(source), final.parent)
+    (final / "sample.jsonl").write_text('{"text": "mine"}')
+
+
 def data_with_a_folder(final, source):
     prepare(options(source), final.parent)
     write_texts(final / "drafts", ["mine"])
@@ -109,6 +115,7 @@ NOT_OURS = [
     text_folder,
     model_folder,
     data_with_a_note,
+    data_with_a_sample,
     data_with_a_folder,
     plain_file,
     link_to_texts,
@@ -188,6 +195,18 @@ def test_a_link_as_destination_stays_and_what_it_names_is_written(root, two, exi
     assert (root / "d").readlink() == disk / "d"
     assert_same_files(disk / "d", newer)
     assert os.listdir(disk) == ["d"]
+
+
+def test_a_link_to_a_missing_folder_is_no_source_of_the_folder_around_it(tmp_path, two):
+    """It leads to where the data goes, on a disk that is new."""
+    _, _, newer = two
+    write_texts(tmp_path / "s", make_documents(12))
+    (tmp_path / "s" / "data").mkdir()
+    (tmp_path / "s" / "data" / "d").symlink_to(tmp_path / "disk" / "deep" / "d")
+    data = Data(prepare(options(str(tmp_path / "s")), tmp_path / "s" / "data"))
+    assert data.meta["notes"] == {}
+    assert data.fingerprint == Data(newer).fingerprint
+    assert (tmp_path / "disk" / "deep" / "d" / "meta.json").is_file()
 
 
 def test_an_empty_folder_is_free(root, source):

@@ -19,6 +19,7 @@ from pyarrow import parquet
 
 import corpus.compressed
 import corpus.reading
+from corpus.curation import CurationConfig
 from corpus.documents import BatchReader
 from corpus.formats import PACKED_TABLE
 from corpus.reading import Cursor, read_batches
@@ -103,15 +104,34 @@ def test_the_content_decides_the_format(tmp_path, name):
     assert read_bytes(tmp_path, name, FORMATS[name]) == (TEXTS, {})
 
 
-@pytest.mark.parametrize("wrong", [(0, -4, 8), (0, 9, 8)])
-def test_a_table_with_wrong_offsets_is_a_corrupt_file(tmp_path, wrong):
-    """Arrow would end the process at such a cell."""
-    good = arrow(pyarrow.table({"text": ["some", "more"]}))
-    offsets = struct.pack("<3i", 0, 4, 8)
-    assert good.count(offsets) == 1
-    damaged = good.replace(offsets, struct.pack("<3i", *wrong))
+# Within the buffer of eight bytes but not in order, one byte behind it, and far behind it.
+WRONG_OFFSETS = [(0, -4, 8), (0, 9, 8), (0, 4, 9), (0, 4, 2**30), (2**30, 2**30 + 4, 2**30 + 8)]
+
+
+@pytest.mark.parametrize("new", [pyarrow.ipc.new_file, pyarrow.ipc.new_stream])
+@pytest.mark.parametrize("kind", ["string", "large_string", "binary"])
+@pytest.mark.parametrize("wrong", WRONG_OFFSETS)
+def test_a_table_with_wrong_offsets_is_a_corrupt_file(tmp_path, wrong, kind, new):
+    """Arrow would end the process at such a cell, or return what else is in memory."""
+    column = pyarrow.array(["some", "more"]).cast(kind)
+    good = arrow(pyarrow.table({"text": column}), new)
+    pack = struct.Struct("<3q" if kind == "large_string" else "<3i").pack
+    assert good.count(pack(0, 4, 8)) == 1
+    damaged = good.replace(pack(0, 4, 8), pack(*wrong))
     texts, notes = read_bytes(tmp_path, "a.arrow", damaged)
-    assert texts == [] and list(notes) == ["corrupt file"]
+    assert (texts, notes) == ([], {"corrupt file": f"{tmp_path}/a.arrow"})
+    with pytest.raises(UserError, match="a.arrow cannot be read"):
+        CurationConfig(decontaminate=str(tmp_path / "a.arrow"))
+
+
+def test_a_table_with_wrong_views_is_a_corrupt_file(tmp_path):
+    texts = ["The first text is longer than twelve bytes.", "The second one is as long."]
+    good = arrow(pyarrow.table({"text": pyarrow.array(texts, type=pyarrow.string_view())}))
+    assert read_bytes(tmp_path, "a.arrow", good) == (texts, {})
+    view = struct.pack("<i4sii", len(texts[1]), b"The ", 0, len(texts[0]))
+    assert good.count(view) == 1
+    damaged = good.replace(view, view[:-4] + struct.pack("<i", 2**30))
+    assert read_bytes(tmp_path, "a.arrow", damaged) == ([], {"corrupt file": f"{tmp_path}/a.arrow"})
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, zstandard.compress])
@@ -314,6 +334,24 @@ def test_a_row_of_csv_with_other_columns_is_named(tmp_path):
         "invalid UTF-8 replaced": f"{row} 4",
         "empty": f"{row} 5",
     }
+
+
+def test_a_quotation_mark_that_stays_open_takes_no_rows_along_in_silence(tmp_path):
+    """Many tables with tabs do not quote."""
+    rows = [f"{number}\tWords of row {number}\n" for number in range(50)]
+    rows[9] = '9\t"Words," they said\n'
+    rows[3:5] = ['3\t"closed, ""quoted"""\n', '4\tin "the" middle\n']
+    texts, notes = read_bytes(tmp_path, "a.tsv", ("id\ttext\n" + "".join(rows)).encode())
+    assert texts[3:5] == ['closed, "quoted"', 'in "the" middle']
+    assert (len(texts), texts[8]) == (9, "Words of row 8")
+    assert notes == {corpus.reading.OPEN_QUOTE: f"{tmp_path}/a.tsv row 10"}
+    rows[9] = '9\t"Words they said\n'
+    again = read_bytes(tmp_path, "b.tsv", ("id\ttext\n" + "".join(rows)).encode())
+    assert again == (texts, {corpus.reading.OPEN_QUOTE: f"{tmp_path}/b.tsv row 10"})
+
+
+def test_the_names_of_columns_have_no_spaces_around_them(tmp_path):
+    assert read_bytes(tmp_path, "a.csv", b"id, text \n1,some words\n") == (["some words"], {})
 
 
 def test_a_truncated_compressed_csv_gives_what_is_before_the_fault(tmp_path):

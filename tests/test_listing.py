@@ -13,6 +13,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+import corpus.sources
 from corpus.documents import BatchReader
 from corpus.reading import Cursor, read_batches
 from corpus.sources import default_tokenizer, find_units
@@ -118,6 +119,25 @@ def test_what_is_named_is_read_though_a_folder_hides_it(tmp_path, order):
     write(tmp_path, "a.txt", ".hidden")
     sources = [tmp_path, tmp_path / ".hidden"][::order]
     assert listed(tmp_path, *sources) == {".hidden": "text", "a.txt": "text"}
+
+
+def test_a_known_text_is_not_the_folder_of_its_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "python/a.txt")
+    assert listed(tmp_path, "./python") == {"python/a.txt": "text"}
+    assert "note" not in capsys.readouterr().out
+    monkeypatch.setattr(corpus.sources, "python_files", lambda include: {})
+    assert units_of("python", include_site_packages=False) == []
+    assert "for your path type ./python" in capsys.readouterr().out
+
+
+def test_what_is_named_twice_is_read_once(tmp_path):
+    write(tmp_path, "s/a.txt", "s/.b.jsonl")
+    names = {".b.jsonl": "jsonl", "a.txt": "text"}
+    for sources in (["", ""], ["", "a.txt"], ["a.txt", "", "a.txt"]):
+        found = listed(tmp_path / "s", *[tmp_path / "s" / name for name in sources])
+        assert found == names | {".b.jsonl": "left out: hidden"}
+    assert listed(tmp_path / "s", tmp_path / "s", tmp_path / "s/.b.jsonl") == names
 
 
 def test_what_is_left_out_is_counted_and_is_no_fault(tmp_path):
@@ -379,6 +399,7 @@ def test_training_on_a_prepared_folder_changes_nothing_that_it_lists(tmp_path, d
     assert before["notes.txt"] == "left out: not in meta.json"
     Data(folder)
     assert (folder / ".checked.json").exists()
+    write(folder, ".checked.json.tmp")  # while it writes
     assert listed(folder) == before
 
 

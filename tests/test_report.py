@@ -100,10 +100,14 @@ class Corpus:
             self.shards[split] = [open_shard(path, "") for path in paths]
 
     def figures(self, **meta) -> dict:
+        meta = {"tokenizer": "byte", "languages": None} | meta
         return summarize(self.folder, self.progress, meta, self.tokenizer, self.shards)
 
     def warnings(self, **meta) -> list[str]:
-        return write_report(self.folder, self.progress, meta, self.tokenizer, self.shards)
+        meta = {"tokenizer": "byte", "languages": None} | meta
+        write_report(self.folder, self.progress, meta, self.tokenizer, self.shards)
+        warnings = json.loads((self.folder / "report.json").read_text())["warnings"]
+        return [". ".join(warning) for warning in warnings]
 
 
 # --------------------------------------------------------------------------------------------------
