@@ -34,7 +34,7 @@ from research.referee.runs import Setup, Slot
 # By name: a text of the recipe, and what stands in the copy instead.
 PARTS = {
     "head_lr": (b"head_lr = 0.012", b"head_lr = 0.0012"),
-    "small batches": (b"batch_tokens = 1024", b"batch_tokens = 4096"),
+    "small batches": (b"batch_tokens = 1024", b"batch_tokens = 2048"),
     "embed_lr": (b"embed_lr = 0.6", b"embed_lr = 0.006"),
     "muon_lr": (b"muon_lr: float = 0.02", b"muon_lr: float = 0.2"),
     "decay": (b" decay: float = 0.6", b" decay: float = 0.0"),
