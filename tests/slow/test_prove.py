@@ -1,7 +1,6 @@
 """The proof by agents whose share is known: one knows what is off, one changes nothing."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -92,7 +91,7 @@ def test_an_oracle_closes_the_gap_and_an_agent_that_changes_nothing_closes_none(
     (root / LESSON).write_text(recipe.replace('data = "data/lesson"', data))
     edits = edits_of(ProveOptions())
     out = tmp_path / "out"
-    shared = [f"--workers={min(2, os.cpu_count())}", f"--folder={out}"]
+    shared = [f"--folder={out}"]
     kind = [f"--config={LESSON}", "--budget=60steps", "--pairs=6"]
     noise = [sys.executable, "-m", "research", "noise", *kind, *shared]
     subprocess.run(noise, cwd=root, check=True)
