@@ -85,7 +85,7 @@ def share_of(right):
 
 
 def grade(right, wrong=None):
-    """Return the figures of a part, from the scores of its items, or of both sides of its pairs.
+    """Return the figures of a part from the scores of its items, or of its pairs.
 
     The share of items that is exact, bits per byte with half of their 95 % interval, and the mean
     margin. Of pairs: the share in which the right one is more probable, where equal ones count

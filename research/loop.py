@@ -258,7 +258,7 @@ def finish(
 
 
 def operate(options: LoopOptions, ledger: Ledger, repo: Path, judge, floor: dict, echo) -> None:
-    """Confirm the newest keep at a larger scale, then judge the changes that operators propose."""
+    """Confirm the newest keep at a larger scale; judge what the operators propose."""
     copy = ledger.folder.resolve() / "operator"
     while True:
         confirm_newest(options, ledger, repo, floor, echo)

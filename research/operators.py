@@ -74,7 +74,7 @@ def made_by(operator: str, rows: list[dict]) -> list[dict]:
 
 
 def recombinations(rows: list[dict], repo: Path) -> Iterator[Proposal]:
-    """Yield the pairs of near misses that were not tried and fit together, the best first."""
+    """Yield pairs of near misses that fit together and were not tried, the best first."""
     base = read_tree(repo)
     tried = [set(row["parents"]) for row in made_by("recombine", rows)]
     missed = [row for row in rows if row["verdict"] in ("reject", "undecided")]
@@ -199,7 +199,10 @@ def sweep(options, ledger: Ledger, repo: Path, rows: list[dict], floor: dict) ->
 
 
 def added_numbers(diff: str, tree: dict[str, bytes]) -> list[Number]:
-    """List numbers other than 0 in lines that a diff adds, where the tree still has them once."""
+    """List the numbers other than 0 in lines that a diff adds.
+
+    A line that the tree no longer has, or has twice, does not count.
+    """
     found = []
     path = ""
     for line in diff.splitlines():
@@ -277,7 +280,7 @@ def enlarge(tree: dict[str, bytes], options, root: Path) -> dict[str, bytes]:
 
 
 def conclude(found: list[float], gain: float, noise: verdict.Noise) -> str:
-    """Say what differences at a larger scale mean for a gain (below 0) at the smaller one."""
+    """Say what differences at a larger scale mean; gain: at the smaller one, below 0."""
     from scipy.stats import t
 
     if not found:

@@ -65,6 +65,7 @@ class ProveOptions(loop.LoopOptions):
     max_pairs: int = 6  # pairs of runs in the second round, at most
     folder: str = "out/prove"  # of proofs, and of the noise floor
     tries: int = 12  # of each arm
+    sweep_tries: int = 0  # settings of a search of a kept change's numbers; 0: no search
     scale: str | None = None  # at which a keep is confirmed: 3x budget, n_layer=4, or None
     parts: int = 4  # good parts that are switched off; two bugs are planted too
     seed: int = 0  # chooses parts and bugs
@@ -126,7 +127,7 @@ ARMS = {"agent": try_agent, "random": try_random, "tune": try_tune}
 
 
 def share_of_gap(rows: list[dict], name: str) -> tuple:
-    """Return the share of the gap that `name` closes, and the ends of its 95 % interval."""
+    """Return the share of the gap that `name` closes, and its 95 % interval's ends."""
     from scipy.stats import t
 
     n = len(rows)

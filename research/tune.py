@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
+from threading import Lock
 from typing import Annotated
 
 import tyro
@@ -168,10 +169,13 @@ def main(options: TuneOptions, root: Path = patch.ROOT) -> int:
     # The recipe was read from this checkout: of another root the first setting is drawn.
     start = setting_of(setup.recipe, space) if root == patch.ROOT else None
 
+    one_parser = Lock()  # the parser of options serves one thread at a time
+
     def score(settings: dict, seed: int, slot: Slot) -> float:
         """Score a run with these options on the validation split. Raises Invalid."""
         text = to_text(settings)
-        change = patch.from_settings(setup.base, setup.options.config, text, setup.root)
+        with one_parser:
+            change = patch.from_settings(setup.base, setup.options.config, text, setup.root)
         # Nothing runs beside it, so it is the baseline.
         slot.install("baseline", patch.apply(setup.base, change))
         bpb = undisturbed(lambda: slot.run_alone(seed))

@@ -56,9 +56,9 @@ def test_an_item_is_right_exactly_if_greedy_decoding_writes_it():
     prompts = [[7], [3, 1, 4], [1, 5, 9, 2, 6]]
     written = generate(model, prompts, 4, temperature=0)
     items = list(zip(prompts, written))
-    for place in range(4):  # a single wrong token, wherever it is
+    for position in range(4):  # a single wrong token, wherever it is
         wrong = list(written[1])
-        wrong[place] = (wrong[place] + 1) % 50
+        wrong[position] = (wrong[position] + 1) % 50
         items.append((prompts[1], wrong))
     bits, sizes, margins = score(model, items, np.full(50, 3), CPU)
     assert (margins > 0).tolist() == [True] * 3 + [False] * 4

@@ -84,9 +84,9 @@ def test_no_value_of_the_space_is_invalid():
 # The figure
 
 
-def rows_of(broken, final, whole) -> list[dict]:
+def rows_of(broken, final, reference) -> list[dict]:
     names = ("broken", "agent", "whole")
-    return [dict(zip(names, row)) for row in np.broadcast(broken, final, whole)]
+    return [dict(zip(names, row)) for row in np.broadcast(broken, final, reference)]
 
 
 def test_the_interval_holds_the_shares_that_a_t_test_does_not_refute():

@@ -114,7 +114,7 @@ def analyze(a, change):
 
 
 def context_slope(a, values):
-    """Return by how much twice the context changes bits per byte, and half the interval of it.
+    """Return what twice the context changes in bits per byte, and half its interval.
 
     values: (N,) bits. The line is that of least squares over the logarithm of the context's length,
     where each byte counts the same.

@@ -34,7 +34,7 @@ def names_of(function: str):
 
 
 def is_python(text: str) -> bool:
-    """Say whether the first function in a text compiles, without a line that the end cuts."""
+    """Say whether the first function in a text compiles; a line cut by the end is left out."""
     found = re.search(FUNCTION, text)
     return bool(found and names_of(found[0]))
 
