@@ -240,8 +240,8 @@ def look(
     needed = -np.maximum(reach * pooled, minimum_effect)
     is_equal = np.zeros(rows, bool)
     if margin is not None:
-        # One pair has no deviation of its own.
-        needed = np.maximum(needed, margin - reach * np.minimum(alone, pooled))
+        known = alone if n > 1 else 0.0  # one pair has no deviation: later ones may agree closely
+        needed = np.maximum(needed, margin - reach * known)
         is_equal = (margin - abs(mean)) * np.sqrt(n) >= limits[n - 1] * alone
     is_hopeless = mean - t.isf(HOPELESS_CHANCE, df) * pooled / np.sqrt(n) > needed
     cases = [is_identical, is_better, is_equal, is_hopeless]
