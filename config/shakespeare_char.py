@@ -18,6 +18,8 @@ n_head = 4
 n_embd = 128
 value_embeds = 1
 bigram_rows = 8192
+# With base 100,000 most rotations hardly turn in 64 positions.
+rope_base = 100.0
 # The cap on the logits costs a twentieth of a step on a CPU and gains nothing here.
 logit_softcap = None
 batch_tokens = 2048
