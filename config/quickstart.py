@@ -22,8 +22,6 @@ n_embd = 128
 block_size = 128
 value_embeds = 1
 bigram_rows = 65_536
-# With base 100,000 most rotations hardly turn in 128 positions.
-rope_base = 100.0
 # The cap on the logits costs a fifth of a step on a CPU and gains nothing here.
 logit_softcap = None
 batch_tokens = 3072
