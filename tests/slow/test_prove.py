@@ -1,8 +1,6 @@
 """The proof by agents whose share is known: one knows what is off, one changes nothing."""
 
 import json
-import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,6 @@ from research.prove import BUGS, PARTS, ProveOptions, choose
 from research.referee.ledger import Ledger
 from research.referee.patch import ROOT, apply, from_settings, from_tree, read_tree
 from research.referee.runs import Options
-from tests.trials import prepare_words
 
 LESSON = "config/lesson.py"
 # Undoes the next edit that is still there; if none is, adds a function that nothing uses.
@@ -62,55 +59,6 @@ def the_result(folder: Path) -> tuple[Path, dict]:
     (path,) = folder.glob("*/prove.json")
     return path.parent, json.loads(path.read_text())
 
-
-# --------------------------------------------------------------------------------------------------
-# With training
-
-PROGRAM = """
-import sys
-from dataclasses import replace
-from nanoloop.options import run_program
-from research import __main__ as research, prove
-null = sys.argv.pop(1)
-def try_null(options, repo):
-    prove.try_agent(replace(options, agent=null), repo)
-prove.ARMS["null"] = try_null
-run_program(research.main)
-"""
-
-
-def test_an_oracle_closes_the_gap_and_an_agent_that_changes_nothing_closes_none(tmp_path):
-    """In the lesson's recipe, smaller and on other text."""
-    root = tmp_path / "root"
-    for name in ("corpus", "research", "nanoloop", "config"):
-        shutil.copytree(ROOT / name, root / name)
-    for path in [*ROOT.glob("*.py"), ROOT / "CLAUDE.md"]:
-        shutil.copy(path, root)
-    recipe = (root / LESSON).read_text().replace("n_embd = 128", "n_embd = 32")
-    data = f'data = "{prepare_words(tmp_path / "words")}"'
-    (root / LESSON).write_text(recipe.replace('data = "data/lesson"', data))
-    edits = edits_of(ProveOptions())
-    out = tmp_path / "out"
-    shared = [f"--folder={out}"]
-    kind = [f"--config={LESSON}", "--budget=60steps", "--pairs=6"]
-    noise = [sys.executable, "-m", "research", "noise", *kind, *shared]
-    subprocess.run(noise, cwd=root, check=True)
-    oracle = make_agent(tmp_path, "oracle", edits)
-    null = make_agent(tmp_path, "null", [])
-    flags = [f"--agent={oracle}", f"--tries={len(edits)}", "--seeds=6", *shared]
-    subprocess.run([sys.executable, "-c", PROGRAM, null, "prove", *flags], cwd=root, check=True)
-
-    folder, result = the_result(out)
-    share, low, _ = result["shares"]["agent"]
-    assert share > 0.9 and low > 0.8
-    assert result["shares"]["null"] == [0, 0, 0]
-    verdicts = [row["verdict"] for row in Ledger(folder / "null").trials() if "number" in row]
-    assert verdicts == ["reject"] * len(edits)
-    assert 0 <= result["shares"]["random"][0] < low
-
-
-# --------------------------------------------------------------------------------------------------
-# With a quick judge
 
 KIND = {"config": LESSON, "budget": "60steps", "data": "d1", "hardware": "2 × cpu"}
 FLOOR = KIND | {"id": "n", "kind": "noise", "state": "done", "differences": [0.004, -0.004] * 4}

@@ -1,0 +1,71 @@
+"""The proof with real training, by agents whose share is known:
+
+    python -m tests.slow.proof FOLDER
+
+The lesson's recipe, smaller and on other text, is broken. An oracle knows what is off and undoes
+one part an attempt; a null agent adds a function that nothing uses. Exit code 1: the oracle closes
+less than 90 % of the gap, the null agent something, or random options more than the oracle.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from research.prove import ProveOptions
+from research.referee.ledger import Ledger
+from research.referee.patch import ROOT
+from tests.slow.test_prove import LESSON, edits_of, make_agent, the_result
+from tests.trials import prepare_words
+
+PROGRAM = """
+import sys
+from dataclasses import replace
+from nanoloop.options import run_program
+from research import __main__ as research, prove
+null = sys.argv.pop(1)
+def try_null(options, repo):
+    prove.try_agent(replace(options, agent=null), repo)
+prove.ARMS["null"] = try_null
+run_program(research.main)
+"""
+
+
+def make_root(folder: Path) -> Path:
+    """Copy the project, with a smaller recipe and data of its own; return the copy."""
+    root = folder / "root"
+    for name in ("corpus", "research", "nanoloop", "config"):
+        shutil.copytree(ROOT / name, root / name)
+    for path in [*ROOT.glob("*.py"), ROOT / "CLAUDE.md"]:
+        shutil.copy(path, root)
+    recipe = (root / LESSON).read_text().replace("n_embd = 128", "n_embd = 32")
+    data = f'data = "{prepare_words(folder / "words")}"'
+    (root / LESSON).write_text(recipe.replace('data = "data/lesson"', data))
+    return root
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder.resolve()
+    root = make_root(folder)
+    edits = edits_of(ProveOptions())
+    out = folder / "out"
+    noise = [sys.executable, "-m", "research", "noise", f"--config={LESSON}", "--budget=60steps"]
+    subprocess.run([*noise, "--pairs=6", f"--folder={out}"], cwd=root, check=True)
+    oracle = make_agent(folder, "oracle", edits)
+    null = make_agent(folder, "null", [])
+    flags = [f"--agent={oracle}", f"--tries={len(edits)}", "--seeds=6", f"--folder={out}"]
+    subprocess.run([sys.executable, "-c", PROGRAM, null, "prove", *flags], cwd=root, check=True)
+
+    proof, result = the_result(out)
+    shares = result["shares"]
+    kept = [row for row in Ledger(proof / "null").trials() if row.get("verdict") == "keep"]
+    is_right = shares["agent"][0] > 0.9 > shares["random"][0] and not kept
+    print(f"{len(kept)} changes of the null agent were kept; as it should be: {is_right}")
+    return 0 if is_right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
