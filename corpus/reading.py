@@ -28,7 +28,7 @@ LONGEST = 16_000_000  # bytes of a JSON line or a cell, which is held in memory
 TOO_LONG = "too long for one line or cell"
 BROKEN_END = "broken JSON: the rest is not read"
 UNEVEN_ROW = "more or fewer columns than the header"
-OPEN_QUOTE = 'a cell that only begins with ", or is too long: the rest is not read'
+OPEN_QUOTE = 'a cell that begins with " and does not end so, or is too long'
 # The rest of a character in UTF-8 that began before; more than three such bytes are no UTF-8.
 END_OF_CHARACTER = re.compile(rb"([\x80-\xbf]{1,3}(?![\x80-\xbf]))?")
 
@@ -208,14 +208,18 @@ def csv_cells(path, key):
     hint = f"give --text_key, one of {', '.join(names[:20])}"
     require(key in names, f"{path} has no column {key!r}: {hint}")
     column = names.index(key)
-    try:
-        for row in filter(None, rows):
-            if len(row) == len(names):
-                yield row[column].encode(errors="surrogateescape"), None
-            else:
-                yield None, UNEVEN_ROW
-    except csv.Error:
-        yield None, OPEN_QUOTE
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error:  # the reader resumes behind it
+            yield None, OPEN_QUOTE
+            continue
+        if row is None:
+            return
+        if len(row) == len(names):
+            yield row[column].encode(errors="surrogateescape"), None
+        elif row:
+            yield None, UNEVEN_ROW
 
 
 def decode_lines(path):
