@@ -2,9 +2,12 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 
+from nanoloop.options import UserError
+from research import loop
 from research.brief import MAX_BYTES, comparable, read_card, shape_of, write_brief
 from research.loop import LoopOptions, judged, read_hypothesis
 from research.referee.patch import ROOT, hash_of, make_change, read_tree
@@ -185,3 +188,31 @@ def test_an_idea_that_was_judged_for_another_recipe_is_new():
 def test_a_folder_in_place_of_the_card_does_not_end_the_loop(tmp_path):
     (tmp_path / "HYPOTHESIS.md").mkdir()
     assert read_hypothesis(tmp_path) == {"hypothesis": ""}
+
+
+def test_findings_on_a_run_and_the_training_data_are_in_the_brief(tmp_path, monkeypatch):
+    """Ten lines of each command; what it says of a wrong run ends the loop before it begins."""
+    commands = []
+
+    def pretend(command, **options):
+        commands.append(command[3:])
+        printed = "\n".join(f"{command[3]} line {number}" for number in range(12))
+        return SimpleNamespace(returncode=0, stdout=printed, stderr="")
+
+    monkeypatch.setattr(loop.subprocess, "run", pretend)
+    loop.write_insights("out/a run", tmp_path)
+    assert commands == [["diagnose", "out/a run"], ["analyze", "out/a run"]]
+    text, lines = brief_of([FLOOR], tmp_path)
+    findings = {
+        name: line[name] for line in lines for name in ("diagnose", "analyze") if name in line
+    }
+    assert [found.splitlines()[-1] for found in findings.values()] == [
+        "diagnose line 9",
+        "analyze line 9",
+    ]
+    assert lines[0]["judged"]["train_data"] == str(tmp_path / "train_data")
+
+    wrong = SimpleNamespace(returncode=2, stderr="'out/a run' is no run")
+    monkeypatch.setattr(loop.subprocess, "run", lambda command, **options: wrong)
+    with pytest.raises(UserError, match="diagnose out/a run: 'out/a run' is no run"):
+        loop.write_insights("out/a run", tmp_path)
