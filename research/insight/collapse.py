@@ -236,6 +236,7 @@ def main(options: CollapseOptions) -> None:
     for row in examine(options) if options.run else run_generations(options):
         rows.append(row)
         lines = findings(rows) if options.run else changes(rows)
-        note(lines[-1])
+        if not options.run:
+            note(lines[-1])
         write_page(Path(options.page), "insight/collapse.html", rows=rows, lines=lines)
     print(json.dumps({"summary": lines, "rows": rows}) if options.json else "\n".join(lines))
