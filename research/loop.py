@@ -38,7 +38,15 @@ from research.brief import (
     shape_of,
     write_brief,
 )
-from research.operators import confirm, is_plateau, propose, read_factor, sweep
+from research.operators import (
+    clone,
+    confirm,
+    is_plateau,
+    kept_commits,
+    propose,
+    read_factor,
+    sweep,
+)
 from research.referee.judge import noise_row, plan, try_change
 from research.referee.ledger import Ledger, new_id, now
 from research.referee.patch import (
@@ -92,7 +100,7 @@ def open_repository(folder: Path, root: Path = ROOT) -> Path:
 
 def commit(repo: Path, row: dict) -> None:
     """Commit a kept trial: later trials are compared with it. A second call does nothing."""
-    if f"Trial: {row['id']}\n" in git(repo, "log", "--format=%B"):
+    if row["id"] in kept_commits(repo):
         return
     git(repo, "apply", "--index", "--whitespace=nowarn", "-", stdin=row["diff"].encode())
     hypothesis = one_line(row["hypothesis"], 2000)
@@ -182,7 +190,7 @@ def attempt(
         if not is_intact or git(repo, *STATUS) != state:
             reason = "the agent changed the ledger or the loop's repository"
             for row in rows:
-                end(ledger, row, reason)
+                end_early(ledger, row, reason)
             names = ", ".join(map(str, numbers))
             raise UserError(f"attempt {names}: {reason}, '{repo}': neither can be trusted")
         return [
@@ -208,11 +216,11 @@ def begin(ledger: Ledger, repo: Path, number: int, floor: dict) -> dict:
     ledger.append(row)
     folder = folder_of(ledger, row)
     shutil.rmtree(folder, ignore_errors=True)
-    git(repo, "clone", "-q", "--no-hardlinks", ".", str(folder / "repo"))
+    clone(repo, folder / "repo")
     return row
 
 
-def end(ledger: Ledger, row: dict, reason: str, verdict: str = "none", **more) -> dict:
+def end_early(ledger: Ledger, row: dict, reason: str, verdict: str = "none", **more) -> dict:
     """Record that an attempt ended before its trial; return its last row."""
     result = {"kind": "trial", "state": "done", "verdict": verdict, "reason": reason}
     return ledger.append(row | result | more)
@@ -234,22 +242,22 @@ def finish(
     copy = folder_of(ledger, row) / "repo"
     card = read_hypothesis(copy)
     if problem:
-        return end(ledger, row, problem, **card)
+        return end_early(ledger, row, problem, **card)
     try:
         change = from_tree(base, copy, repo)
         idea = shape_of(base, change)
     except (Invalid, UserError) as error:
-        return end(ledger, row, str(error), verdict="invalid", **card)
+        return end_early(ledger, row, str(error), verdict="invalid", **card)
     if not idea:
-        return end(ledger, row, "nothing was changed", **card)
+        return end_early(ledger, row, "nothing was changed", **card)
     for known in judged(comparable(ledger.trials(), floor), idea):
-        return end(ledger, row, f"the idea of {known} again", same_as=known, **card)
+        return end_early(ledger, row, f"the idea of {known} again", same_as=known, **card)
     newest = read_tree(repo)
     if newest != base:
         try:
             change = from_patch(newest, change.diff.encode())
         except Invalid as error:
-            return end(ledger, row, f"a change kept meanwhile is in its way: {error}", **card)
+            return end_early(ledger, row, f"a change kept meanwhile is in its way: {error}", **card)
         write_tree(apply(newest, change), copy)
     trial = judge(repo, tree=str(copy), id=row["id"], number=row["number"], shape=idea, **card)
     if is_kept(trial):
@@ -268,8 +276,7 @@ def operate(options: LoopOptions, ledger: Ledger, repo: Path, judge, floor: dict
             proposal = sweep(options, ledger, repo, rows, floor)
         if proposal is None:
             return
-        shutil.rmtree(copy, ignore_errors=True)
-        git(repo, "clone", "-q", "--no-hardlinks", ".", str(copy))
+        clone(repo, copy)
         write_tree(apply(read_tree(repo), proposal.change), copy)
         trial = judge(repo, tree=str(copy), id=new_id("trial"), **proposal.facts)
         shutil.rmtree(copy)

@@ -109,10 +109,16 @@ def prunings(rows: list[dict], repo: Path) -> Iterator[Proposal]:
 
 
 def kept_commits(repo: Path) -> dict[str, str]:
-    """Return the commit of each trial that was kept, the newest first."""
+    """Return the commit of each trial that was kept."""
     lines = git(repo, "log", "--format=%H %(trailers:key=Trial,valueonly,separator=%x2C)")
     pairs = [line.split() for line in lines.splitlines()]
     return {pair[1]: pair[0] for pair in pairs if len(pair) == 2}
+
+
+def clone(repo: Path, folder: Path) -> None:
+    """Clone a repository into a folder, in place of what is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    git(repo, "clone", "-q", "--no-hardlinks", ".", str(folder))
 
 
 def facts(operator: str, parents: list[str], claim: str, **more) -> dict:
@@ -243,8 +249,7 @@ def confirm(options, repo: Path, trial: dict, noise: verdict.Noise) -> str:
     options.scale: "3x" is three times the budget; "n_layer=4" sets options of both.
     """
     folder = Path(options.folder).resolve() / "operator"
-    shutil.rmtree(folder, ignore_errors=True)
-    git(repo, "clone", "-q", "--no-hardlinks", ".", str(folder))
+    clone(repo, folder)
     candidate = read_tree(folder)
     git(folder, "checkout", "-q", "HEAD^")
     setup = Setup(options, folder)
