@@ -154,6 +154,7 @@ def judge(rows):
 
 def main(options: ExamOptions) -> None:
     require(options.runs, "no run: type its folder after the command, such as exam out/quickstart")
+    require(options.count >= 1, f"count must be at least 1, got {options.count}")
     tasks = task_names(options.tasks)
     device, dtype = pick_device("auto", "auto")
     parts = {}  # name to lists of items: one, or those of both sides of pairs

@@ -264,3 +264,8 @@ def test_the_parts_of_a_paper_are_the_same_every_time():
     assert parts == exam_parts(BYTES, ["lookup"], 20)
     assert list(parts)[3:5] == ["lookup, hops 4", "lookup, hops 5, beyond training"]
     assert all(before[0] == BYTES.end_of_text for [items] in parts.values() for before, _ in items)
+
+
+def test_an_exam_without_items_is_refused():
+    with pytest.raises(UserError, match="count must be at least 1, got 0"):
+        main(["exam", "out/any", "--count=0"])
