@@ -21,10 +21,9 @@ from nanoloop.device import pick_device
 from nanoloop.generate import generate
 from nanoloop.options import note, require
 from nanoloop.runlog import format_figures
-from research.insight.analyze import half_interval
 from research.insight.pairs import FAULTS, held_out_functions, is_python, pairs_of
+from research.insight.reading import half_interval, model_of, tokenizer_of
 from research.page import write_page
-from sample import load_model
 
 SAMPLE_TOKENS = 200
 FEWEST = 5  # points that can show a bend
@@ -67,8 +66,8 @@ def score(model, items, token_bytes, device):
     rows = []
     for before, after in items:
         tokens = torch.tensor([*before, *after])
-        logits = model(tokens[None, :-1].to(device))[0].cpu().double()
-        bits = -logits.log_softmax(-1)[-len(after) :] / math.log(2)
+        logits = model(tokens[None, :-1].to(device))[0, -len(after) :]
+        bits = -logits.cpu().double().log_softmax(-1) / math.log(2)
         targets = tokens[-len(after) :, None]
         right = bits.gather(1, targets)
         margin = bits.scatter(1, targets, math.inf).amin(1) - right[:, 0]
@@ -152,33 +151,50 @@ def judge(rows):
     return found
 
 
+# --------------------------------------------------------------------------------------------------
+# The command
+
+
+def make_parts(tokenizer, tasks, functions, size: int, options: ExamOptions):
+    """Return what each checkpoint is asked: name of a part to its items.
+
+    A part is a list of items, or two of them, the right and the wrong ones of pairs. functions: of
+    Python, held out. size: tokens of a context; a part that is longer is left out.
+    """
+    parts = exam_parts(tokenizer, tasks, options.count)
+    for fault in FAULTS if functions else ():
+        pairs = islice(pairs_of(functions, tokenizer, size, fault), options.count)
+        parts[f"Python, {fault}"] = list(zip(*pairs)) or [()]
+    if options.text:
+        parts[options.text] = [text_items(tokenizer, options.text, size)]
+    for part, (items, *_) in list(parts.items()):
+        longest = max((sum(map(len, item)) for item in items), default=0)
+        if longest > size + 1 or len(items) < 2:
+            note(f"left out: {part} has {len(items)} items of up to {longest} tokens")
+            del parts[part]
+    return parts
+
+
 def main(options: ExamOptions) -> None:
     require(options.runs, "no run: type its folder after the command, such as exam out/quickstart")
     require(options.count >= 1, f"count must be at least 1, got {options.count}")
     tasks = task_names(options.tasks)
     device, dtype = pick_device("auto", "auto")
-    parts = {}  # name to lists of items: one, or those of both sides of pairs
-    rows = {}  # name to the rows of its checkpoints
+    kinds = set()  # of checkpoints; only those of one kind compare
+    parts = {}
+    rows = {}  # name of a part to the rows of its checkpoints
     for run in options.runs:
         state = load_weights(run)
-        model, tokenizer = load_model(run, device, dtype)
-        size = model.config.block_size
+        config = state["config"]
+        kinds.add((state.get("data"), config["block_size"]))
+        require(len(kinds) == 1, f"'{run}' has other data or another block_size: examine it alone")
         if not parts:
-            data = state.get("data")
-            parts |= exam_parts(tokenizer, tasks, options.count)
+            tokenizer = tokenizer_of(state)
             functions = held_out_functions(state)
-            for fault in FAULTS if functions else ():
-                pairs = islice(pairs_of(functions, tokenizer, size, fault), options.count)
-                parts[f"Python, {fault}"] = list(zip(*pairs)) or [()]
-            if options.text:
-                parts[options.text] = [text_items(tokenizer, options.text, size)]
-        require(state.get("data") == data, f"'{run}' has other data: examine it alone")
-        about = {"run": run, "seed": state["config"].get("seed"), "tokens": state.get("tokens", 0)}
+            parts = make_parts(tokenizer, tasks, functions, config["block_size"], options)
+        model = model_of(state, device, dtype)
+        about = {"run": run, "seed": config.get("seed"), "tokens": state.get("tokens", 0)}
         for part, sides in parts.items():
-            longest = max((sum(map(len, item)) for item in sides[0]), default=0)
-            if longest > size + 1 or len(sides[0]) < 2:
-                note(f"left out: {part} has {len(sides[0])} items of up to {longest} tokens")
-                continue
             scores = (score(model, items, tokenizer.token_bytes, device) for items in sides)
             rows.setdefault(part, []).append(about | grade(*scores))
         if functions:

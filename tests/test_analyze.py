@@ -1,5 +1,6 @@
 """analyze: parts add up, differences have intervals, baselines are what they say, and a page."""
 
+import copy
 import io
 import json
 import keyword
@@ -21,25 +22,26 @@ from torch.nn.functional import cross_entropy
 import prepare_data
 from model import GPT
 from nanoloop import checkpoint
-from nanoloop.data import SPLITS, Data, open_data
+from nanoloop.data import SPLITS, Data, Split, open_data
 from nanoloop.options import UserError
 from research.__main__ import main
 from research.insight.analyze import (
-    CLASSES,
     COPIED,
     analyze,
     compare,
     context_slope,
     describe,
-    half_interval,
-    open_run,
     summary,
 )
 from research.insight.reading import (
+    CLASSES,
     PRIOR,
+    ROWS,
     byte_classes,
+    half_interval,
     ngram_bits,
-    read_val,
+    open_run,
+    read_split,
     repeats,
 )
 from tests.conftest import ROOT, make_documents
@@ -101,7 +103,7 @@ def of_kind(rows: list[dict], kind: str) -> list[dict]:
 
 def test_each_kind_of_part_sums_to_what_evaluate_says(data):
     model = Table(random_table(257, 0))
-    a = read_val(model, data, CPU)
+    a = read_split(model, data, CPU)
     rows = analyze(a, compare(a, a))
     expected = evaluate(model, data, "val", BLOCK, 7, CPU)["val_bpb"]
     for kind in ("all", "class", "rare", "context", "position", "document"):
@@ -110,6 +112,16 @@ def test_each_kind_of_part_sums_to_what_evaluate_says(data):
         assert sum(row["bytes"] for row in parts) == pytest.approx(1), kind
     assert len(of_kind(rows, "document")) == len(set(a.document)) > 10
     assert len(of_kind(rows, "position")) == 6  # from 0, 1, 3, 7, 15, 31
+
+
+def test_as_much_of_a_split_is_read_as_val_has(data):
+    """All of val, and of train up to the end of a forward pass."""
+    model = Table(random_table(257, 0))
+    short = copy.copy(data)
+    short.splits = data.splits | {"val": Split([data.splits["val"].read(0, 500)])}
+    a, b = (read_split(model, short, CPU, split) for split in ("val", "train"))
+    assert len(data.splits["train"]) > 600 and ROWS * BLOCK == 128
+    assert 490 < a.index[-1] < 499 and 505 < b.index[-1] < 512
 
 
 def test_what_a_window_holds_before_a_token():
@@ -122,8 +134,8 @@ def test_what_a_window_holds_before_a_token():
 def test_a_run_does_not_differ_from_itself(folders):
     for folder in folders.values():
         data = Data(folder)
-        a = read_val(Table(random_table(data.tokenizer.vocab_size, 0)), data, CPU)
-        again = read_val(Table(random_table(data.tokenizer.vocab_size, 0)), data, CPU)
+        a = read_split(Table(random_table(data.tokenizer.vocab_size, 0)), data, CPU)
+        again = read_split(Table(random_table(data.tokenizer.vocab_size, 0)), data, CPU)
         rows = analyze(a, compare(a, again))
         assert not any(row["difference"] for row in rows)
 
@@ -133,8 +145,8 @@ def test_a_planted_change_is_the_first_part(data):
     logits = random_table(257, 0)
     changed = logits.clone()
     changed[:, 48:58] -= 1.0
-    a = read_val(Table(logits), data, CPU)
-    b = read_val(Table(changed), data, CPU)
+    a = read_split(Table(logits), data, CPU)
+    b = read_split(Table(changed), data, CPU)
     rows = analyze(a, compare(a, b))
     assert rows[1]["part"] == "class number"
     others = [row for row in of_kind(rows, "class") if row["part"] != "class number"]
@@ -147,8 +159,8 @@ def test_a_part_against_the_total_is_named(data):
     changed = logits.clone()
     changed[:, 48:58] += 1.0
     changed[:, 97:123] -= 1.0
-    a = read_val(Table(logits), data, CPU)
-    b = read_val(Table(changed), data, CPU)
+    a = read_split(Table(logits), data, CPU)
+    b = read_split(Table(changed), data, CPU)
     rows = analyze(a, compare(a, b))
     assert rows[0]["difference"] > rows[0]["half"]
     last = summary(rows)[-2]
@@ -162,7 +174,7 @@ def test_tokenizers_may_differ(folders):
     readings = []
     for folder in folders.values():
         data = Data(folder)
-        readings.append(read_val(Table(random_table(data.tokenizer.vocab_size, 3)), data, CPU))
+        readings.append(read_split(Table(random_table(data.tokenizer.vocab_size, 3)), data, CPU))
     a, b = readings
     change = compare(a, b)
     assert len(a.size) > 1.2 * len(b.size)
@@ -175,8 +187,8 @@ def test_tokenizers_may_differ(folders):
 
 
 def test_other_text_is_refused(data, data_dir):
-    a = read_val(Table(random_table(257, 0)), data, CPU)
-    b = read_val(Table(random_table(257, 0)), Data(data_dir), CPU)
+    a = read_split(Table(random_table(257, 0)), data, CPU)
+    b = read_split(Table(random_table(257, 0)), Data(data_dir), CPU)
     with pytest.raises(UserError, match="hold out other text"):
         compare(a, b)
 
@@ -192,7 +204,7 @@ def test_a_table_of_pairs_is_the_baseline_of_pairs(data):
             single = (singles[token] + PRIOR / 257) / (len(train) + PRIOR)
             pair = (pairs[last, token] + PRIOR * single) / (before[last] + PRIOR)
             table[last, token] = math.log(pair)
-    a = read_val(Table(table), data, CPU)
+    a = read_split(Table(table), data, CPU)
     total = analyze(a, compare(a, a))[0]
     assert total["2-gram"] == pytest.approx(total["bits"], abs=1e-6)
     assert total["2-gram"] < total["1-gram"] < 8
@@ -235,8 +247,7 @@ def test_a_single_text_is_cut_into_stretches(folders):
     stream = data.splits["val"].read(0, 10**9)
     data.splits["val"].shards = [stream[stream != 256]]
     data.splits["val"].ends = [0, len(data.splits["val"].shards[0])]
-    assert read_val(Table(random_table(257, 0)), data, CPU, limit=1).index[-1] == 4 * BLOCK - 1
-    a = read_val(Table(random_table(257, 0)), data, CPU)
+    a = read_split(Table(random_table(257, 0)), data, CPU)
     rows = analyze(a, compare(a, a))
     assert len(of_kind(rows, "document")) == 64
     assert 0 < rows[0]["half"] < 1
@@ -326,7 +337,7 @@ class Memory(nn.Module):
 @pytest.mark.parametrize("learnt", SPLITS)
 def test_a_model_that_has_read_val_is_named(data, learnt):
     model = Memory(data.splits[learnt].read(0, 10**9).tolist())
-    splits = {name: read_val(model, data, CPU, name) for name in SPLITS}
+    splits = {name: read_split(model, data, CPU, name) for name in SPLITS}
     line = describe("A", splits)
     assert line.endswith(", trained on val") == (learnt == "val")
     shares = re.findall(r"(\w+) \d+\.\d+ ± \d+\.\d+ \((\d+\.\d)% copied\)", line)
@@ -337,7 +348,7 @@ def test_a_model_that_has_read_val_is_named(data, learnt):
 
 def test_without_enough_documents_nothing_is_named(data):
     model = Memory(data.splits["val"].read(0, 10**9).tolist())
-    splits = {name: read_val(model, data, CPU, name) for name in SPLITS}
+    splits = {name: read_split(model, data, CPU, name) for name in SPLITS}
     splits["test"].is_cut = True
     line = describe("A", splits)
     assert "test" in line and "± inf" in line and "trained on val" not in line

@@ -282,7 +282,7 @@ def test_a_fork_reads_the_same_text_in_batches_of_another_size(run, factor):
     case = Case(str(run))
     base = Replay(case.config, case.data)
     base.step = 4
-    branch = base.fork(factor)
+    branch = base.fork(batch_tokens=int(256 * factor))
     expected = [base.batches(step)[0] for step in (4, 5)]
     read = [
         branch.batches(branch.step + step, micro_step)[0]

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from corpus.synthetic import exam_parts
+from nanoloop import checkpoint
 from nanoloop.data import Data, Split
 from nanoloop.generate import generate
 from nanoloop.options import UserError
@@ -54,7 +55,7 @@ def test_an_item_is_right_exactly_if_greedy_decoding_writes_it():
     """And its bits are those of the model's own loss."""
     model = random_model(SMALL)
     prompts = [[7], [3, 1, 4], [1, 5, 9, 2, 6]]
-    written = generate(model, prompts, 4, temperature=0)
+    written = [generate(model, [prompt], 4, temperature=0)[0] for prompt in prompts]
     items = list(zip(prompts, written))
     for position in range(4):  # a single wrong token, wherever it is
         wrong = list(written[1])
@@ -243,13 +244,27 @@ def test_what_does_not_fit_is_left_out_with_its_size(run, tmp_path, command):
     assert "python, statements 6, beyond training has 10 items of up to 205" in printed.err
 
 
-def test_runs_on_other_data_are_examined_alone(run, config, tmp_path):
-    from nanoloop import checkpoint
+def test_runs_of_another_kind_are_examined_alone(run, tmp_path):
+    state = checkpoint.load(tmp_path / "run" / "last.pt")
+    shorter = state["config"] | {"block_size": 32}
+    for change in ({"data": "0" * 16}, {"config": shorter}):
+        torch.save(state | change, tmp_path / "other.pt")
+        with pytest.raises(UserError, match="data or another block_size: examine it alone"):
+            main(["exam", run, str(tmp_path / "other.pt"), "--tasks=modular", "--count=2"])
 
-    other = checkpoint.load(tmp_path / "run" / "last.pt") | {"data": "0" * 16}
-    torch.save(other, tmp_path / "other.pt")
-    with pytest.raises(UserError, match="other data: examine it alone"):
-        main(["exam", run, str(tmp_path / "other.pt"), "--tasks=modular", "--count=2"])
+
+def test_a_checkpoint_is_read_once(run, tmp_path, monkeypatch):
+    read = []
+
+    def load(path):
+        read.append(path)
+        return load_file(path)
+
+    load_file = checkpoint.read_file
+    monkeypatch.setattr(checkpoint, "read_file", load)
+    runs = [f"{run}/last.pt"] * 2
+    main(["exam", *runs, "--tasks=modular", "--count=2", f"--page={tmp_path}/e.html"])
+    assert len(read) == 2
 
 
 def test_an_unknown_task_and_a_missing_run_are_refused():

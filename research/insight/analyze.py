@@ -14,16 +14,26 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from model import GPT
-from nanoloop.checkpoint import load_weights, model_config, restore
-from nanoloop.data import SPLITS, open_data
+from nanoloop.data import SPLITS
 from nanoloop.device import pick_device
 from nanoloop.options import require
-from research.insight.reading import CLASSES, byte_classes, ngram_bits, read_val
+from research.insight.reading import (
+    CLASSES,
+    byte_classes,
+    half_interval,
+    ngram_bits,
+    open_run,
+    read_split,
+)
 from research.page import write_page
 
 COPIED = 32  # tokens
-CONTEXT = np.array(["nothing", "the token", "the pair", "3 tokens", "4 tokens"])  # by a.repeat
+# Names of numbered parts, by kind; parts of other kinds have their number.
+NAMES = {
+    "all": ["text"],
+    "class": CLASSES,
+    "context has": ["nothing", "the token", "the pair", "3 tokens", "4 tokens"],
+}
 
 
 @dataclass(frozen=True)
@@ -36,25 +46,10 @@ class AnalyzeOptions:
     json: bool = False  # print a JSON object, for programs
 
 
-def half_interval(parts, sizes, count=1):
-    """Return half the width of the 95 % interval of sum(parts) / sum(sizes).
-
-    parts, sizes: (D,), of documents: they are independent, the tokens of one are not. The deviation
-    is the jackknife's, the distribution Student's with as many degrees of freedom as documents of
-    equal size would have (Kish 1965). count: of intervals that shall hold together (Bonferroni).
-    """
-    from scipy.stats import t
-
-    total = sizes.sum()
-    shift = (parts - parts.sum() / total * sizes) / (total - sizes)  # without the document
-    freedom = total**2 / (sizes**2).sum() - 1
-    return np.sqrt((shift**2).sum()) * t.isf(0.025 / count, freedom)
-
-
 def divide(a, counts):
-    """Return the part that each token is in, for each kind of part.
+    """Return the number of the part that each token is in, for each kind of part.
 
-    a: of read_val. counts: (V,), how often each token is in train.
+    a: of read_split. counts: (V,), how often each token is in train.
     """
     documents = np.split(a.target, np.flatnonzero(np.diff(a.document)) + 1)
     texts = map(a.data.tokenizer.decode_bytes, documents)
@@ -62,10 +57,10 @@ def divide(a, counts):
     count = counts[a.target]
     limits = np.quantile(count, np.arange(0.1, 1, 0.1))
     return {
-        "all": np.full(len(count), "text"),
-        "class": np.array(CLASSES)[np.minimum.reduceat(classes, a.start)],
+        "all": np.zeros_like(count),
+        "class": np.minimum.reduceat(classes, a.start),
         "rare to frequent": np.searchsorted(limits, count),
-        "context has": CONTEXT[a.repeat],
+        "context has": a.repeat,
         "position from": 2 ** np.log2(a.position + 1).astype(int) - 1,
         "document": a.document,
     }
@@ -84,8 +79,8 @@ def compare(a, b):
 def analyze(a, change):
     """Return the parts of a text with their bits and their difference, as rows.
 
-    a: of read_val. change: of `compare`, 0 where there is no other model. Each row is a part, with
-    the sum of each figure in bits per byte of all text, and "half", half the interval of the
+    a: of read_split. change: of `compare`, 0 where there is no other model. Each row is a part,
+    with the sum of each figure in bits per byte of all text, and "half", half the interval of the
     difference, or of the bits where no token differs. The first row is all text; then come those
     with the largest "excess" of that figure over the part's share of the bytes.
     """
@@ -97,20 +92,23 @@ def analyze(a, change):
     for n, bits in enumerate(ngram_bits(train, val, len(counts)), 1):
         values[f"{n}-gram"] = bits[1:][a.index]
     key = "difference" if change.any() else "bits"
-    rows = []
     sizes = np.bincount(a.document, a.size)
-    for by, labels in divide(a, counts).items():
-        parts = np.unique(labels)
+    mean = values[key].sum() / len(a.text)
+    rows = []
+    for kind, numbers in divide(a, counts).items():
+        parts = np.unique(numbers)
         for part in parts:
-            inside = 1.0 * (labels == part)
-            row = {name: value @ inside / len(a.text) for name, value in values.items()}
-            sums = np.bincount(a.document, values[key] * inside)
+            tokens = np.flatnonzero(numbers == part)
+            row = {name: x[tokens].sum(dtype=float) / len(a.text) for name, x in values.items()}
+            sums = np.bincount(a.document[tokens], values[key][tokens], len(sizes))
             row["half"] = half_interval(sums, sizes, len(parts))
-            row["excess"] = row[key] - row["bytes"] * (rows or [row])[0][key]
-            rows.append(row | {"part": f"{by} {part}"})
-    rows[0]["xz"] = 8 * len(lzma.compress(a.text)) / len(a.text)
-    rows[0]["slope"], rows[0]["slope_half"] = context_slope(a, values[key])
-    return rows[:1] + sorted(rows[1:], key=lambda row: -abs(row["excess"]))
+            row["excess"] = row[key] - row["bytes"] * mean
+            row["part"] = f"{kind} {NAMES[kind][part] if kind in NAMES else part}"
+            rows.append(row)
+    total, *others = rows
+    total["xz"] = 8 * len(lzma.compress(a.text)) / len(a.text)
+    total["slope"], total["slope_half"] = context_slope(a, values[key])
+    return [total, *sorted(others, key=lambda row: -abs(row["excess"]))]
 
 
 def context_slope(a, values):
@@ -122,7 +120,8 @@ def context_slope(a, values):
     x = np.log2(a.position + 1)
     x -= x @ a.size / a.size.sum()
     rest = values - values.sum() / a.size.sum() * a.size
-    parts, squares = (np.bincount(a.document, x * y) for y in (rest, x * a.size))
+    parts = np.bincount(a.document, x * rest)
+    squares = np.bincount(a.document, x * x * a.size)
     return parts.sum() / squares.sum(), half_interval(parts, squares)
 
 
@@ -146,16 +145,17 @@ def summary(rows: list[dict]) -> list[str]:
 def describe(name: str, splits: dict) -> str:
     """Say how well a run knows each split, and whether it was trained on val.
 
-    splits: name to what `read_val` returns. Documents of val and test are drawn alike: a model that
-    has read neither finds them equally hard. ± is half of a 99.9 % interval, inf of a single text.
-    Copied is the share of tokens that end COPIED right guesses in a row, so greedy decoding writes
-    these to the letter. Sure is the mean chance of the first guess; the calibration error is its
-    mean distance from success, in 15 bins (Guo et al. 2017).
+    splits: name to what `read_split` returns. Documents of val and test are drawn alike: a model
+    that has read neither finds them equally hard. ± is half of a 99.9 % interval, inf of a single
+    text. Copied is the share of tokens that end COPIED right guesses in a row, so greedy decoding
+    writes these to the letter. Sure is the mean chance of the first guess; the calibration error is
+    its mean distance from success, in 15 bins (Guo et al. 2017).
     """
     parts = []
     ranges = {}
     for split, a in splits.items():
-        bits, sizes = (np.bincount(a.document, x) for x in (a.bits, a.size))
+        bits = np.bincount(a.document, a.bits)
+        sizes = np.bincount(a.document, a.size)
         mean = bits.sum() / sizes.sum()
         half = np.inf if a.is_cut else half_interval(bits, sizes, 50)
         ranges[split] = (mean - half, mean + half)
@@ -166,28 +166,9 @@ def describe(name: str, splits: dict) -> str:
     gaps = np.bincount((15 * chance).astype(int), a.right - chance)
     parts.append(f"{chance.mean():.1%} sure and {a.right.mean():.1%} right")
     parts.append(f"calibration error {abs(gaps).sum() / len(chance):.1%}")
-    if ranges["val"][1] < ranges.get("test", [0])[0]:
+    if "test" in ranges and ranges["val"][1] < ranges["test"][0]:
         parts.append("trained on val")
     return f"{name}: {', '.join(parts)}"
-
-
-def open_run(run: str, device, dtype, source: str | None = None):
-    """Return the model of a run, and its prepared folder. Raises UserError.
-
-    source: the name of the folder, which a run of a mixture needs.
-    """
-    state = load_weights(run)
-    spec = open_data(state["config"]["data"])
-    names = ", ".join(spec.sources)
-    _, data = spec.sources.get(source or names, (1, None))
-    require(data, f"the data of '{run}' are {names}: choose one by --source=NAME")
-    require(
-        state["data"] == spec.fingerprint and len(data.splits["val"]) > 1,
-        f"'{data.folder}' is not the data of '{run}', or has no val split: prepare it again",
-    )
-    model = GPT(model_config(state), dtype).to(device).eval()
-    restore(state | {"optimizer": {}}, False, model, [], None)
-    return model, data
 
 
 def main(options: AnalyzeOptions) -> None:
@@ -196,18 +177,16 @@ def main(options: AnalyzeOptions) -> None:
     runs = []
     for run in options.runs:
         model, data = open_run(run, device, dtype, options.source)
-        # Of the other splits, as much as val has.
-        names = [split for split in SPLITS if len(data.splits[split]) > 1]
-        limit = len(data.splits["val"])
-        runs.append({split: read_val(model, data, device, split, limit) for split in names})
+        splits = [name for name in SPLITS if len(data.splits[name]) > 1]
+        runs.append({split: read_split(model, data, device, split) for split in splits})
     a = runs[0]["val"]
     b = runs[-1]["val"]
     change = compare(a, b)
     rows = analyze(a, change)
-    lines = summary(rows) + list(map(describe, "AB", runs))
-    values = {"rows": rows, "lines": lines, "a": a, "b": b, "change": change}
-    write_page(Path(options.page), "insight/analyze.html", **values)
+    lines = [*summary(rows), *map(describe, "AB", runs)]
+    page = Path(options.page)
+    write_page(page, "insight/analyze.html", rows=rows, lines=lines, a=a, b=b, change=change)
     if options.json:
         print(json.dumps({"summary": lines, "rows": rows}))
-        return
-    print(*lines, f"coloured text: {options.page}", sep="\n")
+    else:
+        print(*lines, f"coloured text: {page}", sep="\n")

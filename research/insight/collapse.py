@@ -25,8 +25,7 @@ from nanoloop.device import pick_device
 from nanoloop.generate import generate
 from nanoloop.options import note, read_options, require
 from nanoloop.programs import prepare_missing
-from research.insight.analyze import open_run
-from research.insight.reading import read_val
+from research.insight.reading import open_run, read_split
 from research.insight.signals import Replay
 from research.page import write_page
 from train import TrainConfig
@@ -117,14 +116,13 @@ def measure_model(model, data):
     All are bits per byte. tenths: of tenths of the tokens, those that are rarest there first.
     entropy: of the predictions; it equals val_bpb if the model is as sure as it should be.
     """
-    reading = read_val(model, data, model.wte.weight.device)
-    order = np.argsort(np.bincount(reading.target)[reading.target], kind="stable")
-    parts = np.array_split(order, 10)
-    size = reading.size.sum()
+    a = read_split(model, data, model.wte.weight.device)
+    order = np.argsort(np.bincount(a.target)[a.target], kind="stable")
+    tenths = np.array_split(order, 10)
     return {
-        "val_bpb": reading.bits.sum() / size,
-        "tenths": [reading.bits[part].sum() / reading.size[part].sum() for part in parts],
-        "entropy": reading.entropy.sum() / size,
+        "val_bpb": a.bits.sum() / a.size.sum(),
+        "tenths": [a.bits[tenth].sum() / a.size[tenth].sum() for tenth in tenths],
+        "entropy": a.entropy.sum() / a.size.sum(),
     }
 
 
@@ -221,21 +219,20 @@ def run_generations(options):
 def changes(rows):
     """Compare the newest models with the first one, and with all that read real text."""
     real = [row["val_bpb"] for row in rows if "real" in row["text"]]
-    lines = [f"real text, {len(real)} seeds: val_bpb {min(real):.4f} to {max(real):.4f}"]
+    yield f"real text, {len(real)} seeds: val_bpb {min(real):.4f} to {max(real):.4f}"
     for row in rows[-len(REGIMES) :]:
         rise = np.subtract(row["tenths"], rows[0]["tenths"])
-        lines.append(
+        yield (
             f"{row['text']}: val_bpb {row['val_bpb']:.4f}, {row['val_bpb'] - real[0]:+.4f}; "
             f"rarest tenth of tokens {rise[0]:+.4f}, most frequent {rise[-1]:+.4f}"
         )
-    return lines
 
 
 def main(options: CollapseOptions) -> None:
     rows = []
     for row in examine(options) if options.run else run_generations(options):
         rows.append(row)
-        lines = findings(rows) if options.run else changes(rows)
+        lines = list(findings(rows) if options.run else changes(rows))
         if not options.run:
             note(lines[-1])
         write_page(Path(options.page), "insight/collapse.html", rows=rows, lines=lines)

@@ -24,7 +24,9 @@ from research.page import write_page
 
 AXES = ("step", "tokens", "seconds", "flops")
 # Settings that change no weight.
-IGNORED = "out prepare resume overwrite verify wandb sample_prompt log_interval eval_interval"
+IGNORED = set(
+    "out prepare resume overwrite verify wandb sample_prompt log_interval eval_interval".split()
+)
 MAX_LINES = 8  # of the summary that tell of settings
 
 
@@ -92,11 +94,11 @@ def main(options: CompareOptions) -> None:
     final = "val_bpb" if is_evaluated else "loss"
 
     groups: dict[str, dict] = {}  # of runs that differ in the seed alone: final figure by seed
-    for number, log in enumerate(logs):
-        setting = [f"{name}={cells[number]}" for name, cells in table.items() if name != "seed"]
-        finals = groups.setdefault(" ".join(setting), {})
-        finals[configs[number]["seed"]] = having(log, final)[-1][final]
-    baseline = next(iter(groups.values()))
+    for config, log in zip(configs, logs):
+        setting = " ".join(f"{name}={config.get(name)}" for name in table if name != "seed")
+        finals = groups.setdefault(setting, {})
+        finals[config["seed"]] = having(log, final)[-1][final]
+    baseline, *_ = groups.values()
     summary = []
     for setting, finals in groups.items():
         line = f"{final} {mean_text(list(finals.values()))} {setting or 'with the same settings'}"
@@ -110,18 +112,17 @@ def main(options: CompareOptions) -> None:
 
     curves = [having(log, curve) for log in logs]
     target = max(min(row[curve] for row in rows) for rows in curves)
+    reached = [next(row for row in rows if row[curve] <= target) for rows in curves]
     for axis in AXES:
         table[f"last {axis}"] = [log[-1][axis] for log in logs]
     for axis in AXES:
-        reached = [next(row for row in rows if row[curve] <= target) for rows in curves]
         table[f"{axis} to {curve} {target:.4f}"] = [row[axis] for row in reached]
-    result = {"runs": options.runs, "table": table, "summary": summary}
-    texts = {name: list(map(format_figure, cells)) for name, cells in table.items()}
-    texts = {"run": options.runs} | texts
+    texts = {"run": options.runs}
+    texts |= {name: list(map(format_figure, cells)) for name, cells in table.items()}
     values = {"axes": AXES, "curve": curve, "curves": curves, "texts": texts, "summary": summary}
     write_page(Path(options.page), "insight/compare.html", **values)
     if options.json:
-        print(json.dumps(result))
+        print(json.dumps({"runs": options.runs, "table": table, "summary": summary}))
         return
     for name, cells in texts.items():
         print(f"{name:28}", *(f"{cell:>16}" for cell in cells))

@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -37,14 +38,6 @@ LIMITS = {  # of any run, without a band too
     "dead": (0, 0.5),
 }
 RATES = {"muon": "muon_lr embed_lr head_lr scalar_lr", "adamw": "learning_rate"}
-FORKS = {  # by name: factors of the learning rates and of the batch, steps whose text is skipped
-    "as it is": (1, 1, 0),
-    "other text": (1, 1, 1000),
-    "lower rates": (1 / 3, 1, 0),
-    "higher rates": (3, 1, 0),
-    "half the batch": (1, 1 / 2, 0),
-    "twice the batch": (1, 2, 0),
-}
 KINDS = {"steady": math.inf, "falling": 1.5}  # of branches, by the slope of their rates
 
 
@@ -98,17 +91,15 @@ class Case:
 
     def broken_rules(self) -> list[str]:
         """Check what holds in any run; return what is broken, with its figure."""
-        rules = {}
-        for check in (check_text, check_gradient, check_steps, check_model):
-            rules |= check(self)
-        return [text for text, is_broken in rules.items() if is_broken]
+        checks = (check_text, check_gradient, check_steps, check_model)
+        return [text for check in checks for text in check(self)]
 
 
 # --------------------------------------------------------------------------------------------------
-# Rules: each check returns findings, and whether they are true
+# Rules: each check yields what is broken
 
 
-def check_text(case: Case) -> dict[str, bool]:
+def check_text(case: Case) -> Iterator[str]:
     """Compare what the first two steps read."""
     first = case.first.seen[0]
     second = case.first.seen[case.first.passes]
@@ -120,22 +111,21 @@ def check_text(case: Case) -> dict[str, bool]:
     tokens, _ = case.first.batches(0)
     val = case.val.read(0, len(case.val)).tobytes()
     rows = [row.tobytes() in val for row in tokens[:8]]
-    return {
-        f"targets wrong: they are {ahead} tokens ahead": ahead != 1,
-        "text changed: the model gets other tokens than the data has": not np.array_equal(
-            tokens, first.tokens.cpu()
-        ),
-        f"trained on val: it holds {sum(rows)} of the first {len(rows)} sequences": 2 * sum(rows)
-        > len(rows),
-        "batch repeated: steps 0 and 1 read the same": torch.equal(first.tokens, second.tokens),
-        f"data in order: {adjacent:.0%} of sequences follow the one before": adjacent > 0.9,
-        "random numbers repeated: steps 0 and 1 begin with the same": torch.equal(
-            first.random, second.random
-        ),
-    }
+    if ahead != 1:
+        yield f"targets wrong: they are {ahead} tokens ahead"
+    if not np.array_equal(tokens, first.tokens.cpu()):
+        yield "text changed: the model gets other tokens than the data has"
+    if sum(rows) > len(rows) / 2:
+        yield f"trained on val: it holds {sum(rows)} of the first {len(rows)} sequences"
+    if torch.equal(first.tokens, second.tokens):
+        yield "batch repeated: steps 0 and 1 read the same"
+    if adjacent > 0.9:
+        yield f"data in order: {adjacent:.0%} of sequences follow the one before"
+    if torch.equal(first.random, second.random):
+        yield "random numbers repeated: steps 0 and 1 begin with the same"
 
 
-def check_gradient(case: Case) -> dict[str, bool]:
+def check_gradient(case: Case) -> Iterator[str]:
     """Compare the first loss with ln(vocab_size), its gradient with the mean's."""
     model = Replay(case.exact, case.data).model
     step = case.first.seen[: case.first.passes]
@@ -144,15 +134,15 @@ def check_gradient(case: Case) -> dict[str, bool]:
     surprise = loss.item() / math.log(case.config.vocab_size)
     clip = case.config.grad_clip or math.inf
     factor = case.first.norms[0] / min(clip, gradient_norm(model))
-    always = min(case.first.norms + case.last.norms) > 0.99 * clip
-    return {
-        f"gradient wrong: {factor:.2f} times that of the mean loss": abs(factor - 1) > 0.05,
-        f"always clipped: grad_clip={clip} shortens all gradients: --grad_clip=None": always,
-        f"first loss: {surprise:.2f} times ln(vocab_size)": abs(surprise - 1) > 0.03,
-    }
+    if abs(factor - 1) > 0.05:
+        yield f"gradient wrong: {factor:.2f} times that of the mean loss"
+    if min(case.first.norms + case.last.norms) > 0.99 * clip:
+        yield f"always clipped: grad_clip={clip} shortens all gradients: --grad_clip=None"
+    if abs(surprise - 1) > 0.03:
+        yield f"first loss: {surprise:.2f} times ln(vocab_size)"
 
 
-def check_steps(case: Case) -> dict[str, bool]:
+def check_steps(case: Case) -> Iterator[str]:
     """Check which weights the first steps move, and how exact the last ones are."""
     first = case.first
     frozen = [name for name, change in first.change.items() if not change.any()]
@@ -161,15 +151,15 @@ def check_steps(case: Case) -> dict[str, bool]:
     moved = first.change["wte.weight"][: len(unread)].cpu()[unread].any()
     values = torch.cat([weight[weight != 0] for weight in case.last.before.values()])
     rounded = (values.half() == values).float().mean()
-    return {
-        f"frozen: nothing moves {', '.join(frozen)}": frozen,
-        f"weights rounded: {rounded:.0%} of them have 16 bits": rounded > 0.5,
-        "decay on tables: rows of tokens that were not read move": case.config.optimizer == "muon"
-        and moved,
-    }
+    if frozen:
+        yield f"frozen: nothing moves {', '.join(frozen)}"
+    if rounded > 0.5:
+        yield f"weights rounded: {rounded:.0%} of them have 16 bits"
+    if case.config.optimizer == "muon" and moved:
+        yield "decay on tables: rows of tokens that were not read move"
 
 
-def check_model(case: Case) -> dict[str, bool]:
+def check_model(case: Case) -> Iterator[str]:
     """Check what the trained model sees, and what evaluate() calls it with."""
     model = case.last.model
     text, answers = case.held_out
@@ -182,13 +172,12 @@ def check_model(case: Case) -> dict[str, bool]:
     stop = iter([False, True]).__next__
     evaluate(model, case.data, "val", text.size(1), 1, case.last.device, stop)
     scored = case.last.seen[-1]
-    return {
-        "evaluation not on val: it begins with other text": not torch.equal(
-            scored.tokens[0], text[0]
-        ),
-        "dropout in evaluation: evaluate() calls a model that trains": scored.is_training,
-        f"future seen: later tokens change a loss by {leak:.2g}": leak > 1e-3,
-    }
+    if not torch.equal(scored.tokens[0], text[0]):
+        yield "evaluation not on val: it begins with other text"
+    if scored.is_training:
+        yield "dropout in evaluation: evaluate() calls a model that trains"
+    if leak > 1e-3:
+        yield f"future seen: later tokens change a loss by {leak:.2g}"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -211,46 +200,57 @@ def unusual(signals: dict, healthy: list[dict]) -> list[str]:
         if usual:
             middle = median(usual)
             slack = 5 * median(abs(x - middle) for x in usual) + 0.5 * abs(middle)
-            low = max(low, min(usual) - slack)
-            high = min(high, max(usual) + slack)
+            low = min(usual) - slack
+            high = max(usual) + slack
         if not low <= value <= high:
             text = f"{name} = {value:.3g}, not {low:.3g} to {high:.3g}"
             found.setdefault(kind, f"{text}: suspect the {CAUSES.get(kind, 'rates')}")
     return [found[kind] for kind in sorted(found, key=[*CAUSES, *LIMITS, *found].index)]
 
 
+def other_options(config: TrainConfig) -> dict[str, dict]:
+    """Return the options that each fork changes, by its name.
+
+    No fork has a batch that the run's passes do not divide.
+    """
+    forks = {"as it is": {}, "other text": {}}
+    for name, factor in {"lower rates": 1 / 3, "higher rates": 3}.items():
+        rates = {rate: getattr(config, rate) * factor for rate in RATES[config.optimizer].split()}
+        forks[name] = {rate: float(f"{value:.4g}") for rate, value in rates.items()}
+    for name, factor in {"half the batch": 1 / 2, "twice the batch": 2}.items():
+        batch = int(config.batch_tokens * factor)
+        if batch % (config.block_size * (config.micro_batch_size or 1)) == 0:
+            forks[name] = {"batch_tokens": batch}
+            if config.max_steps:
+                forks[name]["max_steps"] = int(config.max_steps / factor)
+    return forks
+
+
 def measure_forks(case: Case) -> dict[str, dict]:
     """Continue the run from its first quarter with other rates or batches.
 
-    All forks but "other text" read the same text.
-    Each fork has the held-out loss, nats per token, after steady rates and after falling ones. It
-    is better if it gains in both more than other text changes; "may be" if it gains less. All
-    branches together read as much text as three quarters of the run.
+    All forks but "other text" read the same text. Each has the held-out loss, nats per token, after
+    steady rates and after falling ones. It is better if it gains in both more than other text
+    changes; "may be" if it gains less. All branches together read as much text as three quarters of
+    the run.
     """
     base = Replay(case.config, case.data)
     while base.step < case.steps // 8 * 2:
         base.take_step(base.step / case.steps)
+    progress = base.step / case.steps
     steps = max(2, case.steps // 32 * 2)  # of a branch; even, as half of them may be taken
-    rows = case.config.batch_tokens // case.config.block_size
     forks = {}
-    for name, (factor, batch, skipped) in FORKS.items():
-        if rows * batch % (case.config.micro_batch_size or 1):
-            continue
+    for name, options in other_options(case.config).items():
         losses = {}
         for kind, slope in KINDS.items():
-            branch = base.fork(batch)
-            branch.step += skipped
-            for number in range(int(steps / batch)):
-                falling = min(1, slope * (1 - number * batch / steps))
-                branch.take_step(base.step / case.steps, factor * falling)
+            branch = base.fork(**options)
+            if name == "other text":
+                branch.step += 1000
+            count = steps * case.config.batch_tokens // branch.config.batch_tokens
+            for number in range(count):
+                branch.take_step(progress, min(1, slope * (1 - number / count)))
             with torch.no_grad():
                 losses[kind] = branch.model.eval()(*case.held_out).item()
-        rates = RATES[case.config.optimizer].split()
-        options = {rate: f"{getattr(case.config, rate) * factor:.4g}" for rate in rates}
-        if batch != 1:
-            options = {"batch_tokens": int(case.config.batch_tokens * batch)}
-            if case.config.max_steps:
-                options["max_steps"] = int(case.config.max_steps / batch)
         text = " ".join(f"--{option}={value}" for option, value in options.items())
         forks[name] = losses | {"options": text}
     same = forks["as it is"]
@@ -279,16 +279,20 @@ def diagnose(options: DiagnoseOptions) -> dict:
     case = Case(options.run)
     healthy = [healthy_signals(name) for name in options.healthy.split(",") if name]
     forks = measure_forks(case) if options.forks else {}
-    better = [
-        f"{name}: {x['verdict']}, {x['options']}" for name, x in forks.items() if x["verdict"]
-    ]
-    findings = case.broken_rules() + unusual(case.signals, healthy) + better
+    findings = case.broken_rules() + unusual(case.signals, healthy)
+    for name, fork in forks.items():
+        if fork["verdict"]:
+            findings.append(f"{name}: {fork['verdict']}, {fork['options']}")
     scale, half = case.noise
     if half < scale and case.config.batch_tokens > 2 * (scale + half):
         figures = f"the gradient noise scale is {scale:,.0f} ± {half:,.0f} tokens"
         findings.append(f"batch may be too large: {figures}; see the fork of half the batch")
-    counts = {"findings": findings, "healthy": len(healthy)}
-    return counts | {"forks": forks, "signals": case.signals}
+    return {
+        "findings": findings,
+        "healthy": len(healthy),
+        "forks": forks,
+        "signals": case.signals,
+    }
 
 
 def summary(report: dict) -> list[str]:

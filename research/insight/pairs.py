@@ -12,9 +12,8 @@ import warnings
 from itertools import chain
 from keyword import kwlist
 
-from nanoloop.data import open_data
-from nanoloop.options import UserError, note, require
-from research.insight.reading import STRING
+from nanoloop.options import UserError, note
+from research.insight.reading import STRING, data_of
 
 TRIES = 100  # swaps in a function; the first with the fault makes the pair
 FUNCTION = r"(?m)^( *)def .*\n(?:\1 .*\n|\n)+"
@@ -43,9 +42,7 @@ def held_out_functions(state):
     """Return the functions in the val split of a checkpoint's data; [] with a note without it."""
     functions = []
     try:
-        data = open_data(state["config"].get("data", ""))
-        require(data.fingerprint == state.get("data"), f"'{data.folder}' is not the run's data")
-        for _, source in data.sources.values():
+        for _, source in data_of(state).sources.values():
             text = source.tokenizer.decode(chain(*source.splits["val"].shards))
             functions += [textwrap.dedent(found[0]) for found in re.finditer(FUNCTION, text)]
     except UserError as error:

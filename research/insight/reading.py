@@ -1,5 +1,6 @@
 """What a model, and tables of n-grams, make of each token of a text; what kind of token it is."""
 
+import math
 import re
 from itertools import islice
 from keyword import kwlist
@@ -7,9 +8,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
-from torch.special import entr
+from torch.nn.functional import nll_loss
 
+from model import GPT
+from nanoloop.checkpoint import load_weights, model_config, restore
+from nanoloop.data import open_data
+from nanoloop.options import require
+from nanoloop.tokenizer import Tokenizer, load_tokenizer
+
+ROWS = 4  # windows of a forward pass; few, because logits are large
 PRIOR = 64  # tokens
 
 # What a byte is. A token is the first in this order of what its bytes are.
@@ -25,46 +32,98 @@ PYTHON = rf"{STRING}|(\b(?:{'|'.join(kwlist)})\b)|{PLAIN}"
 STATEMENT = r"(?m)^\s*(import \w|from \S+ import |def \w+\(|class \w+.*:)"
 
 
-@torch.no_grad()
-def read_val(model, data, device, split="val", limit=None):
-    """Predict a split of a prepared folder, val unless named, token by token.
+# --------------------------------------------------------------------------------------------------
+# A run
 
-    The windows are those of train.py's `evaluate`. limit: of tokens, about. Returns a namespace:
-    data; text, all bytes; is_cut; and arrays with a row for each token that has text: target (ids),
-    bits (what the token costs), guesses and chances ((N, 5), the most probable tokens), right
-    (whether the first guess is), entropy (of the prediction, bits), repeat (of the tokens up to
-    this one, how many stand in its window before, 4 at most), index (in the split, from 0 for its
-    second token), position (in the window), size (bytes), start (of its bytes in text), document
-    (numbers, in order; 64 equal stretches where there are fewer than 10 documents: is_cut).
+
+def model_of(state, device="cpu", dtype=torch.float32):
+    """Return the model of a checkpoint, ready to predict. Raises UserError."""
+    model = GPT(model_config(state), dtype).to(device).eval()
+    restore(state | {"optimizer": {}}, False, model, [], None)
+    return model
+
+
+def tokenizer_of(state):
+    """Return the tokenizer of a checkpoint; GPT-2's published weights come without one."""
+    values = state["tokenizer"]
+    return Tokenizer.from_json(values) if values else load_tokenizer("gpt2")
+
+
+def data_of(state):
+    """Open the data that a checkpoint was trained on. Raises UserError if they are others now."""
+    data = open_data(state["config"].get("data", ""))
+    message = f"'{data.folder}' is not the data of the run: prepare it as it was"
+    require(state.get("data") == data.fingerprint, message)
+    return data
+
+
+def open_run(run: str, device, dtype, source: str | None = None):
+    """Return the model of a run, and its prepared folder with a val split. Raises UserError.
+
+    source: the name of the folder, which a run of a mixture needs.
+    """
+    state = load_weights(run)
+    sources = data_of(state).sources
+    names = ", ".join(sources)  # the name, if there is one folder
+    _, data = sources.get(source or names, (1, None))
+    require(data, f"the data of '{run}' are {names}: choose one by --source=NAME")
+    require(len(data.splits["val"]) > 1, f"'{data.folder}' has no val split: prepare one")
+    return model_of(state, device, dtype), data
+
+
+# --------------------------------------------------------------------------------------------------
+# A text, token by token
+
+
+@torch.no_grad()
+def read_split(model, data, device, split="val"):
+    """Predict a split of a prepared folder token by token, about as much of it as val has.
+
+    The windows are those of train.py's `evaluate`. Returns a namespace: data; text, all bytes;
+    is_cut; and arrays with a row for each token that has text: target (ids), bits (what the token
+    costs), guesses and chances ((N, 5), the most probable tokens), right (whether the first guess
+    is), entropy (of the prediction, bits), repeat (of the tokens up to this one, how many stand in
+    its window before, 4 at most), index (in the split, from 0 for its second token), position (in
+    the window), size (bytes), start (of its bytes in text), document (numbers, in order; 64 equal
+    stretches where there are fewer than 10 documents: is_cut).
     """
     block_size = model.config.block_size
-    count = limit and limit // block_size // 4 + 1
+    count = len(data.splits["val"]) // (ROWS * block_size) + 1
     batches = []
-    # Few windows, because logits are large.
-    for batch in islice(data.eval_batches(split, block_size, 4), count):
+    for batch in islice(data.eval_batches(split, block_size, ROWS), count):
         tokens, targets = (torch.from_numpy(part).to(device) for part in batch)
-        logits = model(tokens)  # (B, T, V)
-        losses = cross_entropy(logits.mT, targets, ignore_index=-1, reduction="none")
-        p = logits.softmax(-1)
-        chances, guesses = p.topk(5)
-        entropy = entr(p).sum(-1) / np.log(2)
-        repeat = repeats(tokens, targets)
-        right = guesses[..., 0] == targets
-        columns = (targets, losses / np.log(2), guesses, chances, right, entropy, repeat)
-        batches.append([column[targets >= 0].cpu().numpy() for column in columns])
-    columns = [np.concatenate(parts) for parts in zip(*batches)]
-    target = columns[0]
+        is_scored = targets >= 0
+        target = targets[is_scored]
+        logs = model(tokens)[is_scored].log_softmax(-1)  # (N, V)
+        best, guesses = logs.topk(5)
+        columns = {
+            "target": target,
+            "bits": nll_loss(logs, target, reduction="none") / math.log(2),
+            "guesses": guesses,
+            "chances": best.exp(),
+            "right": guesses[:, 0] == target,
+            "entropy": -(logs.exp() * logs).sum(-1) / math.log(2),
+            "repeat": repeats(tokens, targets)[is_scored],
+        }
+        batches.append({name: column.cpu().numpy() for name, column in columns.items()})
+    columns = {name: np.concatenate([batch[name] for batch in batches]) for name in columns}
+    target = columns["target"]
     index = np.arange(len(target))
     size = data.tokenizer.token_bytes[target]
     document = (target == data.tokenizer.end_of_text).cumsum()
     is_cut = document[-1] < 9
-    if is_cut:  # a single text has stretches instead
+    if is_cut:
         document = index * 64 // len(index)
-    columns += [index, index % block_size, size, size.cumsum() - size, document]
-    names = "target bits guesses chances right entropy repeat index position size start document"
-    kept = {name: column[size > 0] for name, column in zip(names.split(), columns)}
-    text = data.tokenizer.decode_bytes(kept["target"])
-    return SimpleNamespace(**kept, data=data, text=text, is_cut=is_cut)
+    columns |= {
+        "index": index,
+        "position": index % block_size,
+        "size": size,
+        "start": size.cumsum() - size,
+        "document": document,
+    }
+    with_text = {name: column[size > 0] for name, column in columns.items()}
+    text = data.tokenizer.decode_bytes(with_text["target"])
+    return SimpleNamespace(**with_text, data=data, text=text, is_cut=is_cut)
 
 
 def repeats(tokens, targets):
@@ -112,3 +171,22 @@ def byte_classes(text: bytes) -> np.ndarray:
     for match in re.finditer(pattern, characters, re.ASCII):
         classes[slice(*match.span())] = match.lastindex - 1 + offset
     return classes
+
+
+# --------------------------------------------------------------------------------------------------
+# Intervals
+
+
+def half_interval(parts, sizes, count=1):
+    """Return half the width of the 95 % interval of sum(parts) / sum(sizes).
+
+    parts, sizes: (D,), of documents: they are independent, the tokens of one are not. The deviation
+    is the jackknife's, the distribution Student's with as many degrees of freedom as documents of
+    equal size would have (Kish 1965). count: of intervals that shall hold together (Bonferroni).
+    """
+    from scipy.stats import t
+
+    total = sizes.sum()
+    shift = (parts - parts.sum() / total * sizes) / (total - sizes)  # without the document
+    freedom = total**2 / (sizes**2).sum() - 1
+    return np.sqrt((shift**2).sum()) * t.isf(0.025 / count, freedom)

@@ -5,6 +5,7 @@ Nothing here writes to the run's folder.
 
 import copy
 import math
+from dataclasses import replace
 from typing import NamedTuple
 from unittest.mock import patch
 
@@ -19,7 +20,7 @@ import train
 from nanoloop import checkpoint
 from nanoloop.data import TrainBatches
 from nanoloop.device import pick_device
-from research.insight.analyze import half_interval
+from research.insight.reading import half_interval
 
 STEPS = 3  # that are watched
 PASSES = 12  # that the gradient's noise is measured in
@@ -45,8 +46,14 @@ class Replay:
         self.config = config
         self.device, dtype = pick_device(config.device, config.dtype)
         rows, self.passes = config.split_batch()
-        order = (config.block_size, config.seed, rows, self.passes, 1, config.align_documents)
-        self.batches = TrainBatches(data, *order)
+        self.batches = TrainBatches(
+            data,
+            config.block_size,
+            config.seed,
+            rows,
+            self.passes,
+            align_documents=config.align_documents,
+        )
         torch.manual_seed(config.seed)
         self.model = train.GPT(config, dtype).to(self.device)
         self.optimizers = train.make_optimizers(self.model, config)
@@ -64,20 +71,16 @@ class Replay:
         train.train_step(*self.parts, self.batches, self.step, self.config, self.device)
         self.step += 1
 
-    def fork(self, factor: float = 1.0) -> "Replay":
-        """Return a copy that continues alone, with `factor` times the batch.
+    def fork(self, **options) -> "Replay":
+        """Return a copy that continues alone on the same text, with other options.
 
-        It reads the same text. A forward pass gets as many sequences as before, or fewer.
+        A forward pass gets as many sequences as before, or fewer.
         """
-        branch = copy.copy(self)
-        branch.parts = copy.deepcopy(self.parts)
-        branch.model, branch.optimizers, _ = branch.parts
-        branch.step = int(self.step / factor)
-        branch.batches = copy.copy(self.batches)
-        rows = int(self.batches.batch_size * self.passes * factor)
-        branch.batches.batch_size = math.gcd(rows, self.batches.batch_size)
-        branch.batches.grad_accum = rows // branch.batches.batch_size
-        return branch
+        config = replace(self.config, **options)
+        rows = config.batch_tokens // config.block_size
+        config = replace(config, micro_batch_size=math.gcd(rows, self.batches.batch_size))
+        state = checkpoint.pack(*self.parts, self.batches.data, self.config, self.step, 0.0, 0.0)
+        return Replay(config, self.batches.data, state)
 
     def watch(self, progress: float) -> None:
         """Take STEPS steps; note what the model and the optimizers get, from now on.

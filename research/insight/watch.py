@@ -7,6 +7,7 @@ sends the figures to a tracker, from outside: one that fails ends no training.
 import json
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -40,30 +41,31 @@ def curve(values: list[float]) -> str:
     return "".join(BARS[int((value - low) / step)] for value in shown)
 
 
-def view(rows: list[dict], silent: float) -> list[str]:
-    """Describe a run by the rows of its log, and the seconds since the last one."""
+def view(rows: list[dict], is_silent: bool) -> Iterator[str]:
+    """Describe a run by the rows of its log; is_silent: no new one for a minute."""
     if not rows:
-        return ["no line yet: the run has not started, or takes its first step"]
+        yield "no line yet: the run has not started, or takes its first step"
+        return
     last = rows[-1]
-    lines = [" | ".join(format_figures({key: last.get(key) for key in SHOWN}, " "))]
+    yield " | ".join(format_figures({key: last.get(key) for key in SHOWN}, " "))
     losses = [row["loss"] for row in rows if math.isfinite(row.get("loss", math.nan))]
     if not math.isfinite(last.get("loss", 0.0)):
-        lines.append("loss not finite: lower the learning rates")
+        yield "loss not finite: lower the learning rates"
     if losses:
-        lines.append(f"{curve(losses)} loss {losses[0]:.3f} to {losses[-1]:.3f}")
+        yield f"{curve(losses)} loss {losses[0]:.3f} to {losses[-1]:.3f}"
         if min(losses[-5:]) > 1.05 * min(losses):
-            lines.append(f"loss rising: it was {min(losses):.3f}")
+            yield f"loss rising: it was {min(losses):.3f}"
     speeds = [row["tokens_per_second"] for row in rows[1:] if "tokens_per_second" in row]
     if speeds and speeds[-1] < 0.5 * median(speeds):
-        lines.append(f"tokens/s falling: {speeds[-1]:,.0f}, usually {median(speeds):,.0f}")
+        yield f"tokens/s falling: {speeds[-1]:,.0f}, usually {median(speeds):,.0f}"
     ends = [row["step"] for row in rows if row.get("seconds_left", 0) is None]
     if ends and ends[-1] == last["step"]:
-        return [*lines, f"finished after {last['step']} steps"]
+        yield f"finished after {last['step']} steps"
+        return
     if ends:
-        lines.append(f"resumed after step {ends[-1]}")
-    if silent > 60:
-        lines.append(f"no new line for {silent:.0f} s: it evaluates, or was stopped or killed")
-    return lines
+        yield f"resumed after step {ends[-1]}"
+    if is_silent:
+        yield "no new line for a minute: it evaluates, or was stopped or killed"
 
 
 def is_finished(folder: Path, rows: list[dict]) -> bool:
@@ -79,18 +81,20 @@ def main(options: WatchOptions) -> None:
     tracker = None
     if options.track:
         config = json.loads((folder / "config.json").read_bytes())
-        library = import_module(options.track)
-        tracker = library.init(project="nanoloop", name=folder.name, config=config)
+        tracker = import_module(options.track).init(
+            project="nanoloop", name=folder.name, config=config
+        )
     started = time.time()
-    shown = []
+    shown = None
     sent = -1  # the last step that the tracker has
     is_over = options.once
     while True:
         rows = read_rows(path)
         silent = time.time() - (path.stat().st_mtime if rows else started)
-        if (rows, silent > 60) != shown:
-            print_safely(*view(rows, silent), sep="\n")
-        shown = (rows, silent > 60)
+        lines = list(view(rows, silent > 60))
+        if lines != shown:
+            print_safely(*lines, sep="\n")
+        shown = lines
         # The last row may still get the figures of an evaluation.
         for row in rows if is_over else rows[:-1]:
             if tracker and row["step"] > sent:
