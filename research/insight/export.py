@@ -15,11 +15,12 @@ import torch
 import tyro
 
 from model import GPT, GPTConfig
-from nanoloop.checkpoint import load_weights, model_config
+from nanoloop.checkpoint import load_weights
 from nanoloop.gpt2 import OWN_CONFIG, OWN_TOKENIZER, has_gpt2s_shape, qwen3_name
-from nanoloop.options import UserError, require
+from nanoloop.options import require
 from nanoloop.tokenizer import Tokenizer
 from nanoloop.vocabulary import END_OF_TEXT
+from research.insight.reading import model_of, tokenizer_of
 
 LARGEST_DIFFERENCE = 1e-3  # of a logit, in float32
 ROOT = Path(__file__).parents[2]
@@ -44,6 +45,12 @@ CODE = (
     "nanoloop/loss_kernel.py",
     "research/insight/modeling_nanoloop.py",
 )
+
+NOTES = {
+    "GPT2LMHeadModel": "any program that reads GPT-2 can read it",
+    "Qwen3ForCausalLM": "llama.cpp computes SiLU in each qwen3: convert it to GGUF if it is swiglu",
+    "NanoloopForCausalLM": "its code is in the folder, so loading needs trust_remote_code=True",
+}
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,7 @@ def as_own_code(config: GPTConfig, weights: dict, folder: Path):
 
     network = NanoloopForCausalLM(NanoloopConfig(settings=asdict(config)))
     network.gpt.load_state_dict(weights)
+    network.generation_config.use_cache = False
     network.config.auto_map = {
         "AutoConfig": "modeling_nanoloop.NanoloopConfig",
         "AutoModelForCausalLM": "modeling_nanoloop.NanoloopForCausalLM",
@@ -174,46 +182,61 @@ def hub_tokenizer(tokenizer: Tokenizer, block_size: int):
     )
 
 
-def card(checkpoint: dict, kind: str, notes: list[str]) -> str:
+def card(checkpoint: dict, kind: str) -> str:
     """Return the text of the folder's README.md."""
     config = checkpoint["config"]
-    lines = [
-        "---",
-        "library_name: transformers",
-        "license: other",
-        "---",
-        "",
-        "# A model trained with nanoloop",
-        "",
-        f"- class: {kind}",
-        f"- data: {config.get('data')}, fingerprint {checkpoint.get('data')}",
-        f"- steps: {checkpoint.get('step')}, tokens: {checkpoint.get('tokens')}",
-        f"- best validation loss, nats per token: {checkpoint.get('best')}",
-        f"- {config['n_layer']} layers, {config['n_embd']} channels, {config['n_head']} heads, "
-        f"a context of {config['block_size']} and {config['vocab_size']} tokens",
-        "- licence: that of the text it was trained on; write it here before you publish",
-        *(f"- {note}" for note in notes),
-        "",
-    ]
-    return "\n".join(lines)
+    return f"""\
+---
+library_name: transformers
+license: other
+---
+
+# A model trained with nanoloop
+
+- class: {kind}
+- data: {config.get("data")}, fingerprint {checkpoint.get("data")}
+- steps: {checkpoint.get("step")}, tokens: {checkpoint.get("tokens")}
+- best validation loss, nats per token: {checkpoint.get("best")}
+- {config["n_layer"]} layers, {config["n_embd"]} channels, {config["n_head"]} heads
+- a context of {config["block_size"]} and {config["vocab_size"]} tokens
+- licence: that of the text it was trained on; write it here before you publish
+- {NOTES[kind]}
+"""
 
 
-def largest_difference(model: GPT, folder: Path, documents: int = 4) -> float:
-    """Load the folder again; return the largest difference of a logit on random documents."""
+@torch.no_grad()
+def largest_difference(model: GPT, folder: Path) -> float:
+    """Load the folder again; return the largest difference of a logit on random tokens."""
     from transformers import AutoModelForCausalLM
 
     loaded = AutoModelForCausalLM.from_pretrained(
         folder, trust_remote_code=True, local_files_only=True, dtype=torch.float32
     ).eval()
-    config = model.config
     generator = torch.Generator().manual_seed(0)
-    shape = (documents, config.block_size)
-    tokens = torch.randint(config.vocab_size, shape, generator=generator)
-    with torch.no_grad():
-        return (loaded(tokens).logits - model(tokens)).abs().max().item()
+    shape = (4, model.config.block_size)
+    tokens = torch.randint(model.config.vocab_size, shape, generator=generator)
+    return (loaded(tokens).logits - model(tokens)).abs().max().item()
 
 
 # -----------------------------------------------------------------------------
+
+
+def convert(model: GPT, folder: Path):
+    """Return a network of transformers with the same weights.
+
+    The code that it needs is written into the folder.
+    """
+    config = model.config
+    weights = model.state_dict()
+    # Without the rows that round the vocabulary up.
+    tables = ("wte.weight", "lm_head.weight")
+    cut = weights | {name: weights[name][: config.vocab_size] for name in tables}
+    if has_gpt2s_shape(config):
+        return as_gpt2(config, cut)
+    is_plain = all(getattr(config, name) == value for name, value in PLAIN.items())
+    if is_plain and config.activation in ("relu2", "swiglu"):
+        return as_qwen3(config, cut)
+    return as_own_code(config, weights, folder)
 
 
 def export(run: str, folder: Path) -> str:
@@ -223,54 +246,30 @@ def export(run: str, folder: Path) -> str:
 
     logging.disable_progress_bar()
     checkpoint = load_weights(run)
-    config = model_config(checkpoint)
-    model = GPT(config).eval()
-    model.load_state_dict(checkpoint["model"])
     require(checkpoint["tokenizer"], f"'{run}' holds no tokenizer: export a run of train.py")
-    tokenizer = Tokenizer.from_json(checkpoint["tokenizer"])
-    # Without the rows that round the vocabulary up.
-    tables = ("wte.weight", "lm_head.weight")
-    weights = dict(model.state_dict())
-    cut = weights | {name: weights[name][: config.vocab_size] for name in tables}
-    notes = []
+    tokenizer = tokenizer_of(checkpoint)
+    model = model_of(checkpoint)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         partial = Path(temporary) / "folder"
         partial.mkdir()
-        is_plain = all(getattr(config, name) == value for name, value in PLAIN.items())
-        if has_gpt2s_shape(config):
-            network = as_gpt2(config, cut)
-        elif is_plain and config.activation != "gelu":
-            network = as_qwen3(config, cut)
-            if config.activation == "relu2":
-                notes.append(
-                    "do not convert it to GGUF: llama.cpp computes SiLU in the MLP of each qwen3, "
-                    "this model needs relu"
-                )
-        else:
-            network = as_own_code(config, weights, partial)
-            network.generation_config.use_cache = False
-            notes.append("its code is in the folder, so loading needs trust_remote_code=True")
-        end = tokenizer.end_of_text
-        setattr(network.config, OWN_CONFIG, asdict(config))
-        network.config.bos_token_id = end
-        network.config.eos_token_id = end
-        network.generation_config.update(bos_token_id=end, eos_token_id=end, pad_token_id=end)
-        network.save_pretrained(partial)
-        hub_tokenizer(tokenizer, config.block_size).save_pretrained(partial)
-        (partial / OWN_TOKENIZER).write_text(json.dumps(checkpoint["tokenizer"]), "utf-8")
+        network = convert(model, partial)
         kind = type(network).__name__
-        (partial / "README.md").write_text(card(checkpoint, kind, notes), "utf-8")
+        end = tokenizer.end_of_text
+        ends = {"bos_token_id": end, "eos_token_id": end}
+        network.config.update(ends | {OWN_CONFIG: asdict(model.config)})
+        network.generation_config.update(**ends, pad_token_id=end)
+        network.save_pretrained(partial)
+        hub_tokenizer(tokenizer, model.config.block_size).save_pretrained(partial)
+        (partial / OWN_TOKENIZER).write_text(json.dumps(checkpoint["tokenizer"]), "utf-8")
+        (partial / "README.md").write_text(card(checkpoint, kind), "utf-8")
         difference = largest_difference(model, partial)
-        if not difference <= LARGEST_DIFFERENCE:
-            raise UserError(
-                f"the exported model's logits differ by {difference:.2g}, more than "
-                f"{LARGEST_DIFFERENCE}: nothing was written"
-            )
+        message = f"the exported model's logits differ by {difference:.2g}, more than "
+        message += f"{LARGEST_DIFFERENCE}: nothing was written"
+        require(difference <= LARGEST_DIFFERENCE, message)
         shutil.move(partial, folder)
     print(f"{folder}: {kind}, the largest difference of a logit is {difference:.2g}")
-    for note in notes:
-        print(f"note: {note}")
+    print(f"note: {NOTES[kind]}")
     return kind
 
 
