@@ -261,7 +261,7 @@ def test_a_run_that_waits_too_long_is_ended_with_all_its_processes(box, tmp_path
     source = "import os, time\nif os.fork() == 0:\n    os.setsid()\ntime.sleep(600)"
     result = run(box, tmp_path, source, Limit(1.0))
     assert result.late and result.status
-    wait_until(lambda: not children(box.starter.pid))
+    wait_until(lambda: not children(box.starter.process.pid))
 
 
 def test_processor_time_is_counted_and_limited(box, tmp_path):

@@ -103,7 +103,8 @@ class Setup:
             folder = Path(prepare_missing(self.recipe.data, self.recipe.prepare)).resolve()
         data = Data(folder)
         is_complete = len(data.splits["val"]) and len(data.splits["test"])
-        require(is_complete, f"'{folder}' lacks a val or test split: prepare data with both")
+        advice = "prepare its text again with --val_fraction=0.02 --test_fraction=0.02"
+        require(is_complete, f"'{folder}' lacks a val or test split: {advice}")
         return data
 
 

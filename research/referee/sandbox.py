@@ -118,6 +118,46 @@ def system_view(hidden: Sequence[Path]) -> list[tuple[str, str, str]]:
     return [(kind, str(source), str(target)) for kind, source, target in view]
 
 
+class Starter:
+    """A process that forks runs, see starter.py. It ends with this one."""
+
+    def __init__(self, cores: list[int], variables: dict[str, str]):
+        self.cores = cores
+        self.variables = variables
+        self.is_idle = True
+        self.control, starter_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with starter_end:
+            self.process = subprocess.Popen(
+                [sys.executable, "-B", "-s", "-P", str(STARTER), str(starter_end.fileno())],
+                env=variables,
+                pass_fds=[starter_end.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C does not reach it
+            )
+        limit_process(self.process.pid, cores)
+        is_ready = self.control.recv(64) == b"ready"
+        require(is_ready, "the sandbox's starter did not begin: see the message above")
+
+    def kill(self) -> None:
+        self.process.kill()  # the kernel ends what runs in it too
+        self.process.wait()
+        self.control.close()
+
+
+IDLE: list[Starter] = []  # of closed sandboxes; to start one takes seconds
+
+
+def take_starter(cores: list[int], variables: dict[str, str]) -> Starter:
+    """Return an idle starter of this kind, or start one. Those before it in the list end."""
+    while IDLE:
+        starter = IDLE.pop(0)
+        is_alike = (starter.cores, starter.variables) == (cores, variables)
+        if is_alike and starter.process.poll() is None:
+            return starter
+        starter.kill()
+    return Starter(cores, variables)
+
+
 class Sandbox:
     """Runs one untrusted program at a time. Raises UserError where the system is not Linux.
 
@@ -138,18 +178,8 @@ class Sandbox:
         prefix = f"slot-{platform.node()}-"
         remove_leftovers(judge_folder, prefix)
         self.folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=judge_folder))
-        self.control, starter_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with starter_end:
-            self.starter = subprocess.Popen(
-                [sys.executable, "-B", "-s", "-P", str(STARTER), str(starter_end.fileno())],
-                env=(variables or {}) | environment(judge_folder, len(cores)),
-                pass_fds=[starter_end.fileno()],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C does not reach it
-            )
-        limit_process(self.starter.pid, cores)
-        is_ready = self.control.recv(64) == b"ready"
-        require(is_ready, "the sandbox's starter did not begin: see the message above")
+        variables = (variables or {}) | environment(judge_folder, len(cores))
+        self.starter = take_starter(cores, variables)
 
         # The writable folders come first, since an interpreter below /tmp must show through.
         self.writable = f"size={DISK_BYTES},nr_inodes=4096,mode=1777"
@@ -196,9 +226,11 @@ class Sandbox:
             "collect": files,
             **asdict(limit),
         }
+        self.starter.is_idle = False
         judge_end, run_end = socket.socketpair()
         with run_end:
-            socket.send_fds(self.control, [json.dumps(run).encode()], [run_end.fileno()])
+            message = json.dumps(run).encode()
+            socket.send_fds(self.starter.control, [message], [run_end.fileno()])
         return judge_end
 
     def processor_seconds(self) -> float:
@@ -207,7 +239,8 @@ class Sandbox:
 
     def finish(self) -> Ended:
         """Wait for the end of the run. Close the socket of `start` before."""
-        result = json.loads(self.control.recv(1024))
+        result = json.loads(self.starter.control.recv(1024))
+        self.starter.is_idle = True
         return Ended(**result, text=(self.folder / "printed").read_text(errors="replace"))
 
     def run(self, *arguments) -> Ended:
@@ -216,9 +249,11 @@ class Sandbox:
         return self.finish()
 
     def close(self) -> None:
-        self.starter.kill()  # the kernel ends what runs in it too
-        self.starter.wait()
-        self.control.close()
+        """Remove the folder. An idle starter waits for the next sandbox."""
+        if self.starter.is_idle:
+            IDLE.append(self.starter)
+        else:
+            self.starter.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -154,7 +154,7 @@ def test_the_end_of_the_judge_is_the_end_of_its_runs(tmp_path):
     from research.referee.sandbox import Limit, Sandbox
     box = Sandbox(Path({str(tmp_path)!r}), [{FIRST_CORE}])
     box.start([{str(script)!r}], [Path({str(script.parent)!r})], Limit(3600))
-    print(box.starter.pid, flush=True)
+    print(box.starter.process.pid, flush=True)
     box.finish()
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
@@ -166,6 +166,24 @@ def test_the_end_of_the_judge_is_the_end_of_its_runs(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+def test_an_idle_starter_serves_the_next_sandbox_a_busy_one_ends(tmp_path):
+    script = tmp_path / "tree" / "x.py"
+    script.parent.mkdir()
+    script.write_text("import time\ntime.sleep(3600)")
+    first = Sandbox(tmp_path, [FIRST_CORE])
+    pid = first.starter.process.pid
+    first.close()
+    second = Sandbox(tmp_path, [FIRST_CORE])
+    assert second.starter.process.pid == pid
+    second.start([str(script)], [script.parent], Limit(3600)).close()
+    second.close()
+    assert not Path(f"/proc/{pid}").exists()
+    script.write_text("print('hello')")
+    third = Sandbox(tmp_path, [FIRST_CORE])
+    assert third.run([script], [script.parent], Limit(600)).text == "hello\n"
+    third.close()
 
 
 def test_without_namespaces_a_run_has_no_isolation_but_its_limits(tmp_path):
