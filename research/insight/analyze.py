@@ -28,12 +28,7 @@ from research.insight.reading import (
 from research.page import write_page
 
 COPIED = 32  # tokens
-# Names of numbered parts, by kind; parts of other kinds have their number.
-NAMES = {
-    "all": ["text"],
-    "class": CLASSES,
-    "context has": ["nothing", "the token", "the pair", "3 tokens", "4 tokens"],
-}
+CONTEXT = np.array(["nothing", "the token", "the pair", "3 tokens", "4 tokens"])  # by a.repeat
 
 
 @dataclass(frozen=True)
@@ -47,7 +42,7 @@ class AnalyzeOptions:
 
 
 def divide(a, counts):
-    """Return the number of the part that each token is in, for each kind of part.
+    """Return the part that each token is in, for each kind of part.
 
     a: of read_split. counts: (V,), how often each token is in train.
     """
@@ -57,10 +52,10 @@ def divide(a, counts):
     count = counts[a.target]
     limits = np.quantile(count, np.arange(0.1, 1, 0.1))
     return {
-        "all": np.zeros_like(count),
-        "class": np.minimum.reduceat(classes, a.start),
+        "all": np.full(len(count), "text"),
+        "class": np.array(CLASSES)[np.minimum.reduceat(classes, a.start)],
         "rare to frequent": np.searchsorted(limits, count),
-        "context has": a.repeat,
+        "context has": CONTEXT[a.repeat],
         "position from": 2 ** np.log2(a.position + 1).astype(int) - 1,
         "document": a.document,
     }
@@ -95,16 +90,15 @@ def analyze(a, change):
     sizes = np.bincount(a.document, a.size)
     mean = values[key].sum() / len(a.text)
     rows = []
-    for kind, numbers in divide(a, counts).items():
-        parts = np.unique(numbers)
+    for kind, labels in divide(a, counts).items():
+        parts = np.unique(labels)
         for part in parts:
-            tokens = np.flatnonzero(numbers == part)
+            tokens = np.flatnonzero(labels == part)
             row = {name: x[tokens].sum(dtype=float) / len(a.text) for name, x in values.items()}
             sums = np.bincount(a.document[tokens], values[key][tokens], len(sizes))
             row["half"] = half_interval(sums, sizes, len(parts))
             row["excess"] = row[key] - row["bytes"] * mean
-            row["part"] = f"{kind} {NAMES[kind][part] if kind in NAMES else part}"
-            rows.append(row)
+            rows.append(row | {"part": f"{kind} {part}"})
     total, *others = rows
     total["xz"] = 8 * len(lzma.compress(a.text)) / len(a.text)
     total["slope"], total["slope_half"] = context_slope(a, values[key])
