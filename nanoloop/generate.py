@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from model import GPT, GPTConfig
 from nanoloop.attention import attend
@@ -79,13 +80,12 @@ def generate(
 ) -> list[list[int]]:
     """Continue each prompt by up to max_new_tokens tokens.
 
-    Returns the new tokens of each prompt, without stop_token.
+    prompts: equally many tokens each. Returns the new tokens of each, without stop_token.
     temperature: 0 takes the most probable token, 1 samples the model's distribution.
     top_k, top_p: sample among the k most probable tokens, or the fewest that hold probability p
     (nucleus sampling, arXiv:1904.09751).
     seed: the same seed gives the same tokens.
-    on_token: called with each new (B,) column of tokens. A row still inside its prompt shows its
-    prompt there; a finished row repeats its last token.
+    on_token: called with each new (B,) column of tokens. A finished row repeats its last token.
 
     A token is predicted from at most block_size tokens before it. A full cache is filled again
     with the latest half of them, so a token costs the same however long the text gets.
@@ -110,42 +110,33 @@ def generate(
         decode_one = torch.cuda.make_graphed_callables(decode, (example,))
         cache.clear()
 
-    # All rows advance together from the end of the shortest prompt. A row that is still inside
-    # its prompt keeps the prompt's token, so prompts of several lengths need no padding.
-    longest = max(map(len, prompts))
-    total = longest + max_new_tokens
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # (B,)
-    text = torch.tensor(
-        [prompt + [-1] * (total - len(prompt)) for prompt in prompts], device=device
-    )
-    is_done = torch.zeros_like(lengths, dtype=torch.bool)
-    start = min(map(len, prompts))
-    filled = min(start, block_size)
-    logits = decode(text[:, start - filled : start])
-    for now in range(start, total):
+    text = pad(torch.tensor(prompts, device=device), (0, max_new_tokens))  # (B, …)
+    is_done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    start = len(prompts[0])
+    filled = 0  # slots of the cache
+    unseen = min(start, block_size)  # tokens before `now` that go into the cache next
+    for now in range(start, text.size(1)):
+        if filled == block_size:
+            cache.clear()
+            filled = 0
+            unseen = max(1, block_size // 2)
+        step = decode_one if unseen == 1 else decode
+        logits = step(text[:, now - unseen : now])
+        filled += unseen
+        unseen = 1
         token = sample_token(logits, temperature, top_k, top_p, rng)  # (B,)
-        token = torch.where(now < lengths, text[:, now], token)
         token = torch.where(is_done, text[:, now - 1], token)
         text[:, now] = token
-        is_done |= now >= lengths + max_new_tokens - 1
-        if stop_token is not None:
-            is_done |= (now >= lengths) & (token == stop_token)
         if on_token is not None:
             on_token(token)
-        if now + 1 == total or (stop_token is not None and is_done.all()):  # waits for the device
-            break
-        if filled < block_size:
-            filled += 1
-            logits = decode_one(text[:, now : now + 1])
-        else:
-            filled = max(1, block_size // 2)
-            cache.clear()
-            logits = decode(text[:, now + 1 - filled : now + 1])
+        if stop_token is not None:
+            is_done |= token == stop_token
+            if is_done.all():  # waits for the device
+                break
     model.train(was_training)
 
     results = []
-    for row, prompt in zip(text.tolist(), prompts):
-        new = row[len(prompt) : len(prompt) + max_new_tokens]
+    for new in text[:, start : now + 1].tolist():
         results.append(new[: new.index(stop_token)] if stop_token in new else new)
     return results
 

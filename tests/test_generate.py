@@ -73,9 +73,9 @@ def test_greedy_text_is_that_of_full_passes(name):
 
 
 @pytest.mark.parametrize("name", ["modern", "gpt2", "windows"])
-def test_prompts_of_several_lengths_do_not_disturb_each_other(name):
+def test_several_prompts_do_not_disturb_each_other(name):
     model = random_model(VARIANTS[name])
-    prompts = [[7], [3, 1, 4, 1, 5], [9, 2]]
+    prompts = [[7, 2, 8], [3, 1, 4], [9, 2, 6]]
     together = generate(model, prompts, 8, temperature=0)
     assert together == [generate(model, [prompt], 8, temperature=0)[0] for prompt in prompts]
     assert [len(row) for row in together] == [8, 8, 8]
@@ -115,20 +115,24 @@ def test_generation_ends_with_the_stop_token_and_shows_each_token():
     assert columns == free[: length + 1]
 
 
-def test_a_row_shows_its_prompt_first_and_repeats_its_last_token_when_it_is_finished():
-    """All rows advance together, from the end of the shortest prompt to the end of the longest."""
+def test_a_finished_row_repeats_its_last_token_while_others_continue():
+    model = random_model(SMALL)
+    prompts = [[7], [3]]
+    free = generate(model, prompts, 12, temperature=0)
+    stop = free[0][2]
+    assert stop not in free[1] and stop not in free[0][:2]
     columns = []
-    prompts = [[7], [3, 1, 4, 1]]
-    new = generate(
-        random_model(SMALL),
+    generate(
+        model,
         prompts,
-        5,
+        12,
         temperature=0,
-        on_token=lambda c: columns.append(c.tolist()),
+        stop_token=stop,
+        on_token=lambda column: columns.append(column.tolist()),
     )
-    short, long = zip(*columns)
-    assert list(short) == new[0] + 3 * [new[0][-1]]
-    assert list(long) == prompts[1][1:] + new[1]
+    finished, other = zip(*columns)
+    assert list(finished) == free[0][:2] + 10 * [stop]
+    assert list(other) == free[1]
 
 
 def test_a_seed_fixes_the_text_and_another_changes_it():

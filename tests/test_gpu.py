@@ -215,7 +215,7 @@ def test_compiled_windows_on_a_gpu_are_those_of_the_mask():
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_gpu_writes_the_same_text_from_a_captured_graph(name):
     model = random_model(VARIANTS[name])
-    prompts = [[7], [3, 1, 4, 1, 5], [9, 2]]
+    prompts = [[7, 2, 8], [3, 1, 4], [9, 2, 6]]
     expected = generate(model, prompts, 30, temperature=0)
     model.cuda()
     assert generate(model, prompts, 30, temperature=0) == expected
