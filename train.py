@@ -34,7 +34,7 @@ from nanoloop.device import (
     tune_process,
 )
 from nanoloop.muon import Muon, Optimizers
-from nanoloop.options import EXIT_RESUMABLE, StopFlag, is_utf8, read_given, require, run_program
+from nanoloop.options import EXIT_RESUMABLE, StopFlag, read_given, require, run_program
 from nanoloop.programs import prepare_missing, sample_run
 from nanoloop.runlog import RunLog, check_folder, default_out, locked_run, resumed_summary
 
@@ -114,7 +114,6 @@ class TrainConfig(GPTConfig):
         check_fields(self, fractions, lambda x: 0 <= x <= 1, "between 0 and 1")
         check_fields(self, "momentum beta1 beta2", lambda x: 0 <= x < 1, "at least 0 and below 1")
         check(self.warmup + self.decay < 1 + 1e-9, "warmup + decay must be at most 1")
-        check_fields(self, "sample_prompt", is_utf8, "text in UTF-8")
         check_fields(self, "seed", lambda x: 0 <= x < 2**63, "at least 0 and below 2**63")
         has_end = self.max_steps or self.max_tokens or self.max_seconds or self.eval_only
         check(has_end, "the run has no end: set max_steps, max_tokens or max_seconds")

@@ -17,10 +17,19 @@ from torch import Tensor
 from typeguard import check_type
 
 from model import GPTConfig
-from nanoloop.files import replace_file, write_if_possible
+from nanoloop.files import write_if_possible
 from nanoloop.gpt2 import nanogpt_weights, published_weights
 from nanoloop.options import UserError, note, reading, require
-from nanoloop.ranks import all_sum, gathered, in_turn, local, placed, rank, require_equal
+from nanoloop.ranks import (
+    all_sum,
+    gathered,
+    in_turn,
+    local,
+    placed,
+    rank,
+    require_equal,
+    world_size,
+)
 
 FORMAT = 3
 
@@ -75,9 +84,7 @@ def save(path: Path, checkpoint: dict) -> bool:
     if rank() > 0:
         return True
     keep_old = path.with_name("previous.pt") if path.name == "last.pt" else None
-    return write_if_possible(
-        path, replace_file, lambda file: torch.save(checkpoint, file), keep_old
-    )
+    return write_if_possible(path, lambda file: torch.save(checkpoint, file), keep_old)
 
 
 # -----------------------------------------------------------------------------
@@ -112,7 +119,9 @@ def read_file(path: Path) -> dict:
         damaged = archive.testzip()
     if damaged:
         raise ValueError(f"the checksum of {damaged} differs")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    # Mapped, ranks share its pages, and a rank with a shard reads its own rows alone.
+    is_mapped = world_size() > 1
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
 
 
 def check_types(values: dict, types: dict) -> None:
@@ -137,12 +146,11 @@ def load_latest(out: Path, rename: bool) -> dict | None:
     latest = load_first(out, ("last.pt", "previous.pt", "best.pt"), hint, rename)
     if latest is None:
         print(f"'{out}' has no checkpoint to resume: starting at step 0")
-    best = out / "best.pt"
-    if latest and best.exists():  # last.pt is written before its step is evaluated
-        with contextlib.suppress(UserError), reading(f"'{best}' is damaged", "it was not used"):
-            # Mapped: its tensors are not read.
-            found = torch.load(best, map_location="cpu", weights_only=True, mmap=True)
-            latest["best"] = min(latest["best"], found["best"])
+        return None
+    with contextlib.suppress(Exception):  # it is missing or damaged
+        # last.pt is written before its step is evaluated. Mapped: no tensor is read.
+        best = torch.load(out / "best.pt", map_location="cpu", weights_only=True, mmap=True)
+        latest["best"] = min(latest["best"], best["best"])
     return latest
 
 
@@ -252,10 +260,8 @@ def complete(config, start: dict | None, data, resuming: bool, given: Set[str] =
         is_free = asked is None or name not in given
         message = f"{source} needs {name}={value}, got {asked}: leave the option out"
         require(asked == value or (is_default and is_free), message)
-    try:
+    with reading("the checkpoint's config does not fit", "name another checkpoint"):
         return replace(config, **fixed)
-    except ValueError as error:
-        raise UserError(f"the checkpoint's config does not fit: {error}") from None
 
 
 def restore(

@@ -107,11 +107,11 @@ class Data:
 
     def check(self, checksums: dict, hint: str, verify: bool) -> None:
         """Check the shards that changed since they were checked; remember those that are good."""
+        size = self.tokenizer.vocab_size
         states = {}
-        for file in checksums:
+        for file, sha256 in checksums.items():
             stat = (self.folder / file).stat()
-            expected = [checksums[file], self.tokenizer.vocab_size]
-            states[file] = expected + [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+            states[file] = [sha256, size, stat.st_size, stat.st_mtime_ns, stat.st_ino]
         memory = self.folder / ".checked.json"
         checked = {}
         if not verify:
@@ -120,8 +120,7 @@ class Data:
         pending = [file for file in states if checked.get(file) != states[file]]
         # Hashing releases the interpreter lock: all cores check shards at the speed of the disk.
         with ThreadPoolExecutor() as pool:
-            for _ in pool.map(lambda file: self.check_shard(file, checksums[file], hint), pending):
-                pass
+            list(pool.map(lambda file: self.check_shard(file, checksums[file], hint), pending))
         if pending:
             with contextlib.suppress(OSError):  # a folder may be read-only
                 write_json(memory, states)
@@ -201,11 +200,11 @@ def mean_by_share(data, results):
 
     data: Data or Mixture. results: folder to a dict of figures; a folder without data is missing.
     """
-    shares = {name: data.sources[name][0] for name in results}
+    shares = [data.sources[name][0] for name in results]
     means = {}
     for key in next(iter(results.values()), {}):
-        weighted = sum(shares[name] * figures[key] for name, figures in results.items())
-        means[key] = weighted / sum(shares.values())
+        values = [figures[key] for figures in results.values()]
+        means[key] = float(np.average(values, weights=shares))
     if len(data.sources) > 1:
         for name, figures in results.items():
             means |= {f"{key}_{name}": value for key, value in figures.items()}
@@ -349,17 +348,11 @@ class TrainBatches:
         # Copies are contiguous; a compiled model compiles again for other strides.
         return sequences[:, :-1].copy(), sequences[:, 1:].copy()
 
-    def epochs(self, steps):
-        """Return name to how often `steps` optimizer steps read that source."""
-        sequences = steps * self.batch_size * self.grad_accum * self.world_size
-        return {
-            name: share * sequences / self.sources[name].count
-            for name, (share, _) in self.data.sources.items()
-        }
-
     def warn_of_repeats(self, steps):
         """Warn once about each source that `steps` optimizer steps read more than 4 times."""
-        for name, epochs in self.epochs(steps).items():
+        sequences = steps * self.batch_size * self.grad_accum * self.world_size
+        for name, (share, _) in self.data.sources.items():
+            epochs = share * sequences / self.sources[name].count
             if epochs > 4 and name not in self.warned:
                 self.warned.add(name)
                 print_safely(

@@ -14,7 +14,7 @@ import torch
 
 from nanoloop import attention
 from nanoloop.loss import mean_loss, token_losses
-from nanoloop.options import UserError, first_line, note, require
+from nanoloop.options import first_line, note, reading, require
 from nanoloop.ranks import local_rank, require_equal
 
 # Dense bf16 operations per second of a card, from the data sheets, by a part of its name.
@@ -34,15 +34,11 @@ def pick_device(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     Raises UserError where the machine does not have the device, and where ranks differ.
     """
     if device == "auto":
-        device = "mps" if torch.backends.mps.is_available() else "cpu"
-        device = "cuda" if torch.cuda.is_available() else device
-    try:
+        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    with reading(f"device={device} cannot be used here", "try --device=cpu"):
         picked = torch.empty(0, device=device).device
-    except Exception as error:  # torch raises several types
-        message = f"device={device} cannot be used here ({first_line(error)}): try --device=cpu"
-        raise UserError(message) from None
-    if picked.type == "cuda" and local_rank() is not None:
-        picked = torch.device("cuda", local_rank())
+    if picked.type == "cuda":
+        picked = torch.device("cuda", local_rank(picked.index))
         torch.cuda.set_device(picked)
     fastest = fastest_dtype(picked)
     if picked.type == "cpu":
@@ -109,13 +105,12 @@ def memory_limit() -> int:
     return min(limits)
 
 
-def require_memory(config, batch_size: int, trains_here: bool, limit: int | None = None) -> None:
+def require_memory(config, batch_size: int, trains_here: bool) -> None:
     """Raise UserError for sizes that the main memory cannot hold.
 
     Without this the system would kill the program without a message. The estimate is a lower
     bound: 4 bytes for each weight where the model is built, 8 more for its gradient and momentum
-    where it is trained; the logits and some activations of `batch_size` sequences. limit: bytes;
-    None: what the machine has.
+    where it is trained; the logits and some activations of `batch_size` sequences.
     """
     width = config.n_embd
     layers = config.n_layer
@@ -126,7 +121,7 @@ def require_memory(config, batch_size: int, trains_here: bool, limit: int | None
     if trains_here:
         token_bytes = 8 * vocab + 20 * width * layers
         needed = 12 * weights + batch_size * config.block_size * token_bytes
-    limit = limit or memory_limit()
+    limit = memory_limit()
     require(
         needed < limit,
         f"{weights:,} weights and {batch_size:,} sequences at once need at least "
@@ -157,8 +152,8 @@ def tune_process() -> None:
     The automatic collector would look through all objects at a moment of its own choice and delay
     a step by half a second.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:  # other C libraries have none; the numbers are from mallopt(3)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:  # C libraries other than glibc have none; the numbers are from mallopt(3)
         mallopt(-4, 0)  # M_MMAP_MAX
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
     gc.disable()

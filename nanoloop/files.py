@@ -24,21 +24,20 @@ def replace_file(path: Path, write, keep_old: Path | None = None) -> None:
             file.flush()
             os.fsync(file.fileno())
         if keep_old and path.exists():
-            remove(keep_old)
             os.replace(path, keep_old)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_if_possible(path: Path, write, *arguments) -> bool:
-    """Call `write(path, *arguments)`; on a full or failing disk warn and return False.
+def write_if_possible(path: Path, write, keep_old: Path | None = None) -> bool:
+    """Call `replace_file`; on a full or failing disk warn and return False.
 
     For what is written again later. The existing file stays as it is.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)  # the user may have deleted it
-        write(path, *arguments)
+        replace_file(path, write, keep_old)
     except Exception as error:
         # torch raises an error of its own on top of the disk's.
         reason = error if isinstance(error, OSError) else error.__context__

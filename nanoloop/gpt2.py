@@ -56,7 +56,7 @@ def published_weights(source: str) -> dict:
     was not exported: GPT-2's is tiktoken's "gpt2". Raises UserError where they cannot be read.
     """
     folder = Path(source)
-    settings = tokenizer = None
+    tokenizer = None
     with reading(f"'{source}' cannot be read", "export the run again"):
         if (folder / OWN_TOKENIZER).is_file():
             tokenizer = json.loads((folder / OWN_TOKENIZER).read_bytes())

@@ -42,11 +42,6 @@ def note(message: str) -> None:
         print(message, file=sys.stderr)
 
 
-def is_utf8(text: str) -> bool:
-    """Say whether a text can be encoded; an argument of a command may hold other bytes."""
-    return text == text.encode(errors="ignore").decode()
-
-
 def first_line(error: Exception) -> str:
     """Return the type and the first line of an error, at most 160 characters."""
     return f"{type(error).__name__}: {str(error).strip() or '-'}".splitlines()[0][:160]
@@ -77,25 +72,21 @@ def is_out_of_memory(error: Exception) -> bool:
 def explain(error: Exception) -> str | None:
     """Say what an error means and what to do; return None for a defect of the program."""
     if isinstance(error, UserError):
-        return f"error: {error}"
+        return str(error)
     if isinstance(error, ModuleNotFoundError):
-        return f"error: this needs a library that is not installed: pip install {error.name}"
+        return f"this needs a library that is not installed: pip install {error.name}"
     if is_out_of_memory(error):
         return (
-            "error: out of memory. Set a smaller --micro_batch_size (a step keeps its tokens, in "
-            "more micro-steps), a smaller --block_size or a smaller model"
+            "out of memory. Set a smaller --micro_batch_size (a step keeps its tokens, in more "
+            "micro-steps), a smaller --block_size or a smaller model"
         )
-    # When a full disk interrupts a checkpoint, torch raises its own error on top.
-    context = error.__context__
-    if isinstance(context, OSError) and context.errno in DISK_FULL:
-        error = context
     if isinstance(error, OSError):
         action = "check that path and its permissions"
         if error.errno in DISK_FULL:
             action = "make room on the disk"
         path = f" ({error.filename})" if error.filename else ""
         reason = error.strerror or error
-        return f"error: {reason}{path}: {action}, then run the same command again"
+        return f"{reason}{path}: {action}, then run the same command again"
     return None
 
 
@@ -119,19 +110,17 @@ def run_program(main, many: bool = False) -> None:
         require(many or is_single, f"this runs in one process, and WORLD_SIZE is set: {hint}")
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
-        message = "interrupted"
-        code = 130
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:  # the reader is gone, such as `| head`
         discard_output()
         sys.exit(141)
     except Exception as error:
         message = explain(error)
-        code = 2
         if message is None:
             raise
-    with contextlib.suppress(OSError):  # the terminal is closed
-        print(message, file=sys.stderr)
-    sys.exit(code)
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
 
 
 def discard_output() -> None:

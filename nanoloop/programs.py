@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nanoloop.options import UserError, print_safely, require
+from nanoloop.options import print_safely, reading, require
 
 
 def prepare_missing(data: str, prepare: str | None) -> str:
@@ -15,10 +15,8 @@ def prepare_missing(data: str, prepare: str | None) -> str:
     prepare: options of prepare_data.py, None for none; they count if their --name is this folder's.
     A process of its own prepares, because workers import the main program. Raises UserError.
     """
-    try:
+    with reading(f"prepare={prepare} cannot be read", "close each quotation mark"):
         arguments = shlex.split(prepare or "")
-    except ValueError as error:
-        raise UserError(f"prepare={prepare}: {error}") from None
     folder = Path(data)
     is_named = folder.parts[:-1] == ("data",) and f"--name={folder.name}" in arguments
     if is_named and not folder.exists():
@@ -30,17 +28,17 @@ def prepare_missing(data: str, prepare: str | None) -> str:
 
 def sample_run(out: Path, config) -> None:
     """Continue config.sample_prompt with the last weights of a run."""
-    options = {
-        "prompt": config.sample_prompt,
-        "max_new_tokens": 200,
-        "temperature": 0.7,
-        "top_k": 50,
-        "seed": config.seed,
-        "device": config.device,
-        "dtype": config.dtype,
-    }
-    flags = [f"--{name}={value}" for name, value in options.items()]
-    run_script("sample.py", [str(out / "last.pt"), *flags])
+    arguments = [
+        str(out / "last.pt"),
+        f"--prompt={config.sample_prompt}",
+        "--max_new_tokens=200",
+        "--temperature=0.7",
+        "--top_k=50",
+        f"--seed={config.seed}",
+        f"--device={config.device}",
+        f"--dtype={config.dtype}",
+    ]
+    run_script("sample.py", arguments)
 
 
 def run_script(name: str, arguments: list[str]) -> bool:

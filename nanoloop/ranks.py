@@ -35,10 +35,9 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def local_rank() -> int | None:
-    """Return the index of this process on its machine, None without torchrun."""
-    value = os.environ.get("LOCAL_RANK")
-    return None if value is None else int(value)
+def local_rank(default: int) -> int:
+    """Return the index of this process on its machine, or the default without torchrun."""
+    return int(os.environ.get("LOCAL_RANK", default))
 
 
 def restarts() -> int:
@@ -80,14 +79,16 @@ def connected():
             with contextlib.redirect_stdout(nowhere if number else sys.stdout):
                 yield
     except Exception as error:
-        if not is_first(store):
+        is_first = False
+        with contextlib.suppress(RuntimeError):  # the store ended with rank 0
+            is_first = store.add("failed", 1) == 1
+        if not is_first:
             os._exit(1)  # another rank gives the message
         message = explain(error)
         if isinstance(error, RuntimeError) and re.search("gloo|NCCL|Connection", str(error)):
             message = f"another process of this run has ended ({first_line(error)})"
         if message is None:
             raise
-        message = message.removeprefix("error: ")
         raise UserError(f"{message} [rank {number} of {count}]") from None
     dist.destroy_process_group()
     if number:
@@ -95,14 +96,6 @@ def connected():
         os._exit(0)
     # torchrun takes another code for a failure, and starts a run again that a signal has stopped.
     sys.exit(0)
-
-
-def is_first(store: dist.Store) -> bool:
-    """Return whether this rank is the first that fails."""
-    try:
-        return store.add("failed", 1) == 1
-    except RuntimeError:  # the store ended with rank 0
-        return False
 
 
 def all_sum(tensor: Tensor) -> Tensor:

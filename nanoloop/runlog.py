@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanoloop.files import locked, remove, replace_file, write_if_possible, write_json
-from nanoloop.options import UserError, first_line, print_safely, require
+from nanoloop.files import locked, remove, write_if_possible, write_json
+from nanoloop.options import first_line, print_safely, reading, require
 from nanoloop.ranks import rank
 
 FEW_STEPS = 100  # a run of fewer hardly has a schedule
@@ -85,7 +85,7 @@ class RunLog:
     def write_rows(self) -> bool:
         """Write all rows anew; return False if the disk does not take them."""
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        return write_if_possible(self.path, replace_file, lambda file: file.write(text.encode()))
+        return write_if_possible(self.path, lambda file: file.write(text.encode()))
 
     def append_row(self, row: dict) -> None:
         self.rows.append(row)
@@ -233,11 +233,9 @@ def start_wandb(out: Path, config: dict):
     id_file = out / "wandb.id"
     if id_file.exists():
         options |= {"id": id_file.read_text(), "resume": "allow", "allow_val_change": True}
-    try:
+    hint = "type `wandb login`, or set WANDB_MODE=offline"
+    with reading("Weights & Biases did not start", hint):
         run = wandb.init(**options)
-    except wandb.Error as error:
-        hint = "type `wandb login`, or set WANDB_MODE=offline"
-        raise UserError(f"Weights & Biases did not start ({first_line(error)}): {hint}") from None
     id_file.write_text(run.id)
     return run
 

@@ -324,7 +324,7 @@ def test_running_out_of_memory_names_the_option(error):
 
 def test_an_error_of_the_disk_names_the_path():
     message = explain(PermissionError(13, "Permission denied", "out/run"))
-    assert message.startswith("error: Permission denied (out/run): check that path")
+    assert message.startswith("Permission denied (out/run): check that path")
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), AttributeError("x"), ValueError("x")])

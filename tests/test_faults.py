@@ -23,9 +23,9 @@ import torch
 import prepare_data
 import train
 from model import GPT, GPTConfig
-from nanoloop import checkpoint, options
+from nanoloop import checkpoint, device, options
 from nanoloop.device import peak_memory_mb, require_memory
-from nanoloop.files import locked, replace_file, write_if_possible
+from nanoloop.files import locked, write_if_possible
 from nanoloop.options import EXIT_RESUMABLE, StopFlag, UserError, print_safely
 from nanoloop.runlog import RUN_FILES, RunLog
 from tests.conftest import ROOT, SMALL, make_documents
@@ -49,7 +49,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, capsys):
     path = tmp_path / "file"
     path.write_bytes(b"old")
     with file_size_limit(1000):
-        is_written = write_if_possible(path, replace_file, lambda file: file.write(bytes(2000)))
+        is_written = write_if_possible(path, lambda file: file.write(bytes(2000)))
     assert not is_written
     assert f"'{path}' was NOT written" in capsys.readouterr().out
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("file", b"old")]
@@ -57,7 +57,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, capsys):
 
 def test_a_defect_while_a_file_is_written_is_raised(tmp_path):
     with pytest.raises(ZeroDivisionError):
-        write_if_possible(tmp_path / "file", replace_file, lambda file: 1 / 0)
+        write_if_possible(tmp_path / "file", lambda file: 1 / 0)
 
 
 def test_a_run_whose_last_checkpoint_fails_says_so_and_keeps_the_one_before(
@@ -323,14 +323,17 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(config):
         {"activation": "swiglu", "n_embd": 132, "bigram_rows": 500},
     ],
 )
-def test_no_model_is_refused_that_the_memory_could_hold(options):
+def test_no_model_is_refused_that_the_memory_could_hold(options, monkeypatch):
     """The estimate counts less than weights, gradients, a moment of each, and Python's objects."""
     defaults = dict(n_layer=3, n_head=2, n_embd=96, vocab_size=300, block_size=64, value_embeds=2)
     config = GPTConfig(**(defaults | options))
     weights = sum(p.numel() for p in GPT(config).parameters())
-    require_memory(config, 0, True, limit=12 * weights + 24_000 * config.n_layer + 1)
+    enough = 12 * weights + 24_000 * config.n_layer + 1
+    monkeypatch.setattr(device, "memory_limit", lambda: enough)
+    require_memory(config, 0, True)
+    monkeypatch.setattr(device, "memory_limit", lambda: 2 * weights)
     with pytest.raises(UserError, match="GB of memory.*smaller --n_layer"):
-        require_memory(config, 0, True, limit=2 * weights)
+        require_memory(config, 0, True)
 
 
 def measure_memory(path, results) -> None:

@@ -276,6 +276,18 @@ def test_rank_0_alone_makes_the_weights_of_a_sharded_model(changes, tmp_path):
             assert torch.equal(held["buffers"][name], buffer), name
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("count", [1, 2])
+def test_several_ranks_map_a_checkpoint_and_share_its_pages(count, config, tmp_path, monkeypatch):
+    """Then it is in memory once, and a rank with a shard reads its own rows alone."""
+    train.train(config(max_steps=1))
+    path = tmp_path / "run" / "last.pt"
+    monkeypatch.setattr(checkpoint, "world_size", lambda: count)
+    start = checkpoint.load(path)
+    assert start["step"] == 1
+    assert (str(path) in Path("/proc/self/maps").read_text()) == (count > 1)
+
+
 def test_a_single_process_shares_its_work_with_nobody():
     stack = torch.randn(3, 8, 4)
     shared = share_work(orthogonalize, stack, 8, is_sharded=False)
