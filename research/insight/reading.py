@@ -92,20 +92,19 @@ def read_split(model, data, device, split="val"):
     batches = []
     for batch in islice(data.eval_batches(split, block_size, ROWS), count):
         tokens, targets = (torch.from_numpy(part).to(device) for part in batch)
-        is_scored = targets >= 0
-        target = targets[is_scored]
-        logs = model(tokens)[is_scored].log_softmax(-1)  # (N, V)
+        target = targets.flatten()
+        logs = model(tokens).flatten(0, 1).log_softmax(-1)  # (N, V)
         best, guesses = logs.topk(5)
         columns = {
             "target": target,
-            "bits": nll_loss(logs, target, reduction="none") / math.log(2),
+            "bits": nll_loss(logs, target, ignore_index=-1, reduction="none") / math.log(2),
             "guesses": guesses,
             "chances": best.exp(),
             "right": guesses[:, 0] == target,
             "entropy": -(logs.exp() * logs).sum(-1) / math.log(2),
-            "repeat": repeats(tokens, targets)[is_scored],
+            "repeat": repeats(tokens, targets).flatten(),
         }
-        batches.append({name: column.cpu().numpy() for name, column in columns.items()})
+        batches.append({name: x[target >= 0].cpu().numpy() for name, x in columns.items()})
     columns = {name: np.concatenate([batch[name] for batch in batches]) for name in columns}
     target = columns["target"]
     index = np.arange(len(target))
