@@ -22,6 +22,7 @@ import nanoloop.environment  # noqa: F401, says how to install what is missing
 import contextlib
 import hashlib
 import os
+import re
 import sys
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -122,15 +123,18 @@ def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
     Everything is written to a hidden folder beside it, which is renamed at the end. After a kill,
     the same command resumes there, to the same bytes. A link leads to the folder that it names.
     """
-    name, config = resolve(config)
-    final = data_root / name
+    config = resolve(config)
+    final = data_root / config.name
     if final.is_symlink():
         final = Path(os.path.realpath(final))
+    lock = hidden(final, "lock")
+    is_lock = not lock.exists() or lock.stat().st_size == 0
+    require(is_lock, f"'{lock}' is no lock of a preparation: move it away, or type another --name")
     message = f"'{final}' is being prepared by another process: wait for its end, or type another"
-    with locked(hidden(final, "lock"), f"{message} --name"):
+    with locked(lock, f"{message} --name"):
         restore(final)
         require_free(final, config.overwrite)
-        units = find_units(config, data_root, name)
+        units = find_units(config, data_root)
         try:
             fill(units, config, final)
         finally:
@@ -145,17 +149,11 @@ def prepare(config: PrepareConfig, data_root: Path = Path("data")) -> Path:
 def fill(units, config, final):
     """Complete the half-made folder of `final` from the units. Raises UserError."""
     config = replace(config, tokenizer=config.tokenizer or default_tokenizer(units))
-    if config.max_bytes or config.max_documents:
-        # Those of official val and test come first: the limit may end the reading.
-        units = sorted(units, key=lambda unit: unit.split is None)
+    # Official val and test come first: a limit may end the reading, and the first copy stays.
+    units = sorted(units, key=lambda unit: unit.split is None)
     split_single_text(units, config)
-    to_read = readable(units)
-    destination = os.path.realpath(final)
-    for unit in to_read:
-        is_inside = Path(os.path.realpath(unit.path)).is_relative_to(destination)
-        require(not is_inside, f"'{final}' holds the source {unit.path}: type another --name")
-    ready = [unit.path for unit in to_read if unit.kind == "tokens"]
-    texts = [unit for unit in to_read if unit.kind != "tokens"]
+    ready = [unit.path for unit in readable(units) if unit.kind == "tokens"]
+    texts = [unit for unit in readable(units) if unit.kind != "tokens"]
     if ready and texts:
         raise UserError(
             "some sources are ready tokens, others are text: prepare them separately. "
@@ -169,33 +167,32 @@ def fill(units, config, final):
     if tokenizer is None:
         tokenizer = make_tokenizer(config, texts)
         write_json(folder / "tokenizer.json", tokenizer.to_json())
-    if not ready:
+    if ready:
+        import_tokens(units, folder, tokenizer, progress, config.strict)
+    else:
         official = set().union(*(unit.official for unit in texts))
         writer = Writer(config, folder, tokenizer, progress, official)
         encode(units, writer, f"encoding {final}")
-    else:
-        import_tokens(units, folder, tokenizer, progress, config.strict)
-    finish(folder, final.name, tokenizer, progress)
+    finish(folder, tokenizer, progress)
 
 
-def resolve(config: PrepareConfig) -> tuple[str, PrepareConfig]:
-    """Return the folder's name and the options with their defaults. Raises UserError."""
+def resolve(config: PrepareConfig) -> PrepareConfig:
+    """Return the options with their defaults, the folder's name too. Raises UserError."""
     require(
         config.source and all(config.source),
         "--source is empty: give python, shakespeare, or paths to text",
     )
-    defaults = {"val_fraction": 0.05, "test_fraction": 0.05}
-    if config.source == ("shakespeare",):
-        defaults |= SHAKESPEARE_OPTIONS
     first = config.source[0]
     stem = Path(first.partition(":")[2] or Path(first).resolve()).stem
-    name = config.name or defaults.pop("name", "stdin" if first == "-" else stem)
+    name = "stdin" if first == "-" else stem
+    defaults = {"name": name, "val_fraction": 0.05, "test_fraction": 0.05}
+    if config.source == ("shakespeare",):
+        defaults |= SHAKESPEARE_OPTIONS
     defaults = {key: value for key, value in defaults.items() if getattr(config, key) is None}
-    is_plain = not name.startswith(".") and not set(name) & set("/\\*?[:,")
-    require(
-        name and is_plain, f"{name!r} cannot name a folder: type a plain word, such as --name=mine"
-    )
     config = replace(config, **defaults)
+    is_plain = re.fullmatch(r"(?!\.)[^/\\*?[:,]+", config.name)
+    hint = "type a plain word, such as --name=mine"
+    require(is_plain, f"{config.name!r} cannot name a folder: {hint}")
     shares = (config.val_fraction, config.test_fraction)
     message = f"val_fraction and test_fraction must be at least 0 with a sum below 1, got {shares}"
     require(min(shares) >= 0 and sum(shares) < 1, message)
@@ -205,7 +202,7 @@ def resolve(config: PrepareConfig) -> tuple[str, PrepareConfig]:
         require(is_valid, f"{key} must be at least {first} and below 2**{bits}, got {value}")
     is_python = "python" in config.source or not config.include_site_packages
     require(is_python, "--include_site_packages=True needs --source=python")
-    return name, config
+    return config
 
 
 def split_single_text(units, config):

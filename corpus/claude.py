@@ -34,6 +34,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from corpus.documents import Document
 from nanoloop.options import UserError, first_line, reading, require
 
@@ -65,7 +67,7 @@ class Ledger:
     def __init__(self, path: Path, secret: str):
         self.secret = secret
         self.lock = threading.Lock()
-        self.spent = [0, 0]
+        self.spent = np.zeros(2, dtype=object)  # whole numbers of any size
         self.answers = {}
         self.file = open(path, "a+")
         self.file.seek(0)
@@ -83,7 +85,7 @@ class Ledger:
         self.count(json.loads(line))
 
     def count(self, row):
-        self.spent = [sum(pair) for pair in zip(self.spent, row["spent"])]
+        self.spent += row["spent"]
         if "text" in row:
             self.answers[row["key"]] = (row["text"], row["note"])
 
@@ -149,8 +151,7 @@ def ask(client, ledger, options, key, question):
     def attempt(request, send):
         """Send the request once; None instead of a response ends the repetition."""
         with ledger.lock:
-            tokens = zip(prices, ledger.spent, worst)
-            cost = sum(price * (spent + more) for price, spent, more in tokens) / 1e6
+            cost = np.dot(prices, ledger.spent + worst) / 1e6
             if key in ledger.answers or cost > options.claude_budget:
                 return None
             ledger.append({"key": key, "where": where, "spent": worst})
@@ -162,7 +163,7 @@ def ask(client, ledger, options, key, question):
         row |= {"key": key, "request": body}
         row |= {name: response.headers.get(name) for name in ("request-id", "date")}
         # The row before counted the worst case.
-        row["spent"] = [used - more for used, more in zip(row.get("used", worst), worst)]
+        row["spent"] = np.subtract(row.get("used", worst), worst).tolist()
         with ledger.lock:
             ledger.append(row)
         return response if "error" in row else None

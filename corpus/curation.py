@@ -80,7 +80,6 @@ class Folding(dict):
 
 
 FOLDING = Folding()
-NOT_ASCII = re.compile(r"([^\x00-\x7f]+)")  # in a group: split returns it, too
 
 
 def fold(text):
@@ -89,9 +88,7 @@ def fold(text):
     Copies differ in these: in curly quotes, no-break spaces, composed accents (NFKC), zero-width
     characters.
     """
-    parts = NOT_ASCII.split(unicodedata.normalize("NFKC", text))
-    # ASCII alone is translated ten times as fast.
-    return "".join([part.translate(FOLDING) for part in parts]).casefold()
+    return unicodedata.normalize("NFKC", text).translate(FOLDING).casefold()
 
 
 FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplying by it mixes hashes
@@ -412,7 +409,8 @@ class Curator:
         """Return (rest, passages): the text without lines that share words with the evaluation.
 
         The line before and the one behind go too, with the answer. The middle of a line of
-        thousands of characters counts as its end.
+        thousands of characters counts as its end. The rest is "" if it is no long text, or still
+        shares words.
         """
         parts = re.findall(r"[^\n]{0,2000}[\s。]|[^\n]{1,2000}", view.text)
         line_of_word = np.repeat(np.arange(len(parts)), [len(View(part).words) for part in parts])
@@ -421,7 +419,10 @@ class Curator:
             for line in line_of_word[start : start + 13]:
                 is_out[line : line + 3] = True
         is_out = is_out[1:-1]
-        return "".join(compress(parts, ~is_out)), "".join(compress(parts, is_out))
+        rest = "".join(compress(parts, ~is_out))
+        passages = "".join(compress(parts, is_out))
+        is_long = len(passages) < len(rest) / 10
+        return (rest if is_long and not self.overlap(View(rest)).any() else ""), passages
 
     def signatures(self, views):
         """Return what Seen needs of documents, (documents, columns) uint64.

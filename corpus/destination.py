@@ -15,15 +15,14 @@ from pathlib import Path
 
 from nanoloop.data import SPLITS
 from nanoloop.files import remove
-from nanoloop.options import require
+from nanoloop.options import reading, require
 from nanoloop.tokenizer import load_tokenizer
 
 # What preparations keep beside a data folder: the above, standard input, and Claude's answers.
 BESIDE = re.compile(r"\..+\.(lock|partial|replaced|stdin)|.+\.claude\.jsonl")
-# What a preparation writes into a folder, and what is there until it is complete.
-WRITTEN = re.compile(
-    r"(train|val|test)_\d{6,}\.bin|(meta|tokenizer|report|\.checked)\.json|report\.html"
-)
+# What a preparation writes into a folder, its shards, and what is there until it is complete.
+WRITTEN = ("meta.json", "tokenizer.json", "report.json", "report.html", ".checked.json")
+SHARD = re.compile(r"(train|val|test)_\d{6,}\.bin")
 WORKING = ("progress.json", "signatures.bin", "sample.jsonl")
 
 # How far a preparation is: units that are done, blocks of the next one, bytes in all.
@@ -73,15 +72,19 @@ def hidden(final: Path, purpose: str) -> Path:
 def require_written(folder: Path, working=()) -> None:
     """Raise UserError if a preparation did not write all that is in the folder.
 
-    working: names that may also be there.
+    Its shards are those that meta.json names; a half-made folder has none yet. working: names that
+    may also be there.
     """
+    hint = "move it away, or type another --name"
+    meta = read_values(folder / "meta.json")
+    with reading(f"'{folder}/meta.json' does not name the shards", hint):
+        shards = [row["file"] for row in meta["shards"]] if meta else []
+    known = {*WRITTEN, *working, *shards}
     for name in sorted(os.listdir(folder)):
-        written = name.removesuffix(".tmp")  # a kill leaves it
-        require(
-            written in working or WRITTEN.fullmatch(written),
-            f"'{folder}' holds '{name}', which no preparation wrote: move it away, or type another "
-            "--name",
-        )
+        is_shard = not meta and SHARD.fullmatch(name)
+        is_known = name.removesuffix(".tmp") in known  # a kill leaves it
+        message = f"'{folder}' holds '{name}', which no preparation wrote: {hint}"
+        require(is_shard or is_known, message)
 
 
 def require_free(final: Path, overwrite: bool) -> None:
@@ -120,17 +123,14 @@ def resume(partial: Path, plan: dict, overwrite: bool) -> tuple:
     meta = read_values(partial / "meta.json")  # written last: nothing is missing
     values = read_values(partial / "progress.json")
     other = meta.get("prepared_from") or values.get("plan")
-    is_readable = meta or values.keys() == vars(progress).keys()
-    if other == plan and is_readable:
-        n_done = plan["files"]
-        if not meta:
-            vars(progress).update(values)
-            progress.cursor = Cursor(*progress.cursor)
-            n_done = progress.cursor.unit
+    if other == plan:
+        vars(progress).update(values)
+        progress.cursor = Cursor(*progress.cursor)
+        n_done = plan["files"] if meta else progress.cursor.unit
         print(f"resuming {partial}: {n_done:,} of {plan['files']:,} files are done")
         return progress, load_tokenizer(str(partial))
     if other:
-        changed = [key for key in plan if other.get(key) != plan[key]] or ["format"]
+        changed = [key for key in other | plan if other.get(key) != plan.get(key)]
         message = f"'{partial}' is half made, with another {', '.join(changed)}"
         hint = "type those options again to resume, --overwrite=True to delete it, or another"
         require(overwrite, f"{message}: {hint} --name")

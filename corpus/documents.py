@@ -8,7 +8,7 @@ import numpy as np
 from corpus import synthetic
 from corpus.curation import Curator, View
 from corpus.formats import HTML, decode, decode_text, field_names, find_field, is_html
-from corpus.report import sample_row
+from corpus.report import sample_line
 
 PASSAGES = "left out: lines with words of the evaluation"
 
@@ -31,17 +31,18 @@ class Document:
 class Row:
     """What the main process needs of a document.
 
-    head: the beginning of the text. size: bytes of text. drop_rule: the rule of curation that drops
-    it. signature: recognises copies. content: its tokens after end-of-text as bytes; without a
-    tokenizer its text in UTF-8. sample: its line in sample.jsonl, if it is in the sample.
+    source, where, note: as in Unit and Document. head: the beginning of the text. size: bytes of
+    text. drop_rule: the rule of curation that drops it. signature: recognises copies. content: its
+    tokens after end-of-text as bytes; without a tokenizer its text in UTF-8. sample: its line in
+    sample.jsonl, if it is in the sample.
     """
 
     source: str
     where: str
-    head: str
     note: str | None
-    size: int
-    split: str
+    head: str = ""
+    size: int = 0
+    split: str = "train"
     drop_rule: str | None = None
     signature: bytes = b""
     content: bytes = b""
@@ -65,39 +66,32 @@ class BatchReader:
         signatures = self.curator.signatures(views)
         rows = []
         for (unit, document), view, signature in zip(found, views, signatures):
-            row = self.row(unit, document, view)
+            row = Row(unit.source, document.where, document.note)
+            row.split = document.split or unit.split or self.split(unit, view)
             # Rules and copies concern text that was found, not text that was generated.
-            if row.size and unit.kind != "synthetic":
+            if view.raw and unit.kind != "synthetic":
                 row.drop_rule = self.curator.judge(view, is_file=unit.kind == "text")
                 row.signature = signature.tobytes()
             if row.drop_rule == "decontaminate":
                 rest, passages = self.curator.without_questions(view)
-                clean = View(rest)
-                if len(passages) < len(rest) / 10 and not self.curator.overlap(clean).any():
-                    view = clean
-                    row.drop_rule = None
-                    row.head = rest[:160]
-                    row.size = len(view.raw)
+                if rest:
                     where = f"{row.where}, {len(passages)} characters: {passages[:100]!r}"
-                    rows.append(Row(row.source, where, "", PASSAGES, 0, row.split))
+                    rows.append(Row(row.source, where, PASSAGES))
+                    row.drop_rule = None
+                    view = View(rest)
+            row.head = view.text[:160]
+            row.size = len(view.raw)
             if row.size and row.drop_rule is None:
                 row.content = encode_document(view, self.tokenizer) if self.tokenizer else view.raw
-                row.sample = sample_row(view, batch.bytes_before, row.split, row.where)
+                row.sample = sample_line(view, batch.bytes_before, row)
             rows.append(row)
         return batch.cursor, rows
 
-    def row(self, unit, document, view):
+    def split(self, unit, view):
+        """Return the split that the text decides: none that its data set has."""
         val_fraction = 0 if "val" in unit.official else self.config.val_fraction
         test_fraction = 0 if "test" in unit.official else self.config.test_fraction
-        split = split_of(view.digest.tobytes(), val_fraction, test_fraction)
-        return Row(
-            unit.source,
-            document.where,
-            document.text[:160],
-            document.note,
-            len(view.raw),
-            document.split or unit.split or split,
-        )
+        return split_of(view.digest.tobytes(), val_fraction, test_fraction)
 
 
 def encode_document(view: View, tokenizer) -> bytes:

@@ -10,6 +10,7 @@ import csv
 import json
 import re
 from bisect import bisect_right
+from collections import namedtuple
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -48,16 +49,9 @@ class Block:
     split: str | None = None
 
 
-@dataclass(slots=True)
-class Batch:
-    """Blocks for one worker, pairs of (Unit, Block).
-
-    cursor: behind the blocks. bytes_before: of the corpus before them.
-    """
-
-    cursor: Cursor
-    bytes_before: int
-    blocks: list
+# Blocks for one worker, pairs of (Unit, Block). cursor: behind them. bytes_before: of the corpus
+# before them.
+Batch = namedtuple("Batch", "cursor bytes_before blocks")
 
 
 def read_batches(units: list[Unit], config, cursor: Cursor):

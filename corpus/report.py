@@ -5,7 +5,7 @@ encoded data, languages, kinds of characters) is seen in a sample: all documents
 SAMPLE_BYTES, then fewer and fewer, so that the sample of any corpus is about as large. A hash of
 the text decides which.
 
-    sample_row    in the workers: the line of a document in sample.jsonl
+    sample_line   in the workers: the line of a document in sample.jsonl
     study         what the sample shows
     overlap.py    how much of val and test is in train
     write_report  the figures, the warnings (what was found, why it matters, what to do), the files
@@ -55,15 +55,15 @@ def sample_number(view):
     return smallest % 2**16 / 2**16  # the last bits of the smallest hash are uniform
 
 
-def sample_row(view, bytes_before, split, where):
-    """Return the document's line in sample.jsonl; "" if its number is too large.
+def sample_line(view, bytes_before, row):
+    """Return the line of a document and its row in sample.jsonl; "" if its number is too large.
 
     The limit falls with the bytes of the corpus before the document.
     """
     number = sample_number(view)
     if number * bytes_before >= SAMPLE_BYTES:
         return ""
-    return json.dumps([number, split, where, view.text]) + "\n"
+    return json.dumps([number, row.split, row.source, row.where, view.text]) + "\n"
 
 
 def near_copies(bands, is_held_out):
@@ -79,18 +79,21 @@ def near_copies(bands, is_held_out):
 
 
 def edges(text):
-    """Return the first and last lines that are long enough to say something, a set."""
+    """Return the first and last lines that are long enough to say something, each once."""
     lines = text[:400].split("\n")[:6] + text[-400:].split("\n")[-6:]
-    return {line[:80] for line in map(str.strip, lines) if len(line) >= 30}
+    return list(dict.fromkeys(line[:80] for line in map(str.strip, lines) if len(line) >= 30))
 
 
 def study(documents, languages):
-    """Return what documents (split, where, text) show. languages: whether to count them."""
-    views = [View(text) for _, _, text in documents]
+    """Return what documents (split, source, where, text) show.
+
+    languages: whether to count them.
+    """
+    views = [View(text) for *_, text in documents]
     kinds = np.zeros(len(NAMES), dtype=int)
     faults = {"encoded": [], "binary": []}  # [bytes, where, head] of documents
     lines = Counter()
-    for view, (_, where, text) in zip(views, documents):
+    for view, (_, _, where, text) in zip(views, documents):
         codes = np.frombuffer(view.raw.translate(KIND_OF_BYTE), dtype=np.uint8)
         counts = np.bincount(codes, minlength=len(NAMES))
         kinds += counts
@@ -104,7 +107,7 @@ def study(documents, languages):
         if broken > 0.01 * len(view.raw):
             faults["binary"].append([len(view.raw), where, text[:160]])
     examples = {fault: sorted(rows, reverse=True)[:5] for fault, rows in faults.items()}
-    held_out = np.array([split != "train" for split, _, _ in documents], dtype=bool)
+    held_out = np.array([split != "train" for split, *_ in documents], dtype=bool)
     copies, copies_across = near_copies(sketch(views), held_out)
     sums = {
         "documents": len(views),
@@ -113,19 +116,17 @@ def study(documents, languages):
     }
     for fault, rows in faults.items():
         sums[fault] = sum(size for size, _, _ in rows)
-    counts = {}  # by language
-    for view in sorted(views, key=lambda view: view.language) if languages else []:
-        count(counts, view.language, len(view.raw))
-    repeated = [line for line in lines.items() if line[1] > 1]
-    common = sorted(repeated, key=lambda line: (-line[1], line[0]))
+    by_language = {}
+    for view in views if languages else []:
+        count(by_language, view.language, len(view.raw))
     return {
         "sample": sums,
         "kinds": dict(zip(NAMES, kinds.tolist())),
-        "language": counts,
+        "language": by_language,
         "examples": examples,
         "near_copies": copies,
         "near_copies_across": copies_across,
-        "lines": common[:10],
+        "lines": [line for line in lines.most_common(10) if line[1] > 1],
     }
 
 
@@ -142,9 +143,7 @@ def divergence(first, second):
 
     p = first / max(1, first.sum())
     q = second / max(1, second.sum())
-    middle = (p + q) / 2
-    nats = rel_entr(p, middle).sum() + rel_entr(q, middle).sum()
-    return float(nats / 2 / np.log(2))
+    return float(rel_entr([p, q], (p + q) / 2).sum() / np.log(4))
 
 
 def count_tokens(shards, vocab_size, end_of_text):
@@ -180,13 +179,10 @@ def study_tokens(shards, tokenizer, kept):
     n_train = max(1, int(train.sum() + control.sum()))
     bytes_per_token = share(kept["bytes"], n_tokens)
 
-    def shown(ids):
-        rows = []
-        for token in ids:
-            text = tokenizer.decode_bytes([token]).decode("utf-8", "backslashreplace")
-            rows.append((text.replace("\n", "\\n"), int(used[token])))
-        return rows
-
+    most_frequent = []
+    for token in order[:20]:
+        text = tokenizer.decode_bytes([token]).decode("utf-8", "backslashreplace")
+        most_frequent.append((text.replace("\n", "\\n"), int(used[token])))
     return {
         "tokens": n_tokens,
         "train_tokens": n_train,
@@ -194,8 +190,7 @@ def study_tokens(shards, tokenizer, kept):
         "tokens_per_word": share(n_tokens, kept["words"]),
         "vocabulary": tokenizer.vocab_size,
         "vocabulary_used": share(len(order), tokenizer.vocab_size),
-        "most_frequent": shown(order[:20]),
-        "least_frequent": shown(order[:-21:-1]),
+        "most_frequent": most_frequent,
         "epochs": {name: count / n_train for name, count in RECIPE_TOKENS.items()},
         "overlap_with_train": overlap(shards, tokenizer.end_of_text, bytes_per_token),
         "divergence": {"val": divergence(val, train), "chance": divergence(control, train)},
@@ -206,26 +201,23 @@ def study_tokens(shards, tokenizer, kept):
 # The figures and the warnings
 
 
-def summarize(folder, progress, meta, tokenizer, shards):
-    """Return all figures of the report as plain values."""
+def summarize(folder, progress, tokenizer, shards):
+    """Return all figures of the report as plain values: those of the progress, and what follows."""
+    plan = progress.plan
     sample = []
     with open(folder / "sample.jsonl", encoding="utf-8") as file:
         for number, *document in map(json.loads, file):
             if number * progress.cursor.n_bytes < SAMPLE_BYTES:
                 sample.append(document)
-    figures = study(sample, meta["languages"])
+    figures = vars(progress) | study(sample, plan["languages"])
     # What is counted in the sample stands for so much in the corpus.
     kept = progress.kept()
     factor = kept["bytes"] / max(1, figures["sample"]["bytes"])
     for key in ("words", "encoded", "binary"):
         kept[key] = round(factor * figures["sample"][key])
-    figures["examples"]["largest"] = progress.largest
-    for rule, row in progress.dropped.items():
-        figures["examples"][rule] = row["examples"]
-    prompts = tuple(f"{Path(x[7:])}:" for x in meta.get("source", ()) if x.startswith("claude:"))
     texts = {"claude": [], "others": []}
-    for _, where, text in sample:
-        texts["claude" if where.startswith(prompts) else "others"].append(text)
+    for _, source, _, text in sample:
+        texts["claude" if source.startswith("claude:") else "others"].append(text)
     size = min(sum(map(len, part)) for part in texts.values())
     figures["compression"] = {}
     for name, part in texts.items():  # as much of each
@@ -235,16 +227,10 @@ def summarize(folder, progress, meta, tokenizer, shards):
     if not languages:
         languages = {name: figures["kinds"][name] for name in SCRIPTS}
     main_language = max(languages, key=languages.get)
+    name = plan["tokenizer"]
     figures |= study_tokens(shards, tokenizer, kept)
-    name = meta["tokenizer"]
     return figures | {
-        "meta": meta,
         "kept": kept,
-        "dropped": progress.dropped,
-        "faults": progress.notes,
-        "source": progress.sources,
-        "split": {name: row for name, row in progress.splits.items() if row["tokens"]},
-        "lengths": progress.lengths,
         "main_language": main_language,
         "foreign": 1 - share(languages[main_language], sum(languages.values())),
         # The user chose one of tiktoken's: not trained on this text, nor needed for a mixture.
@@ -252,11 +238,10 @@ def summarize(folder, progress, meta, tokenizer, shards):
     }
 
 
-def write_report(folder: Path, progress, meta, tokenizer, shards):
+def write_report(folder: Path, progress, tokenizer, shards):
     """Write report.json and report.html into a folder.
 
     The folder has a sample.jsonl. progress: see destination.Progress. shards: the tokens by split.
-    meta: the plan and the "name" of the data folder.
     """
     import jinja2
 
@@ -266,7 +251,7 @@ def write_report(folder: Path, progress, meta, tokenizer, shards):
     escape = jinja2.select_autoescape()
     templates = jinja2.Environment(loader=loader, autoescape=escape, trim_blocks=True)
     templates.globals |= {"pct": "{:.1%}".format, "number": "{:,}".format, "quoted": repr}
-    figures = summarize(folder, progress, meta, tokenizer, shards)
+    figures = summarize(folder, progress, tokenizer, shards)
     lines = templates.get_template("warnings.txt").render(figures).splitlines()
     warnings = [line.rsplit(" | ", 1) for line in lines]
     figures = {"warnings": warnings} | figures

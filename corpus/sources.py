@@ -96,15 +96,15 @@ class Unit:
 # From --source to units. The order of the files never depends on the file system.
 
 
-def find_units(config, data_root: Path, name: str) -> list[Unit]:
+def find_units(config, data_root: Path) -> list[Unit]:
     """Return what --source asks for, in the order of reading. Raises UserError.
 
     What is found but not read is a unit with a note: the preparation counts it under this reason.
-    config: a PrepareConfig. name: of the prepared folder.
+    config: a PrepareConfig with the name of the folder.
     """
     found = []
     seen = {}
-    final = data_root / name
+    final = data_root / config.name
     for source in config.source:
         kind, _, rest = source.partition(":")
         if source in ("python", "shakespeare") and os.path.exists(source):
@@ -113,7 +113,7 @@ def find_units(config, data_root: Path, name: str) -> list[Unit]:
         if kind == "hf" and rest:
             found += hub_units(rest, source, config)
         elif kind in ("synthetic", "claude") and rest:
-            answers = final.with_name(f"{name}.claude.jsonl")
+            answers = final.with_name(f"{final.name}.claude.jsonl")
             found.append(Unit(kind, rest, source, answers=answers))
         elif source == "python":
             files = python_files(config.include_site_packages)
@@ -124,11 +124,8 @@ def find_units(config, data_root: Path, name: str) -> list[Unit]:
         else:
             found += listed_units(source, config, seen, final)
         found += [file_unit(file, label, config) for file, label in files.items()]
-    named = {unit.path for unit in readable(found)}
-    units = {}  # a file that is named twice is read once
-    for unit in found:
-        if unit.note is None or unit.path not in named:
-            units[unit.kind, unit.path] = unit
+    # A file that is named twice is read once, also if its folder leaves it out.
+    units = {(unit.path, unit.answers): unit for unit in [*found, *readable(found)]}
     to_read = readable(units.values())
     kinds = {unit.kind for unit in to_read}
     require(
@@ -182,16 +179,18 @@ def listed_units(source, config, seen, final):
         root = root.parent
     hint = "give python, shakespeare, hf:NAME, synthetic:TASKS, - or paths (quote a glob)"
     require(paths, f"--source={source} does not exist: {hint}")
-    destination = os.path.realpath(final)  # data/NAME can be a link to another disk
-    homes = [os.path.realpath(final.parent), os.path.dirname(destination)]
+    destination = Path(os.path.realpath(final))  # data/NAME can be a link to another disk
+    homes = [os.path.realpath(final.parent), str(destination.parent)]
     n_seen = len(seen)
     units = []
     for path in paths:
         for file, note in walk(path, seen):
             is_kept = BESIDE.fullmatch(file.name) and os.path.realpath(file.parent) in homes
-            is_destination = note is None and os.path.realpath(file) == destination
-            if (is_kept or is_destination) and str(file) != source:
+            place = Path(os.path.realpath(file))
+            if (is_kept or (place == destination and not note)) and str(file) != source:
                 continue  # a killed preparation finds the same files when it resumes
+            message = f"'{final}' holds the source {file}: type another --name"
+            require(note or not place.is_relative_to(destination), message)
             parts = file.relative_to(root).parts
             label = parts[0] if len(parts) > 1 else source
             unit = Unit("text", str(file), label) if note else file_unit(file, label, config)
@@ -369,25 +368,23 @@ def python_files(include_site_packages):
 def download_shakespeare(data_root):
     """Return the path of tiny Shakespeare, downloaded once. Raises UserError."""
     path = data_root / "tinyshakespeare.txt"
-    if path.exists():
-        is_same = sha256_of_file(path) == SHAKESPEARE_SHA256
-        hint = "move it away, or prepare it by --source=PATH"
-        require(is_same, f"'{path}' is another text than {SHAKESPEARE_URL}: {hint}")
-        return path
-    print(f"downloading {SHAKESPEARE_URL}")
+    url = path.absolute().as_uri() if path.exists() else SHAKESPEARE_URL
+    print(f"reading {url}")
     try:
-        with urllib.request.urlopen(SHAKESPEARE_URL, timeout=30) as response:
+        with urllib.request.urlopen(url, timeout=30) as response:
             content = response.read()
     except OSError as error:
         flags = " ".join(f"--{key}={value}" for key, value in SHAKESPEARE_OPTIONS.items())
         raise UserError(
-            f"{SHAKESPEARE_URL} could not be downloaded ({error}). With a copy of nanoGPT's "
+            f"{url} could not be downloaded ({error}). With a copy of nanoGPT's "
             f"input.txt, type:\n  python prepare_data.py --source=PATH/input.txt {flags}"
         ) from None
     is_same = hashlib.sha256(content).hexdigest() == SHAKESPEARE_SHA256
-    require(is_same, f"{SHAKESPEARE_URL} changed: its SHA-256 is not {SHAKESPEARE_SHA256}")
-    data_root.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda file: file.write(content))
+    hint = "move it away, or prepare it by --source=PATH"
+    require(is_same, f"{url} is another text, its SHA-256 is not {SHAKESPEARE_SHA256}: {hint}")
+    if not path.exists():
+        data_root.mkdir(parents=True, exist_ok=True)
+        replace_file(path, lambda file: file.write(content))
     return path
 
 
@@ -398,7 +395,8 @@ def save_standard_input(final):
     """
     path = hidden(final, "stdin")
     path.parent.mkdir(parents=True, exist_ok=True)
-    for old in path.parent.glob(f"{path.stem}.*.stdin"):  # of a process that was killed
+    digits = "[0-9a-f]" * 16
+    for old in path.parent.glob(f"{path.stem}.{digits}.stdin"):  # of a process that was killed
         old.unlink()
     replace_file(path, lambda file: shutil.copyfileobj(sys.stdin.buffer, file, 2**20))
     return path.rename(path.with_suffix(f".{sha256_of_file(path)[:16]}.stdin"))

@@ -113,7 +113,7 @@ class Writer:
 
     def is_due(self):
         """Say whether to commit. The clock has no influence on what is shuffled together."""
-        if self.held_bytes > HELD_BYTES or self.is_full():
+        if self.held_bytes > HELD_BYTES:
             return True
         if self.config.shuffle_buffer:
             return len(self.rows) >= self.config.shuffle_buffer
@@ -191,8 +191,7 @@ def import_tokens(units, folder, tokenizer, progress, strict):
     """
     for unit in units:
         if unit.note:
-            row = Row(unit.source, unit.path, "", unit.note, 0, "train")
-            count_note(progress, row, strict)
+            count_note(progress, Row(unit.source, unit.path, unit.note), strict)
     paths = [Path(unit.path) for unit in readable(units)]
     bare = [path for path in paths if not has_magic(path)]
     if 0 < len(bare) < len(paths):
@@ -259,11 +258,10 @@ def open_bare(path, vocab_size):
 # The end
 
 
-def finish(folder: Path, name: str, tokenizer: Tokenizer, progress: Progress) -> None:
+def finish(folder: Path, tokenizer: Tokenizer, progress: Progress) -> None:
     """Write the report, then meta.json.
 
-    Raises UserError, and removes the folder, if there is no training text. name: of the data folder
-    that this one becomes.
+    Raises UserError, and removes the folder, if there is no training text.
     """
     if progress.splits["train"]["tokens"] == 0:
         discard(folder)
@@ -286,7 +284,7 @@ def finish(folder: Path, name: str, tokenizer: Tokenizer, progress: Progress) ->
             row = {"file": path.name, "split": split, "tokens": len(tokens)}
             rows.append(row | {"sha256": sha256_of_file(path)})
     (folder / "sample.jsonl").touch()  # of ready tokens there is none
-    write_report(folder, progress, progress.plan | {"name": name}, tokenizer, shards)
+    write_report(folder, progress, tokenizer, shards)
     write_json(folder / "meta.json", make_meta(rows, tokenizer, progress))
 
 
@@ -314,21 +312,17 @@ def describe_drops(dropped: dict, kept: dict) -> str:
 
 def describe(folder: Path) -> None:
     """Print what a complete data folder holds, and what to type next."""
-    meta = json.loads((folder / "meta.json").read_bytes())
     report = json.loads((folder / "report.json").read_bytes())
-    for split, counts in meta["splits"].items():
-        line = f"{split:5}  {counts['documents']:>8,} documents  {counts['tokens']:>13,} tokens"
-        if counts["tokens"]:
-            line += f", {counts['bytes'] / counts['tokens']:.2f} bytes per token"
-        print(line)
-    notes = list_notes(report["faults"])
-    if notes:
-        print(f"notes: {'; '.join(notes)}")
+    for split, counts in report["splits"].items():
+        figures = [f"{counts[name]:>13,} {name}" for name in ("documents", "tokens", "bytes")]
+        print(f"{split:5}", *figures)
+    if report["notes"]:
+        print(f"notes: {'; '.join(list_notes(report['notes']))}")
     if report["dropped"]:
         print(describe_drops(report["dropped"], report["kept"]))
     for warning in report["warnings"]:
         print(f"warning: {'. '.join(warning)}")
-    print(f"{folder} is ready: a vocabulary of {meta['tokenizer']['vocab_size']:,} tokens")
+    print(f"{folder} is ready: a vocabulary of {report['vocabulary']:,} tokens")
     print(f"report: {folder / 'report.html'}")
     command = ["config/quickstart.py", f"--data={folder}", f"--out=out/{folder.name}"]
     for recipe in sorted(Path("config").glob("*.py")):
@@ -345,22 +339,11 @@ def make_meta(shards, tokenizer, progress):
         "prepared_from": progress.plan,
         "splits": progress.splits,
         "shards": shards,
-        "notes": with_locations(progress.notes),
-        "dropped": with_locations(progress.dropped),
+        "notes": progress.notes,
+        "dropped": progress.dropped,
         "tokenizer": {
             "name": tokenizer.name,
             "vocab_size": tokenizer.vocab_size,
             "fingerprint": tokenizer.fingerprint,
         },
-    }
-
-
-def with_locations(table):
-    """Return counts by name, where each example is the location of a document."""
-    return {
-        name: {
-            "documents": row["documents"],
-            "examples": [where for _, where, _ in row["examples"]],
-        }
-        for name, row in table.items()
     }

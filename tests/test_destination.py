@@ -94,6 +94,17 @@ def data_with_a_sample(final, source):
     (final / "sample.jsonl").write_text('{"text": "mine"}')
 
 
+def data_with_a_shard(final, source):
+    """Its name is one of ours, but the data set has no such shard."""
+    prepare(options(source), final.parent)
+    (final / "train_000007.bin").write_bytes(b"mine")
+
+
+def data_with_a_damaged_index(final, source):
+    prepare(options(source), final.parent)
+    (final / "meta.json").write_text('{"prepared_from": {}, "shards": 5}')
+
+
 def data_with_a_folder(final, source):
     prepare(options(source), final.parent)
     write_texts(final / "drafts", ["mine"])
@@ -116,6 +127,8 @@ NOT_OURS = [
     model_folder,
     data_with_a_note,
     data_with_a_sample,
+    data_with_a_shard,
+    data_with_a_damaged_index,
     data_with_a_folder,
     plain_file,
     link_to_texts,
@@ -127,8 +140,9 @@ NOT_OURS = [
 def test_a_destination_that_no_preparation_wrote_stays(root, source, put):
     put(root / "d", source)
     before = contents(root.parent)
+    message = "no preparation wrote it|which no preparation wrote|does not name the shards"
     for overwrite in (False, True):
-        with pytest.raises(UserError, match="which no preparation wrote|no preparation wrote it"):
+        with pytest.raises(UserError, match=message):
             prepare(options(source, overwrite=overwrite), root)
         assert contents(root.parent) == before
 
@@ -179,6 +193,14 @@ def test_a_folder_of_the_user_under_a_hidden_name_stays(root, source, purpose):
     write_texts(hidden(root / "d", purpose), ["mine"])
     before = contents(root)
     with pytest.raises(UserError, match=rf"\.d\.{purpose}' holds '000.txt'.*move it away"):
+        prepare(options(source, overwrite=True), root)
+    assert contents(root) == before
+
+
+def test_a_file_of_the_user_under_the_name_of_a_lock_stays(root, source):
+    hidden(root / "d", "lock").write_text("mine")
+    before = contents(root)
+    with pytest.raises(UserError, match=r"\.d\.lock' is no lock of a preparation: move it away"):
         prepare(options(source, overwrite=True), root)
     assert contents(root) == before
 

@@ -40,8 +40,8 @@ JAPANESE = "一つ目の行です。二つ目の文もあります。\r\n　次�
 def read(path, **options):
     """Return the texts of a file or folder, and its notes: {note: where}."""
     fractions = {"val_fraction": 0, "test_fraction": 0}
-    config = PrepareConfig(source=(str(path),), **fractions, **options)
-    units = find_units(config, Path("data"), "d")
+    config = PrepareConfig(source=(str(path),), name="d", **fractions, **options)
+    units = find_units(config, Path("data"))
     reader = BatchReader(config, tokenizer=None)
     batches = read_batches(units, config, Cursor(0, 0, 0))
     rows = [row for batch in batches for row in reader(batch)[1]]
@@ -219,8 +219,9 @@ def test_html_is_read_and_named(tmp_path):
 def test_a_text_key_that_nothing_uses_is_refused(tmp_path, monkeypatch, source, strict):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("text")
+    config = PrepareConfig(source=(source,), name="d", text_key="body", strict=strict)
     with pytest.raises(UserError, match=f"--text_key=body names .*--source={source} has neither"):
-        find_units(PrepareConfig(source=(source,), text_key="body", strict=strict), tmp_path, "d")
+        find_units(config, tmp_path)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -130,8 +130,8 @@ def read_damaged_files(rng: random.Random, good: dict[str, bytes], folder: Path)
     for name in names:
         (folder / name).write_bytes(mutated(rng, good[name]))
     key = rng.choice([None, None, "text", "n", "text.n"])
-    config = prepare_data.PrepareConfig(source=(str(folder),), text_key=key)
-    units = find_units(config, folder.parent, "d")
+    config = prepare_data.PrepareConfig(source=(str(folder),), name="d", text_key=key)
+    units = find_units(config, folder.parent)
     assert sorted(Path(unit.path).name for unit in units) == sorted(names)
     for unit in units:
         blocks = read(unit, config)

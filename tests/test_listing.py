@@ -28,8 +28,8 @@ OPTIONS = {"name": "d", "tokenizer": "byte", "val_fraction": 0, "test_fraction":
 
 
 def units_of(*sources, **more):
-    defaults = {"source": tuple(map(str, sources)), "text_key": None, "name": None}
-    return find_units(SimpleNamespace(**(defaults | more)), Path("data"), "d")
+    defaults = {"source": tuple(map(str, sources)), "text_key": None, "name": "d"}
+    return find_units(SimpleNamespace(**(defaults | more)), Path("data"))
 
 
 def listed(folder, *sources) -> dict[str, str]:
@@ -86,8 +86,8 @@ def test_every_file_of_a_folder_is_read_or_has_a_reason(tmp_path):
 def test_what_preparations_keep_while_they_run_is_no_content(tmp_path):
     """Elsewhere such names belong to the user, and are counted."""
     write(tmp_path, "a.txt", "data/.b.lock", "data/.b.partial/x", "data/.c.0f.stdin", ".b.lock")
-    config = SimpleNamespace(source=(str(tmp_path),), text_key=None, name=None)
-    units = find_units(config, tmp_path / "data", "d")
+    config = SimpleNamespace(source=(str(tmp_path),), text_key=None, name="d")
+    units = find_units(config, tmp_path / "data")
     names = {os.path.relpath(unit.path, tmp_path): unit.note for unit in units}
     assert names == {".b.lock": "left out: hidden", "a.txt": None}
 
@@ -148,7 +148,7 @@ def test_what_is_left_out_is_counted_and_is_no_fault(tmp_path):
     config = PrepareConfig(source=(str(tmp_path / "s"),), strict=True, **OPTIONS)
     data = Data(prepare(config, tmp_path))
     assert data.meta["splits"]["train"]["documents"] == 2
-    counted = {"documents": 1, "examples": [f"{tmp_path}/s/{names[2]}"]}
+    counted = {"documents": 1, "bytes": 0, "examples": [[0, f"{tmp_path}/s/{names[2]}", ""]]}
     assert data.meta["notes"] == {"left out: hidden": counted}
 
 

@@ -174,7 +174,7 @@ def test_what_is_left_out_is_counted_and_named(tmp_path, capsys):
     meta = Data(prepare(options(source), tmp_path)).meta
     counts = {note: row["documents"] for note, row in meta["notes"].items()}
     assert counts == {"empty": 1, "binary": 1, "invalid UTF-8 replaced": 1}
-    assert meta["notes"]["binary"]["examples"] == [f"{source}/picture.png"]
+    assert meta["notes"]["binary"]["examples"] == [[0, f"{source}/picture.png", ""]]
     assert "picture.png" in capsys.readouterr().out
     assert sum(split["documents"] for split in meta["splits"].values()) == 21
 
@@ -190,6 +190,16 @@ def test_the_next_command_names_the_recipe_of_this_folder(tmp_path, monkeypatch,
         "python train.py config/shakespeare_char.py",
         "python train.py config/quickstart.py --data=data/mine --out=out/mine",
     ]
+
+
+def test_a_shell_reads_the_next_command_as_it_is_meant(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name = 'it\'s "$HOME" `date` !1'
+    prepare(options(write_texts(tmp_path / "s", make_documents(9)), name=name))
+    (recipe,) = re.findall("to train on it: (.*)", capsys.readouterr().out)
+    program = ["sh", "-c", f"printf '%s\\n' {recipe}"]
+    printed = subprocess.run(program, capture_output=True, text=True).stdout
+    assert printed.splitlines()[-2:] == [f"--data=data/{name}", f"--out=out/{name}"]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -259,7 +269,7 @@ def test_progress_of_another_edition_is_not_resumed(tmp_path, monkeypatch):
     source = write_texts(tmp_path / "s", make_documents(10))
     expected = prepare(options(source), tmp_path / "expected")
     progress = leave_half_made(options(source), tmp_path, monkeypatch) / "progress.json"
-    progress.write_text(progress.read_text().replace('"cursor"', '"place"'))
+    progress.write_text(progress.read_text().replace('"format": ', '"format": 1'))
     with pytest.raises(UserError, match="is half made, with another format"):
         prepare(options(source), tmp_path)
     assert_same_files(prepare(options(source, overwrite=True), tmp_path), expected)

@@ -57,6 +57,10 @@ def notes_of(data: Data) -> dict[str, int]:
     return {note: row["documents"] for note, row in data.meta["notes"].items()}
 
 
+def places_of(data: Data, note: str) -> list[str]:
+    return [where for _, where, _ in data.meta["notes"][note]["examples"]]
+
+
 def json_lines(texts, key="text") -> bytes:
     rows = [json.dumps({"id": index, key: text}) for index, text in enumerate(texts)]
     return "".join(row + "\n" for row in rows).encode()
@@ -140,8 +144,8 @@ def test_folders_globs_and_files_give_files_in_a_fixed_order(tmp_path):
         (folder / name).write_text("x")
 
     def found(*sources):
-        config = SimpleNamespace(source=tuple(map(str, sources)), text_key=None)
-        units = find_units(config, tmp_path, "d")
+        config = SimpleNamespace(source=tuple(map(str, sources)), text_key=None, name="d")
+        units = find_units(config, tmp_path)
         units = [unit for unit in units if unit.note is None]
         return [(os.path.basename(unit.path), os.path.basename(unit.source)) for unit in units]
 
@@ -156,15 +160,17 @@ def test_folders_globs_and_files_give_files_in_a_fixed_order(tmp_path):
 @pytest.mark.parametrize("text_key", [None, "text"])
 def test_standard_input_is_a_text_or_with_text_key_json_lines(tmp_path, monkeypatch, text_key):
     content = json_lines(TEXTS) if text_key else "".join(TEXTS).encode()
-    (tmp_path / ".d.0123.stdin").touch()  # a process that was killed has left it
+    (tmp_path / ".d.0123456789abcdef.stdin").touch()  # a process that was killed has left it
     (tmp_path / "d.mine.stdin").touch()
+    (tmp_path / ".d.e.0123456789abcdef.stdin").touch()  # of a preparation of d.e
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
     data = prepared(tmp_path, "-", text_key=text_key)
     # One text spells the separator. A text is split in three.
     assert len(texts_of(data)) == (len(TEXTS) + 1 if text_key else 4)
     n_bytes = sum(split["bytes"] for split in data.meta["splits"].values())
     assert n_bytes == len("".join(TEXTS).encode())
-    assert [path.name for path in tmp_path.glob("*.stdin")] == ["d.mine.stdin"]
+    left = sorted(path.name for path in tmp_path.glob("*.stdin"))
+    assert left == [".d.e.0123456789abcdef.stdin", "d.mine.stdin"]
 
 
 def test_synthetic_text_keeps_its_own_splits(tmp_path):
@@ -417,7 +423,7 @@ def test_broken_json_lines_are_counted_with_their_line(tmp_path):
         "invalid UTF-8 replaced": 2,
     }
     examples = [f"{tmp_path}/a.jsonl:3", f"{tmp_path}/a.jsonl:10"]
-    assert data.meta["notes"]["broken JSON"]["examples"] == examples
+    assert places_of(data, "broken JSON") == examples
 
 
 def test_a_file_that_cannot_be_read_is_counted_and_the_next_one_is_read(tmp_path):
@@ -429,7 +435,7 @@ def test_a_file_that_cannot_be_read_is_counted_and_the_next_one_is_read(tmp_path
     data = trained(tmp_path, tmp_path / "s")
     assert len(texts_of(data)) == 7
     assert notes_of(data) == {"unreadable": 1}
-    assert data.meta["notes"]["unreadable"]["examples"] == [f"{tmp_path}/s/3.txt"]
+    assert places_of(data, "unreadable") == [f"{tmp_path}/s/3.txt"]
 
 
 def test_a_damaged_table_is_counted_and_the_next_one_is_read(tmp_path):
@@ -504,8 +510,9 @@ def test_a_line_too_long_to_hold_is_left_out_and_named(tmp_path, monkeypatch, en
     (tmp_path / "a.jsonl").write_bytes(json_lines(texts).removesuffix(b"\n") + end)
     data = trained(tmp_path, tmp_path / "a.jsonl")
     assert texts_of(data) == ["first", "a" * 140_000, "last"]
-    (row,) = data.meta["notes"].values()
-    assert row == {"documents": 3, "examples": [f"{tmp_path}/a.jsonl:{line}" for line in (2, 4, 6)]}
+    ((note, count),) = notes_of(data).items()
+    assert count == 3
+    assert places_of(data, note) == [f"{tmp_path}/a.jsonl:{line}" for line in (2, 4, 6)]
 
 
 def test_a_cell_too_long_to_hold_is_left_out_and_named(tmp_path, monkeypatch):
@@ -533,8 +540,8 @@ def test_reading_from_a_cursor_gives_the_blocks_behind_it(tmp_path, monkeypatch,
     monkeypatch.setattr(corpus.reading, "BATCH_BYTES", 300)
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / name).write_bytes(json_lines(TEXTS))
-    config = PrepareConfig(source=(str(tmp_path),))
-    units = find_units(config, tmp_path, "d")
+    config = PrepareConfig(source=(str(tmp_path),), name="d")
+    units = find_units(config, tmp_path)
 
     def payloads(cursor):
         batches = list(read_batches(units, config, cursor))

@@ -148,7 +148,8 @@ def test_every_file_is_read_or_counted_under_a_reason(expected, command):
     assert found["val"] == expected["wiki/validation-00000.parquet"]
 
     notes = data.meta["notes"]
-    reasons = {name_of(where): note for note, row in notes.items() for where in row["examples"]}
+    places = [(where, note) for note, row in notes.items() for _, where, _ in row["examples"]]
+    reasons = {name_of(where): note for where, note in places}
     assert sum(row["documents"] for row in notes.values()) == len(reasons)
     assert reasons.keys() == NOTES.keys() | FAULTY.keys()
     beginnings = NOTES | {name: note for name, (_, _, note) in FAULTY.items()}
@@ -166,6 +167,6 @@ def test_a_newcomer_finds_the_counts_in_the_report(expected, command):
     n_read = figures["kept"]["documents"] + n_dropped
     assert n_read == sum(map(len, expected.values()))
     page = html.unescape(Path("data/mine/report.html").read_text())
-    for note, row in figures["faults"].items():
+    for note, row in figures["notes"].items():
         assert note in page
         assert row["examples"][0][1] in page

@@ -183,8 +183,8 @@ def read_data_of(side: Side, name: str) -> dict:
 
 def without_name(result: dict) -> dict:
     report = result["report.json"]
-    meta = {key: value for key, value in report["meta"].items() if key != "name"}
-    return result | {"report.json": report | {"meta": meta}, "meta.json": None}
+    key = "plan" if "plan" in report else "meta"  # as editions until 2026-11-27 have it
+    return result | {"report.json": report | {key: report[key] | {"name": None}}, "meta.json": None}
 
 
 KILLS = {
