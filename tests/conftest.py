@@ -8,17 +8,12 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
+from nanoloop.options import run_program
+
 # Models of this size are no faster on two cores, which the processes of some tests share.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-import pytest  # noqa: E402
-import torch  # noqa: E402
-
-import prepare_data  # noqa: E402
-import train  # noqa: E402
-from nanoloop.options import run_program  # noqa: E402
-
-torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,9 +44,26 @@ def make_documents(count: int, seed: int = 0) -> list[str]:
     return documents
 
 
+# The fixtures import what they need: the process that hands out the tests reads this file too, and
+# nothing begins before it has.
+
+
+@pytest.fixture(scope="session", autouse=True)
+def draw():
+    """Draw no loss.png, which takes longer than a small run; return the function that draws it."""
+    from nanoloop.runlog import RunLog
+
+    draw = RunLog.draw
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunLog, "draw", lambda log: None)
+        yield draw
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> Path:
     """Prepare 100 documents as bytes: about 17,000 training tokens, and the held-out splits."""
+    import prepare_data
+
     source = tmp_path_factory.mktemp("source")
     for index, text in enumerate(make_documents(100)):
         (source / f"{index:03}.txt").write_text(text)
@@ -64,10 +76,11 @@ def data_dir(tmp_path_factory) -> Path:
 @pytest.fixture
 def config(data_dir, tmp_path):
     """Make the options of small runs: config(max_steps=3) trains for less than a second."""
+    from train import TrainConfig
 
-    def make(**options) -> train.TrainConfig:
+    def make(**options) -> TrainConfig:
         run = {"data": str(data_dir), "out": str(tmp_path / "run"), "max_steps": 4}
-        return train.TrainConfig(**(SMALL | run | options))
+        return TrainConfig(**(SMALL | run | options))
 
     return make
 

@@ -12,6 +12,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 
@@ -19,7 +20,6 @@ from corpus import claude
 from nanoloop.options import UserError, explain
 from tests.conftest import ROOT
 
-pytest.importorskip("anthropic")
 KEY = "sk-ant-test_0123456789-abcdef"
 MODEL = "claude-haiku-5-5"
 
@@ -119,6 +119,7 @@ class CountedRequest:
 
 @pytest.fixture
 def service(monkeypatch):
+    pytest.importorskip("anthropic")  # an optional library, which takes seconds to import
     service = Service()
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -255,10 +256,7 @@ def test_an_answer_is_on_the_disk_before_it_is_used(service, run):
 
 
 def test_the_default_model_is_one_that_the_package_knows():
-    from typing import get_args
-
-    from anthropic.types import model_param
-
+    model_param = pytest.importorskip("anthropic.types.model_param")
     known = get_args(get_args(model_param.ModelParam)[0])
     assert claude.ClaudeConfig().claude_model in known
 

@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from research.referee.verdict import Night, Noise, boundaries, conclude, decide, rounds
 
@@ -36,6 +35,8 @@ def test_noise_reaches_the_boundaries_with_exactly_the_level(level, max_pairs, f
 
 
 def test_the_only_look_of_three_pairs_is_the_t_test():
+    from scipy import stats
+
     assert boundaries(0.02, 3)[-1] == pytest.approx(stats.t.isf(0.02, 2), rel=1e-3)
 
 
