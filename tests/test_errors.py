@@ -3,7 +3,6 @@
 Nothing is written or destroyed. A defect of the program keeps its traceback.
 """
 
-import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -338,6 +337,17 @@ def test_a_defect_has_no_explanation(error, monkeypatch):
         run_program(main)
 
 
+def test_a_defect_in_the_model_keeps_its_file_and_line(small, folder, command, monkeypatch):
+    def misspelt(model, *arguments):
+        return arguments.misspelt
+
+    monkeypatch.setattr(train.GPT, "__init__", misspelt)
+    with pytest.raises(AttributeError) as raised:
+        command(train.main, *small)
+    last = raised.traceback[-1]
+    assert (str(last.path), last.name) == (__file__, "misspelt")
+
+
 # ------------------------------------------------------------------------------------------------
 # As the shell sees it
 
@@ -351,24 +361,10 @@ def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_a_defect_in_a_patched_model_keeps_file_and_line(tmp_path, data_dir):
-    for name in ("train.py", "model.py"):
-        shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "nanoloop", tmp_path / "nanoloop")
-    model = tmp_path / "model.py"
-    with open(model, "a", encoding="utf-8") as file:
-        file.write("\nGPT.__init__ = lambda self, *arguments: self.misspelt\n")
-    last_line = len(model.read_text().splitlines())
-    run = run_python(tmp_path, "train.py", *RUN, f"--data={data_dir}")
-    assert run.returncode == 1
-    assert f'model.py", line {last_line}, in ' in run.stderr
-    assert "AttributeError: 'GPT' object has no attribute 'misspelt'" in run.stderr
-
-
 def test_a_mistake_ends_a_real_program_with_exit_code_2(tmp_path):
-    run = run_python(tmp_path, str(ROOT / "train.py"), "--n_layer=x")
+    run = run_python(tmp_path, str(ROOT / "prepare_data.py"), "--source=x", "--workers=x")
     assert run.returncode == 2
-    assert "--n_layer" in run.stderr
+    assert "--workers" in run.stderr
     assert "Traceback" not in run.stderr
 
 

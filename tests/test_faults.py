@@ -6,6 +6,7 @@ Killed processes and real disks are in tests/slow/drill.py.
 import ast
 import contextlib
 import json
+import mmap
 import multiprocessing
 import os
 import resource
@@ -170,10 +171,6 @@ def test_damaged_checkpoints_are_skipped_for_the_one_before(config, tmp_path, ca
     assert checkpoint.load_latest(run, rename=True)["step"] == 1
     assert "skipped" in capsys.readouterr().err
     assert (run / "last.damaged").exists()
-    (run / "previous.pt").write_bytes(b"")
-    (run / "best.pt").unlink()
-    with pytest.raises(UserError, match="no checkpoint in .* can be read: type --overwrite=True"):
-        checkpoint.load_latest(run, rename=True)
 
 
 @pytest.mark.parametrize(
@@ -259,36 +256,6 @@ def test_the_first_signal_is_noted_and_a_later_one_ends_the_program(
     assert signal.getsignal(later) is signal.SIG_DFL
 
 
-class SignalAfterTwoSteps(StopFlag):
-    """A stop flag whose signal comes before the third step."""
-
-    questions = 0
-
-    def listen(self) -> None:
-        self.signal = None
-
-    @property
-    def signal(self) -> int | None:
-        self.questions += 1
-        return signal.SIGTERM if self.questions > 3 else None
-
-    @signal.setter
-    def signal(self, number: int | None) -> None:
-        pass
-
-
-def test_a_stopped_run_resumes_to_the_weights_of_one_that_never_stopped(config, tmp_path):
-    train.train(config(max_steps=6, out=str(tmp_path / "straight")))
-    summary = train.train(config(max_steps=6), SignalAfterTwoSteps())
-    assert summary["stopped_by"] == signal.SIGTERM
-    assert 0 < summary["steps"] < 6
-    train.train(config(max_steps=6, resume=True))
-    runs = [checkpoint.load(tmp_path / name / "last.pt") for name in ("run", "straight")]
-    assert runs[0]["step"] == runs[1]["step"] == 6
-    for name, weight in runs[0]["model"].items():
-        assert torch.equal(weight, runs[1]["model"][name]), name
-
-
 def test_printing_to_a_closed_pipe_is_no_error(monkeypatch):
     reader, writer = os.pipe()
     os.close(reader)
@@ -306,12 +273,6 @@ def test_printing_to_a_full_disk_is_no_error(monkeypatch):
         print_safely("no room")
         with pytest.raises(OSError):
             stream.close()
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(config):
-    wild = config(optimizer="adamw", learning_rate=1e30, max_steps=50, log_interval=1)
-    with pytest.raises(UserError, match=r"loss of step \d+ is (nan|inf).*last checkpoint is from"):
-        train.train(wild)
 
 
 @pytest.mark.parametrize(
@@ -342,8 +303,10 @@ def measure_memory(path, results) -> None:
     shard = np.memmap(path, "<u2")
     shard.max()
     mapped = peak_memory_mb(cpu)
-    held = [shard, b"1" * (64 << 20)]
-    results.put((mapped - before, peak_memory_mb(cpu) - mapped, len(held)))
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # no memory that earlier tests have freed
+    objects = np.frombuffer(mmap.mmap(-1, 64 << 20, flags=private), "u1")
+    objects[:] = 1
+    results.put((mapped - before, peak_memory_mb(cpu) - mapped))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs fork and /proc")
@@ -354,7 +317,7 @@ def test_the_memory_of_a_run_is_what_it_holds_without_the_data_it_has_mapped(tmp
     results = processes.Queue()
     process = processes.Process(target=measure_memory, args=(path, results))
     process.start()
-    for_data, for_objects, _ = results.get(timeout=60)
+    for_data, for_objects = results.get(timeout=60)
     process.join()
     assert for_data < 16
     assert for_objects > 48
