@@ -208,7 +208,9 @@ def main(options: ExamOptions) -> None:
     write_page(Path(options.page), "insight/exam.html", parts=rows)
     if options.json:
         print(json.dumps(rows))
-    else:
-        for part, found in rows.items():
-            print(part, *format_figures(found[-1], " "), sep=" | ")
-        print(f"curves: {options.page}")
+        return
+    print(*format_figures(about, " "), sep=" | ")
+    for part, found in rows.items():
+        figures = {name: value for name, value in found[-1].items() if name not in about}
+        print(part, *format_figures(figures, " "), sep=" | ")
+    print(f"curves: {options.page}")

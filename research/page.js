@@ -15,7 +15,7 @@ for (const table of document.querySelectorAll("table")) table.tHead?.addEventLis
 });
 
 // Pictures. A <figure data-x data-y> holds JSON, [[name, points], …]; data-x and data-y are the keys of a point's coordinates.
-// With data-dots all series but the first are dots. A time is a text such as 2026-07-01T03:00:00.
+// With data-dots all series but the first are dots; with data-all no point is cut off. A time is a text such as 2026-07-01T03:00:00.
 const HEIGHT = 240, LEFT = 64, BOTTOM = 40, TOP = 8, RIGHT = 8;
 const COLOURS = { baseline: "var(--faint)", recipe: "var(--ink)", candidate: "var(--cand)", keep: "var(--keep)",
                   reject: "var(--reject)", undecided: "var(--undecided)" };
@@ -58,7 +58,8 @@ function draw(figure, svg, series) {
   svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
   svg.replaceChildren();
   // The first fall and a few hopeless trials must not flatten the rest.
-  const spread = values[Math.floor(0.9 * (values.length - 1))] - values[0] || 0.02;
+  const shown = "all" in figure.dataset ? 1 : 0.9;
+  const spread = values[Math.floor(shown * (values.length - 1))] - values[0] || 0.02;
   const hasDots = "dots" in figure.dataset;
   const low = values[0] - 0.1 * spread, high = values[0] + (hasDots ? 2 : 1.2) * spread;
   const edge = isTime ? 0.05 : 0, span = Math.max(...places) - Math.min(...places) || (isTime ? 600000 : 1);

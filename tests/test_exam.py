@@ -230,7 +230,9 @@ def test_a_run_takes_the_exam(run, tmp_path, command):
     flags = (run, "--tasks=modular", "--count=10", f"--text={text}", f"--page={tmp_path}/e.html")
     printed = command(main, "exam", *flags)
     assert printed.code == 0, printed.err
-    assert "modular, modulus 97 | run" in printed.out and f"{text} | run" in printed.out
+    assert printed.out.startswith(f"run {run} | seed 1,337 | tokens 1,024\n")
+    assert "\nmodular, modulus 97 | items 10 | share" in printed.out
+    assert f"\n{text} | items" in printed.out
     page = (tmp_path / "e.html").read_text()
     assert "modular, modulus 98, beyond training" in page
     found = json.loads(command(main, "exam", *flags, "--json=True").out)
