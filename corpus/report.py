@@ -15,6 +15,7 @@ import json
 import re
 import zlib
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -238,23 +239,31 @@ def summarize(folder, progress, tokenizer, shards):
     }
 
 
+@cache
+def template(name):
+    """Return a template of the report. To compile it takes longer than to fill it in.
+
+    Templates hold all words and conditions. What they show may come from anywhere: the HTML escapes
+    all of it.
+    """
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    escape = jinja2.select_autoescape()
+    templates = jinja2.Environment(loader=loader, autoescape=escape, trim_blocks=True)
+    templates.globals |= {"pct": "{:.1%}".format, "number": "{:,}".format, "quoted": repr}
+    return templates.get_template(name)
+
+
 def write_report(folder: Path, progress, tokenizer, shards):
     """Write report.json and report.html into a folder.
 
     The folder has a sample.jsonl. progress: see destination.Progress. shards: the tokens by split.
     """
-    import jinja2
-
-    # The templates hold all words and conditions. What they show may come from anywhere: the HTML
-    # escapes all of it.
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    escape = jinja2.select_autoescape()
-    templates = jinja2.Environment(loader=loader, autoescape=escape, trim_blocks=True)
-    templates.globals |= {"pct": "{:.1%}".format, "number": "{:,}".format, "quoted": repr}
     figures = summarize(folder, progress, tokenizer, shards)
-    lines = templates.get_template("warnings.txt").render(figures).splitlines()
+    lines = template("warnings.txt").render(figures).splitlines()
     warnings = [line.rsplit(" | ", 1) for line in lines]
     figures = {"warnings": warnings} | figures
     write_json(folder / "report.json", figures)
-    page = templates.get_template("report.html").render(figures).encode("utf-8", "replace")
+    page = template("report.html").render(figures).encode("utf-8", "replace")
     replace_file(folder / "report.html", lambda file: file.write(page))
