@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -190,7 +191,7 @@ class RunLog:
         }
         write_json(self.out / "summary.json", summary)
         print_safely("---", *format_figures(summary, ": "), f"run: {self.out}", sep="\n")
-        print_safely(f'next: python sample.py "{self.out}" --prompt="TEXT"')
+        print_safely(f'next: python sample.py {shlex.quote(str(self.out))} --prompt="TEXT"')
         self.draw()
         self.track(lambda run: run.summary.update(summary))
         self.track(lambda run: run.finish())
