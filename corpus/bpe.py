@@ -40,6 +40,6 @@ def train_bpe(name: str, texts) -> Tokenizer:
     trainer.train_from_iterator(texts, int(size) - 1, pattern=GPT4_PATTERN)
     merges = sorted(trainer.get_mergeable_ranks(), key=lambda merge: merge[1])
     tokens = [*(bytes(token) for token, _ in merges), END_OF_TEXT.encode()]
-    if len(tokens) < int(size):
+    if 257 < len(tokens) < int(size):
         print(f"the text has no more pairs to merge: {len(tokens)} tokens instead of {size}")
     return Tokenizer(name, tokens, {END_OF_TEXT: len(merges)}, GPT4_PATTERN)
