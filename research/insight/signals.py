@@ -43,8 +43,9 @@ class Replay:
     """
 
     def __init__(self, config, data, state: dict | None = None):
-        self.config = config
         self.device, dtype = pick_device(config.device, config.dtype)
+        # With the dtype by its name, so that a fork does not pick it, and say so, again.
+        self.config = replace(config, dtype=str(dtype).removeprefix("torch."))
         rows, self.passes = config.split_batch()
         self.batches = TrainBatches(
             data,
