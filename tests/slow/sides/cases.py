@@ -415,12 +415,12 @@ def sample_from_other(side: Side) -> dict:
 # --------------------------------------------------------------------------------------------------
 # Generation
 
-SHORT = [256, 116]
-LONG = [256, *range(60)]  # longer than the context
+SHORT_PROMPT = [256, 116]
+LONG_PROMPT = [256, *range(60)]  # longer than the context
 PROMPTS = [[256, *range(start, start + 20)] for start in (97, 32, 0, 200)]
 GENERATIONS: list[dict] = [
-    {"prompts": [SHORT], "max_new_tokens": 20, "temperature": 0},
-    {"prompts": [LONG], "max_new_tokens": 20, "temperature": 0},
+    {"prompts": [SHORT_PROMPT], "max_new_tokens": 20, "temperature": 0},
+    {"prompts": [LONG_PROMPT], "max_new_tokens": 20, "temperature": 0},
     {"prompts": [[256]], "max_new_tokens": 90, "temperature": 1.0, "seed": 0},
     {"prompts": PROMPTS, "max_new_tokens": 90, "temperature": 0},
     {"prompts": PROMPTS, "max_new_tokens": 90, "temperature": 1.0, "seed": 1},
@@ -428,7 +428,7 @@ GENERATIONS: list[dict] = [
     {"prompts": PROMPTS, "max_new_tokens": 40, "temperature": 1.5, "top_p": 0.8, "seed": 3},
     {"prompts": PROMPTS[:2], "max_new_tokens": 40, "top_k": 50, "top_p": 0.9, "seed": 4},
     {"prompts": PROMPTS, "max_new_tokens": 60, "temperature": 2.0, "seed": 5, "stop_token": 101},
-    {"prompts": [SHORT], "max_new_tokens": 1, "temperature": 1.0, "seed": 6},
+    {"prompts": [SHORT_PROMPT], "max_new_tokens": 1, "temperature": 1.0, "seed": 6},
 ]
 GENERATED = (
     "modern",
