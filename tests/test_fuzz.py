@@ -1,4 +1,4 @@
-"""Bad input by the hundred: it is accepted or refused in words, never by a traceback.
+"""Bad input by the dozen: it is accepted or refused in words, never by a traceback.
 
 Here the readers of options, config files, data, checkpoints and texts are called alone. The
 programs get thousands of cases in tests/slow/test_fuzz.py. A case is a number: its seed.
@@ -59,7 +59,7 @@ def assert_read_or_refused(case, read) -> None:
 @pytest.mark.parametrize("cls", OPTIONS, ids=lambda cls: cls.__name__)
 def test_any_options(cls):
     types = option_types(cls)
-    for rng in cases(60, cls.__name__):
+    for rng in cases(20, cls.__name__):
         flags = random_flags(rng, types)
         assert_read_or_refused(flags, lambda flags=flags: read_options(cls, flags, "program"))
 
@@ -67,7 +67,7 @@ def test_any_options(cls):
 def test_any_config_file(tmp_path):
     recipe = tmp_path / "recipe.py"
     argv = [str(recipe), "--max_steps=1"]
-    for rng in cases(80, "config"):
+    for rng in cases(30, "config"):
         content = random_config_file(rng)
         recipe.write_bytes(content)
         assert_read_or_refused(content, lambda: read_options(train.TrainConfig, argv, "train.py"))
@@ -78,7 +78,7 @@ def test_any_data_folder(name, data_dir, tmp_path):
     folder = tmp_path / "data"
     shutil.copytree(data_dir, folder)
     good = (data_dir / name).read_bytes()
-    for rng in cases(60, name):
+    for rng in cases(30, name):
         content = mutated(rng, good)
         if name.endswith(".json") and rng.random() < 0.7:
             content = json.dumps(changed(rng, json.loads(good))).encode()
@@ -104,7 +104,7 @@ def test_any_checkpoint(resuming, config, data_dir, tmp_path):
     good = path.read_bytes()
     content = checkpoint.load(path)
     data = open_data(str(data_dir))
-    for rng in cases(30, f"checkpoint {resuming}"):
+    for rng in cases(15, f"checkpoint {resuming}"):
         if rng.random() < 0.8:
             new = changed(rng, content)
             torch.save(new, path)
@@ -145,7 +145,7 @@ def read_damaged_files(rng: random.Random, good: dict[str, bytes], folder: Path)
 
 def test_any_file(tmp_path):
     good = good_files()
-    for number, rng in enumerate(cases(40, "file")):
+    for number, rng in enumerate(cases(20, "file")):
         case = f"file {number}"
         assert_read_or_refused(case, lambda rng=rng: read_damaged_files(rng, good, tmp_path / "d"))
 
@@ -172,6 +172,6 @@ def curate_any_language(rng: random.Random, evaluation: Path) -> None:
 
 def test_any_language(tmp_path):
     path = tmp_path / "evaluation"
-    for number, rng in enumerate(cases(60, "text")):
+    for number, rng in enumerate(cases(20, "text")):
         case = f"text {number}"
         assert_read_or_refused(case, lambda rng=rng: curate_any_language(rng, path))

@@ -2,12 +2,13 @@
 
 import json
 import random
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
 
 from nanoloop.options import UserError
-from research import loop
+from research import brief, loop
 from research.brief import MAX_BYTES, comparable, read_card, shape_of, write_brief
 from research.loop import LoopOptions, judged, read_hypothesis
 from research.referee.patch import ROOT, hash_of, make_change, read_tree
@@ -38,9 +39,10 @@ def test_text_without_fields_is_the_claim_and_a_size_without_a_sign_predicts_not
     assert "predicted" not in read_card("claim: x\npredicted: 0.004 lower")
 
 
-def shape(text: str, path: str = "model.py") -> str:
-    source = BASE[path].decode() + text
-    return shape_of(BASE, make_change(BASE, {path: source.encode()}))
+@cache
+def shape(text: str) -> str:
+    """Return the shape of a change that appends a text to model.py."""
+    return shape_of(BASE, make_change(BASE, {"model.py": BASE["model.py"] + text.encode()}))
 
 
 # A name that the project has already stays as it is.
@@ -83,9 +85,14 @@ def ledger_rows(count: int) -> list[dict]:
 
 
 def brief_of(rows: list[dict], folder) -> tuple[str, list[dict]]:
-    """Return a brief without the task, and its lines."""
+    """Return a brief without the task, and its lines.
+
+    The smallest effect, which takes a second to compute, is two floors here.
+    """
     options = LoopOptions(folder=str(folder))
-    text = write_brief(rows, ROOT, options, number=3, floor=FLOOR)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(brief, "smallest_effect", lambda sd, max_pairs, alpha: 2 * sd)
+        text = write_brief(rows, ROOT, options, number=3, floor=FLOOR)
     task = "".join((ROOT / name).read_text() + "\n" for name in ("CLAUDE.md", "research/task.md"))
     assert text.startswith(task)
     text = text.removeprefix(task)
@@ -99,7 +106,7 @@ def test_a_brief_of_a_thousand_rows_is_short_and_says_what_is_judged(tmp_path):
     assert len(text.encode()) <= MAX_BYTES + 1
     facts = lines[0]["judged"]
     assert facts["budget"] == "60steps" and facts["noise_deviation"] == 0.004
-    assert facts["kept_four_times_in_five"] < -0.001
+    assert facts["kept_four_times_in_five"] == -0.008
     assert lines[1]["guidance"].startswith("Try schedules.")
     right = right_signs(rows[1:])
     assert {"predictions": f"sign right {right} of 1000"} in lines

@@ -20,7 +20,7 @@ END_OF_TEXT = 256  # of the byte tokenizer
 def run(data_dir, tmp_path_factory):
     """A run that is moved away from its data: the checkpoint must be enough."""
     out = tmp_path_factory.mktemp("out") / "run"
-    train.train(train.TrainConfig(**SMALL, data=str(data_dir), out=str(out), max_steps=60))
+    train.train(train.TrainConfig(**SMALL, data=str(data_dir), out=str(out), max_steps=10))
     return shutil.move(out, out.with_name("moved"))
 
 
