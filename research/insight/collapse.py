@@ -217,7 +217,7 @@ def run_generations(options):
 
 
 def changes(rows):
-    """Compare the newest models with the first one, and with all that read real text."""
+    """Yield lines that compare the newest models with the first, and all that read real text."""
     real = [row["val_bpb"] for row in rows if "real" in row["text"]]
     yield f"real text, {len(real)} seeds: val_bpb {min(real):.4f} to {max(real):.4f}"
     for row in rows[-len(REGIMES) :]:

@@ -9,7 +9,6 @@ import contextlib
 import json
 import math
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -99,7 +98,7 @@ class Case:
 # Rules: each check yields what is broken
 
 
-def check_text(case: Case) -> Iterator[str]:
+def check_text(case: Case):
     """Compare what the first two steps read."""
     first = case.first.seen[0]
     second = case.first.seen[case.first.passes]
@@ -125,7 +124,7 @@ def check_text(case: Case) -> Iterator[str]:
         yield "random numbers repeated: steps 0 and 1 begin with the same"
 
 
-def check_gradient(case: Case) -> Iterator[str]:
+def check_gradient(case: Case):
     """Compare the first loss with ln(vocab_size), its gradient with the mean's."""
     model = Replay(case.exact, case.data).model
     step = case.first.seen[: case.first.passes]
@@ -142,7 +141,7 @@ def check_gradient(case: Case) -> Iterator[str]:
         yield f"first loss: {surprise:.2f} times ln(vocab_size)"
 
 
-def check_steps(case: Case) -> Iterator[str]:
+def check_steps(case: Case):
     """Check which weights the first steps move, and how exact the last ones are."""
     first = case.first
     frozen = [name for name, change in first.change.items() if not change.any()]
@@ -159,7 +158,7 @@ def check_steps(case: Case) -> Iterator[str]:
         yield "decay on tables: rows of tokens that were not read move"
 
 
-def check_model(case: Case) -> Iterator[str]:
+def check_model(case: Case):
     """Check what the trained model sees, and what evaluate() calls it with."""
     model = case.last.model
     text, answers = case.held_out

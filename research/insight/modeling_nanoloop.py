@@ -3,7 +3,6 @@
 It computes all positions anew for each token that it generates.
 """
 
-import torch.nn.functional as F
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -37,13 +36,9 @@ class NanoloopForCausalLM(PreTrainedModel, GenerationMixin):
         if isinstance(module, GPT) and module.config.position == "rope":
             module.cos, module.sin = rotary_angles(module.config)
 
-    def forward(self, input_ids, labels=None, **unused):
-        """Return logits, (B, T, V); with labels, (B, T) and -100 where not scored, the loss too."""
-        logits = self.gpt(input_ids)
-        loss = None
-        if labels is not None:
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        return CausalLMOutput(loss=loss, logits=logits)
+    def forward(self, input_ids, **unused):
+        """Return logits, (B, T, V)."""
+        return CausalLMOutput(logits=self.gpt(input_ids))
 
     def prepare_inputs_for_generation(self, input_ids, **unused):
         return {"input_ids": input_ids[:, -self.gpt.config.block_size :]}

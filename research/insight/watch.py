@@ -7,7 +7,6 @@ sends the figures to a tracker, from outside: one that fails ends no training.
 import json
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -41,8 +40,8 @@ def curve(values: list[float]) -> str:
     return "".join(BARS[int((value - low) / step)] for value in shown)
 
 
-def view(rows: list[dict], is_silent: bool) -> Iterator[str]:
-    """Describe a run by the rows of its log; is_silent: no new one for a minute."""
+def view(rows: list[dict], is_silent: bool):
+    """Yield lines on a run, by the rows of its log; is_silent: no new one for a minute."""
     if not rows:
         yield "no line yet: the run has not started, or takes its first step"
         return
