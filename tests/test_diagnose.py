@@ -69,8 +69,7 @@ def test_a_healthy_run_is_diagnosed_and_its_files_stay(run, command, tmp_path):
     assert "start_update" not in page.out.partition(" findings, ")[0]
 
 
-def test_a_replay_repeats_the_run_bit_for_bit(run):
-    case = Case(str(run))
+def test_a_replay_repeats_the_run_bit_for_bit(run, case):
     replay = Replay(case.config, case.data)
     while replay.step < case.steps:
         replay.take_step(replay.step / case.steps)
@@ -266,8 +265,7 @@ def test_options_of_a_fork_can_be_pasted(case):
         read_options(train.TrainConfig, ["--max_steps=6", *fork["options"].split()], "train.py")
 
 
-def test_measuring_changes_no_weight(run):
-    case = Case(str(run))
+def test_measuring_changes_no_weight(case):
     replays = [Replay(case.exact, case.data) for _ in range(2)]
     for measured, replay in enumerate(replays):
         if measured:
@@ -278,8 +276,7 @@ def test_measuring_changes_no_weight(run):
 
 
 @pytest.mark.parametrize("factor", [0.5, 2.0])
-def test_a_fork_reads_the_same_text_in_batches_of_another_size(run, factor):
-    case = Case(str(run))
+def test_a_fork_reads_the_same_text_in_batches_of_another_size(case, factor):
     base = Replay(case.config, case.data)
     base.step = 4
     branch = base.fork(batch_tokens=int(256 * factor))

@@ -22,13 +22,12 @@ from nanoloop.data import open_data
 from nanoloop.muon import orthogonalize
 from nanoloop.options import UserError, run_program
 from nanoloop.ranks import share_work
+from nanoloop.runlog import RunLog
 
 # The ranks are forks of a server that imports once what a run needs, so a run starts in a moment.
 PRELOADED = [
     "train",
     "tyro",
-    "matplotlib.figure",
-    "matplotlib.backends.backend_agg",
     "torch._dynamo",
     "torch.distributed.checkpoint",
     "torch.distributed.fsdp",
@@ -115,6 +114,7 @@ def be_rank(variables: dict, arguments: list[str], streams: list[Path]) -> None:
     sys.stderr = open(2, "w", closefd=False)
     os.environ |= {name: str(value) for name, value in variables.items()}
     torch.set_num_threads(1)
+    RunLog.draw = lambda log: None  # the picture takes as long as the run
     sys.argv = ["train.py", *arguments]
     run_program(train.main, many=True)
 
@@ -158,17 +158,6 @@ def test_two_ranks_learn_what_one_process_learns(single, data_dir, tmp_path):
     assert result.out.count("tokens a step") == 1, "only rank 0 prints"
     assert result.err == "", "nothing to warn of"
     assert_same_run(tmp_path / "run", single)
-
-
-@needs_two_gpus_or_none
-def test_a_mistake_is_reported_once_and_ends_all_ranks(data_dir, tmp_path):
-    # 6 sequences: 2 ranks of 2 sequences do not divide them.
-    result = run_ranks(2, tmp_path / "run", data_dir, batch_tokens=192)
-    assert result.code == 2
-    assert result.err.count("error: ") == 1
-    assert "2 ranks" in result.err
-    assert "Traceback" not in result.err
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -241,17 +230,11 @@ def save_sharded_model(variables: dict, options: dict, folder: Path) -> None:
         torch.save(held, folder / f"{ranks.rank()}.pt")
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"bigram_rows": 7, "n_kv_head": 1, "activation": "swiglu"},
-        {"tie_embeddings": True, "position": "learned", "norm": "layer", "bias": True},
-    ],
-)
-def test_rank_0_alone_makes_the_weights_of_a_sharded_model(changes, tmp_path):
+def test_rank_0_alone_makes_the_weights_of_a_sharded_model(tmp_path):
     """They are bit for bit those of a model that is not sharded."""
-    shape = dict(block_size=32, vocab_size=100, n_layer=3, n_head=2, n_embd=20, value_embeds=1)
-    options = shape | changes
+    options = dict(block_size=32, vocab_size=100, n_layer=3, n_head=2, n_embd=20, value_embeds=1)
+    options |= dict(bigram_rows=7, n_kv_head=1, activation="swiglu", norm="layer", bias=True)
+    options |= dict(tie_embeddings=True)
     port = free_port()
     processes = []
     for rank in range(2):

@@ -144,6 +144,16 @@ def test_torchrun_shows_file_and_line_of_a_defect_in_the_model(part, data_dir, t
     assert "AttributeError: 'GPT' object has no attribute 'misspelt'" in err
 
 
+def test_a_mistake_is_reported_once_and_ends_all_ranks(data_dir, tmp_path):
+    # 6 sequences: 2 ranks of 2 sequences do not divide them.
+    result = run_ranks(2, tmp_path / "run", data_dir, batch_tokens=192)
+    assert result.code == 2
+    assert result.err.count("error: ") == 1
+    assert "2 ranks" in result.err
+    assert "Traceback" not in result.err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_mistake_ends_torchrun_with_one_message(data_dir, tmp_path):
     # 6 sequences: 2 ranks of 2 sequences do not divide them.
     arguments = flags(tmp_path / "run", data_dir, batch_tokens=192)
