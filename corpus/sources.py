@@ -186,11 +186,11 @@ def listed_units(source, config, seen, final):
     for path in paths:
         for file, note in walk(path, seen):
             is_kept = BESIDE.fullmatch(file.name) and os.path.realpath(file.parent) in homes
-            place = Path(os.path.realpath(file))
-            if (is_kept or (place == destination and not note)) and str(file) != source:
+            real = Path(os.path.realpath(file))
+            if (is_kept or (real == destination and not note)) and str(file) != source:
                 continue  # a killed preparation finds the same files when it resumes
             message = f"'{final}' holds the source {file}: type another --name"
-            require(note or not place.is_relative_to(destination), message)
+            require(note or not real.is_relative_to(destination), message)
             parts = file.relative_to(root).parts
             label = parts[0] if len(parts) > 1 else source
             unit = Unit("text", str(file), label) if note else file_unit(file, label, config)

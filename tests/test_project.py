@@ -109,20 +109,20 @@ def test_importing_train_loads_little_code():
     message = (
         f"importing train.py loads {tokens:,} tokens ({names}, …). Move code to where it is used"
     )
-    assert tokens <= 20_750, message
+    assert tokens <= 20_550, message
 
 
 def test_the_house_does_not_grow():
     """The aim is 32,000; corpus/ reads what people really bring, and that takes its tokens."""
     tokens = total(HOUSE).tokens
     message = f"the house without research/, bench/ and tests/ holds {tokens:,} tokens"
-    assert tokens <= 44_550, f"{message}. Let a feature leave, or use a library"
+    assert tokens <= 43_900, f"{message}. Let a feature leave, or use a library"
 
 
 def test_research_does_not_grow():
-    """The aim is 22,000. The referee takes 16,600, insight 8,000, the loop 3,400."""
+    """The aim is 22,000. The referee takes 16,300, insight 11,900, the loop 6,600."""
     tokens = total(RESEARCH).tokens
-    assert tokens <= 40_450, f"research/ holds {tokens:,} tokens. Let a feature leave"
+    assert tokens <= 40_600, f"research/ holds {tokens:,} tokens. Let a feature leave"
 
 
 # --------------------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def measure_model(model, data):
 
 
 def examine(options):
-    """Yield the figures of a run's samples, then of held-out text; both follow the same prompts."""
+    """Yield the figures of a run's samples, then of text behind the same prompts."""
     model, data = open_run(options.run, *pick_device("auto", "auto"))
     prompts, held_out = np.split(windows(data, "val", PROMPT + LENGTH), [PROMPT], axis=1)
     written = generate(model, prompts.tolist(), LENGTH, seed=options.seed)
@@ -217,7 +217,7 @@ def run_generations(options):
 
 
 def changes(rows):
-    """Yield lines that compare the newest models with the first, and all that read real text."""
+    """Yield lines that compare the newest models with those that read real text."""
     real = [row["val_bpb"] for row in rows if "real" in row["text"]]
     yield f"real text, {len(real)} seeds: val_bpb {min(real):.4f} to {max(real):.4f}"
     for row in rows[-len(REGIMES) :]:

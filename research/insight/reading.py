@@ -44,7 +44,7 @@ def model_of(state, device="cpu", dtype=torch.float32):
 
 
 def tokenizer_of(state):
-    """Return the tokenizer of a checkpoint; GPT-2's published weights come without one."""
+    """Return the tokenizer of a checkpoint, GPT-2's where it has none."""
     values = state["tokenizer"]
     return Tokenizer.from_json(values) if values else load_tokenizer("gpt2")
 
@@ -77,7 +77,7 @@ def open_run(run: str, device, dtype, source: str | None = None):
 
 @torch.no_grad()
 def read_split(model, data, device, split="val"):
-    """Predict a split of a prepared folder token by token, about as much of it as val has.
+    """Predict a split of a prepared folder, about as much of it as val has.
 
     The windows are those of train.py's `evaluate`. Returns a namespace: data; text, all bytes;
     is_cut; and arrays with a row for each token that has text: target (ids), bits (what the token
