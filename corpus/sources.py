@@ -368,23 +368,25 @@ def python_files(include_site_packages):
 def download_shakespeare(data_root):
     """Return the path of tiny Shakespeare, downloaded once. Raises UserError."""
     path = data_root / "tinyshakespeare.txt"
-    url = path.absolute().as_uri() if path.exists() else SHAKESPEARE_URL
-    print(f"reading {url}")
+    if path.exists():
+        is_same = sha256_of_file(path) == SHAKESPEARE_SHA256
+        hint = "move it away, or prepare it by --source=PATH"
+        require(is_same, f"'{path}' is another text than {SHAKESPEARE_URL}: {hint}")
+        return path
+    print(f"downloading {SHAKESPEARE_URL}")
     try:
-        with urllib.request.urlopen(url, timeout=30) as response:
+        with urllib.request.urlopen(SHAKESPEARE_URL, timeout=30) as response:
             content = response.read()
     except OSError as error:
         flags = " ".join(f"--{key}={value}" for key, value in SHAKESPEARE_OPTIONS.items())
         raise UserError(
-            f"{url} could not be downloaded ({error}). With a copy of nanoGPT's "
+            f"{SHAKESPEARE_URL} could not be downloaded ({error}). With a copy of nanoGPT's "
             f"input.txt, type:\n  python prepare_data.py --source=PATH/input.txt {flags}"
         ) from None
     is_same = hashlib.sha256(content).hexdigest() == SHAKESPEARE_SHA256
-    hint = "move it away, or prepare it by --source=PATH"
-    require(is_same, f"{url} is another text, its SHA-256 is not {SHAKESPEARE_SHA256}: {hint}")
-    if not path.exists():
-        data_root.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda file: file.write(content))
+    require(is_same, f"{SHAKESPEARE_URL} changed: its SHA-256 is not {SHAKESPEARE_SHA256}")
+    data_root.mkdir(parents=True, exist_ok=True)
+    replace_file(path, lambda file: file.write(content))
     return path
 
 
