@@ -27,6 +27,12 @@ def rows(losses, left=1.0, speed=1000.0) -> list[dict]:
     ]
 
 
+@pytest.mark.parametrize("name", ["watch", "diagnose"])
+def test_a_command_without_its_run_says_what_is_missing(command, name):
+    printed = command(main, name)
+    assert printed.code == 2 and "run (required)" in printed.err
+
+
 def test_a_run_that_has_not_started(command, tmp_path):
     printed = command(main, "watch", tmp_path, "--once=True")
     assert printed.code == 0 and printed.out.startswith("no line yet")

@@ -44,7 +44,7 @@ KINDS = {"steady": math.inf, "falling": 1.5}  # of branches, by the slope of the
 class DiagnoseOptions:
     """Say why a run went as it went."""
 
-    run: Annotated[str, tyro.conf.Positional] = ""  # folder of the run
+    run: Annotated[str, tyro.conf.Positional]  # folder of the run
     # runs of the healthy recipe with other seeds, or what --json=True printed for them: A,B,C
     healthy: str = ""
     forks: bool = True  # measure other rates and batches, at the cost of about a run

@@ -27,7 +27,7 @@ SHOWN = "step loss val_loss val_bpb tokens_per_second seconds_left".split()
 class WatchOptions:
     """Follow a run: curve, speed, time left, findings."""
 
-    run: Annotated[str, tyro.conf.Positional] = ""  # folder of the run
+    run: Annotated[str, tyro.conf.Positional]  # folder of the run
     once: bool = False  # print one view and end, for programs
     track: Literal["trackio", "wandb"] | None = None  # the tracker that gets all figures
 
