@@ -33,7 +33,7 @@ from research.referee.runs import Setup, Slot
 
 # By name: a text of the recipe, and what stands in the copy instead.
 PARTS = {
-    "head_lr": (b"head_lr = 0.012", b"head_lr = 0.0012"),
+    "head_lr": (b"head_lr = 0.012", b"head_lr = 0.004"),
     "small batches": (b"batch_tokens = 1024", b"batch_tokens = 2048"),
     "embed_lr": (b"embed_lr = 0.6", b"embed_lr = 0.006"),
     "muon_lr": (b"muon_lr: float = 0.02", b"muon_lr: float = 0.2"),
@@ -42,9 +42,15 @@ PARTS = {
 }
 BUGS = {
     "token table among the scalars": (b'(("wte", "wpe",', b'(("wpe",'),
-    "averages of one gradient": (b'grads, 1 - group["momentum"])', b'grads, group["momentum"])'),
-    "an MLP without its norm": (b"self.mlp(self.ln_2(x))", b"self.mlp(x)"),
-    "keys turned backwards": (b"k = rotate(k, cos, sin)", b"k = rotate(k, cos, -sin)"),
+    "blocks that begin as noise": (b'"c_proj": 0.0,', b'"c_proj": 0.6,'),
+    "a loss of half the positions": (
+        b"batches(step, micro_step, ranks.rank())\n",
+        b"batches(step, micro_step, ranks.rank())\n        targets[:, ::2] = -1\n",
+    ),
+    "rates that rise for half the run": (
+        b"progress < config.warmup:\n        return max(progress / config.warmup, 0.01)",
+        b"progress < 0.5:\n        return max(progress / 0.5, 0.01)",
+    ),
 }
 # What random options and `tune` choose from.
 SPACE = (

@@ -2,8 +2,8 @@
 
     python -m tests.slow.proof FOLDER
 
-The lesson's recipe, smaller and on other text, is broken. An oracle knows what is off and undoes
-one part an attempt; a null agent adds a function that nothing uses. Exit code 1: the oracle closes
+The lesson's recipe is broken. An oracle knows what is off and undoes one part an attempt; a null
+agent adds a function that nothing uses. Exit code 1: the oracle closes
 less than 90 % of the gap, the null agent something, or random options more than the oracle.
 """
 
@@ -17,7 +17,6 @@ from research.prove import ProveOptions
 from research.referee.ledger import Ledger
 from research.referee.patch import ROOT
 from tests.slow.test_prove import LESSON, edits_of, make_agent, the_result
-from tests.trials import prepare_words
 
 PROGRAM = """
 import sys
@@ -32,16 +31,13 @@ run_program(research.main)
 """
 
 
-def make_root(folder: Path) -> Path:
-    """Copy the project, with a smaller recipe and data of its own; return the copy."""
+def copy_project(folder: Path) -> Path:
+    """Copy the project, so that data and a checkout of somebody's stay as they are."""
     root = folder / "root"
     for name in ("corpus", "research", "nanoloop", "config"):
         shutil.copytree(ROOT / name, root / name)
     for path in [*ROOT.glob("*.py"), ROOT / "CLAUDE.md"]:
         shutil.copy(path, root)
-    recipe = (root / LESSON).read_text().replace("n_embd = 128", "n_embd = 32")
-    data = f'data = "{prepare_words(folder / "words")}"'
-    (root / LESSON).write_text(recipe.replace('data = "data/lesson"', data))
     return root
 
 
@@ -49,7 +45,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder.resolve()
-    root = make_root(folder)
+    root = copy_project(folder)
     edits = edits_of(ProveOptions())
     out = folder / "out"
     noise = [sys.executable, "-m", "research", "noise", f"--config={LESSON}", "--budget=60steps"]
