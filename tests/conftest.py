@@ -59,18 +59,28 @@ def draw():
         yield draw
 
 
-@pytest.fixture(scope="session")
-def data_dir(tmp_path_factory) -> Path:
-    """Prepare 100 documents as bytes: about 17,000 training tokens, and the held-out splits."""
+def prepare_documents(folder: Path, count: int, fraction: float) -> Path:
+    """Prepare random documents as bytes; `fraction` is that of val, and that of test."""
     import prepare_data
 
-    source = tmp_path_factory.mktemp("source")
-    for index, text in enumerate(make_documents(100)):
+    source = folder / "source"
+    source.mkdir()
+    for index, text in enumerate(make_documents(count)):
         (source / f"{index:03}.txt").write_text(text)
     options = prepare_data.PrepareConfig(
-        source=(str(source),), name="words", tokenizer="byte", val_fraction=0.1, test_fraction=0.1
+        source=(str(source),),
+        name="words",
+        tokenizer="byte",
+        val_fraction=fraction,
+        test_fraction=fraction,
     )
-    return prepare_data.prepare(options, tmp_path_factory.mktemp("data"))
+    return prepare_data.prepare(options, folder / "data")
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+    """Return 100 documents, prepared: about 17,000 training tokens, and the held-out splits."""
+    return prepare_documents(tmp_path_factory.mktemp("documents"), 100, 0.1)
 
 
 @pytest.fixture

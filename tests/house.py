@@ -11,18 +11,11 @@ import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 
+from research.referee.tokens import DOCUMENTED, LAYOUT
+
 ROOT = Path(__file__).resolve().parent.parent
-LAYOUT = {
-    tokenize.COMMENT,
-    tokenize.NL,
-    tokenize.NEWLINE,
-    tokenize.INDENT,
-    tokenize.DEDENT,
-    tokenize.ENDMARKER,
-}
 CROWDED = 25  # tokens of a line that is hard to read
 COLUMNS = 100
-Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass
@@ -79,7 +72,7 @@ def total(paths: list[Path]) -> Size:
 def docstring_lines(tree: ast.Module) -> set[int]:
     lines: set[int] = set()
     for node in ast.walk(tree):
-        if isinstance(node, Documented) and ast.get_docstring(node, clean=False) is not None:
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             docstring = node.body[0]
             lines.update(range(docstring.lineno, docstring.end_lineno + 1))
     return lines

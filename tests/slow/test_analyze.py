@@ -3,24 +3,17 @@
 import pytest
 import torch
 
-import prepare_data
 import train
 from nanoloop.data import SPLITS, Data
 from research.insight.analyze import describe
 from research.insight.reading import open_run, read_split
-from tests.conftest import SMALL, make_documents
+from tests.conftest import SMALL, prepare_documents
 from tests.models import CPU
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    source = tmp_path_factory.mktemp("source")
-    for index, text in enumerate(make_documents(60)):
-        (source / f"{index:03}.txt").write_text(text)
-    options = prepare_data.PrepareConfig(
-        source=(str(source),), name="words", tokenizer="byte", val_fraction=0.3, test_fraction=0.3
-    )
-    return prepare_data.prepare(options, tmp_path_factory.mktemp("data"))
+    return prepare_documents(tmp_path_factory.mktemp("documents"), 60, 0.3)
 
 
 @pytest.mark.parametrize("split, seed", [("val", 0), *(("train", seed) for seed in range(3))])
