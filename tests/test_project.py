@@ -212,7 +212,7 @@ def test_a_docstring_begins_with_one_short_sentence():
     long = []
     for path in PRODUCT:
         for node in ast.walk(parse(path)):
-            text = ast.get_docstring(node) if isinstance(node, house.Documented) else None
+            text = ast.get_docstring(node) if isinstance(node, house.DOCUMENTED) else None
             sentence = re.split(r"[.:;](?:\s|$)|\n\n", text or "")[0]
             if len(sentence) > 80:
                 long.append(f"{short(path)}:{node.body[0].lineno}")
