@@ -240,19 +240,22 @@ def summarize(folder, progress, tokenizer, shards):
 
 
 @cache
-def template(name):
-    """Return a template of the report. To compile it takes longer than to fill it in.
+def templates(folder, finalize=None):
+    """Return the templates of a folder. To compile one takes longer than to fill it in.
 
     Templates hold all words and conditions. What they show may come from anywhere: the HTML escapes
-    all of it.
+    all of it. finalize: what each shown value passes through.
     """
     import jinja2
 
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    escape = jinja2.select_autoescape()
-    templates = jinja2.Environment(loader=loader, autoescape=escape, trim_blocks=True)
-    templates.globals |= {"pct": "{:.1%}".format, "number": "{:,}".format, "quoted": repr}
-    return templates.get_template(name)
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=jinja2.select_autoescape(),
+        finalize=finalize,
+        trim_blocks=True,
+    )
+    found.globals |= {"pct": "{:.1%}".format, "number": "{:,}".format, "quoted": repr}
+    return found
 
 
 def write_report(folder: Path, progress, tokenizer, shards):
@@ -261,9 +264,10 @@ def write_report(folder: Path, progress, tokenizer, shards):
     The folder has a sample.jsonl. progress: see destination.Progress. shards: the tokens by split.
     """
     figures = summarize(folder, progress, tokenizer, shards)
-    lines = template("warnings.txt").render(figures).splitlines()
+    ours = templates(Path(__file__).parent)
+    lines = ours.get_template("warnings.txt").render(figures).splitlines()
     warnings = [line.rsplit(" | ", 1) for line in lines]
     figures = {"warnings": warnings} | figures
     write_json(folder / "report.json", figures)
-    page = template("report.html").render(figures).encode("utf-8", "replace")
+    page = ours.get_template("report.html").render(figures).encode("utf-8", "replace")
     replace_file(folder / "report.html", lambda file: file.write(page))

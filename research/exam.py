@@ -205,7 +205,7 @@ def main(options: ExamOptions) -> None:
     for found in rows.values():
         if "bits" in found[0]:
             found[-1].update(judge(found))
-    write_page(Path(options.page), "insight/exam.html", parts=rows)
+    write_page(options.page, "insight/exam.html", parts=rows)
     if options.json:
         print(json.dumps(rows))
         return

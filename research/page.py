@@ -14,6 +14,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from corpus.report import templates
 from nanoloop.files import replace_file
 from nanoloop.options import require
 from research.referee.ledger import Ledger
@@ -84,18 +85,14 @@ def open_ledger(options: LogOptions) -> Ledger:
     return Ledger(folder)
 
 
-def write_page(path: Path, name: str, **values) -> None:
+def write_page(file: str | Path, name: str, **values) -> None:
     """Fill in a template of this folder; text is escaped, and only page.js may run."""
-    import jinja2
-
+    path = Path(file)
     source = Path(__file__).parent
     script = (source / "page.js").read_text(encoding="utf-8")
     digest = hashlib.sha256(script.encode()).digest()
     values |= {"script": script, "script_hash": base64.b64encode(digest).decode()}
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(source), autoescape=True, finalize=visible, trim_blocks=True
-    )
-    content = templates.get_template(name).render(values).encode()
+    content = templates(source, visible).get_template(name).render(values).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, lambda file: file.write(content))
 

@@ -8,7 +8,6 @@ splits: a model that was trained on val is named, and so is what it knows to the
 import json
 import lzma
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -182,9 +181,10 @@ def main(options: AnalyzeOptions) -> None:
     change = compare(a, b)
     rows = analyze(a, change)
     lines = [*summary(rows), *map(describe, "AB", runs)]
-    page = Path(options.page)
-    write_page(page, "insight/analyze.html", rows=rows, lines=lines, a=a, b=b, change=change)
+    write_page(
+        options.page, "insight/analyze.html", rows=rows, lines=lines, a=a, b=b, change=change
+    )
     if options.json:
         print(json.dumps({"summary": lines, "rows": rows}))
     else:
-        print(*lines, f"coloured text: {page}", sep="\n")
+        print(*lines, f"coloured text: {options.page}", sep="\n")

@@ -12,7 +12,6 @@ import gzip
 import json
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -235,5 +234,5 @@ def main(options: CollapseOptions) -> None:
         lines = list(findings(rows) if options.run else changes(rows))
         if not options.run:
             note(lines[-1])
-        write_page(Path(options.page), "insight/collapse.html", rows=rows, lines=lines)
+        write_page(options.page, "insight/collapse.html", rows=rows, lines=lines)
     print(json.dumps({"summary": lines, "rows": rows}) if options.json else "\n".join(lines))

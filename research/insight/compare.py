@@ -120,7 +120,7 @@ def main(options: CompareOptions) -> None:
     texts = {"run": options.runs}
     texts |= {name: list(map(format_figure, cells)) for name, cells in table.items()}
     values = {"axes": AXES, "curve": curve, "curves": curves, "texts": texts, "summary": summary}
-    write_page(Path(options.page), "insight/compare.html", **values)
+    write_page(options.page, "insight/compare.html", **values)
     if options.json:
         print(json.dumps({"runs": options.runs, "table": table, "summary": summary}))
         return
