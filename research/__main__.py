@@ -26,7 +26,7 @@ import json
 import sys
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, get_type_hints
 
 import tyro
 
@@ -133,23 +133,24 @@ def replay(options: LogOptions) -> int:
     return 0 if holds else 1
 
 
+# Each takes the options that its annotation names.
 COMMANDS = {
-    "try": (try_one, TryOptions),
-    "noise": (judge.measure_noise, judge.NoiseOptions),
-    "log": (log, LogOptions),
-    "loop": (loop.main, loop.LoopOptions),
-    "tune": (tune.main, tune.TuneOptions),
-    "prove": (prove.main, prove.ProveOptions),
-    "show": (show, LogOptions),
-    "report": (page.main, LogOptions),
-    "replay": (replay, LogOptions),
-    "analyze": (analyze.main, analyze.AnalyzeOptions),
-    "exam": (exam.main, exam.ExamOptions),
-    "collapse": (collapse.main, collapse.CollapseOptions),
-    "compare": (compare.main, compare.CompareOptions),
-    "diagnose": (diagnose.main, diagnose.DiagnoseOptions),
-    "watch": (watch.main, watch.WatchOptions),
-    "export": (export.main, export.ExportOptions),
+    "try": try_one,
+    "noise": judge.measure_noise,
+    "log": log,
+    "loop": loop.main,
+    "tune": tune.main,
+    "prove": prove.main,
+    "show": show,
+    "report": page.main,
+    "replay": replay,
+    "analyze": analyze.main,
+    "exam": exam.main,
+    "collapse": collapse.main,
+    "compare": compare.main,
+    "diagnose": diagnose.main,
+    "watch": watch.main,
+    "export": export.main,
 }
 
 
@@ -159,7 +160,8 @@ def main(argv: list[str]) -> int | None:
         return 0 if argv else 2
     name, *flags = argv
     require(name in COMMANDS, f"unknown command '{name}': it is one of {', '.join(COMMANDS)}")
-    command, options = COMMANDS[name]
+    command = COMMANDS[name]
+    options = get_type_hints(command)["options"]
     return command(read_options(options, flags, f"-m research {name}", config_files=False))
 
 

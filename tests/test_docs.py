@@ -4,6 +4,7 @@ import re
 import shlex
 from dataclasses import fields
 from itertools import product
+from typing import get_type_hints
 
 import pytest
 
@@ -25,7 +26,7 @@ OPTIONS = {
     "sample.py": sample.SampleConfig,
     "prepare_data.py": prepare_data.PrepareConfig,
     "-m bench": BenchConfig,
-    **{f"-m research {name}": options for name, (_, options) in RESEARCH.items()},
+    **{f"-m research {name}": get_type_hints(main)["options"] for name, main in RESEARCH.items()},
 }
 WITH_CONFIG_FILE = ("train.py", "-m bench")
 # Options that other programs have: torchrun, git, hf, and the scripts in tests/slow.
