@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from research.page import KIND
-from research.referee.patch import ROOT, Change, hash_of, read_tree
+from research.referee.patch import ROOT, Change, Tree, hash_of, read_tree
 from research.referee.runs import scores
 from research.referee.verdict import Night, Noise, rounds, smallest_effect
 
@@ -71,7 +71,7 @@ def read_card(text: str) -> dict:
     return row
 
 
-def shape_of(base: dict[str, bytes], change: Change) -> str:
+def shape_of(base: Tree, change: Change) -> str:
     """Return a hash of what a change does, whatever it calls its new names; "" for nothing.
 
     Comments, docstrings and layout do not count, nor does the order of the lines. base: the tree

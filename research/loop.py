@@ -52,6 +52,7 @@ from research.referee.ledger import Ledger, new_id, now
 from research.referee.patch import (
     ROOT,
     Invalid,
+    Tree,
     apply,
     from_patch,
     from_tree,
@@ -231,7 +232,7 @@ def finish(
     repo: Path,
     row: dict,
     problem: str | None,
-    base: dict[str, bytes],
+    base: Tree,
     judge,
     floor: dict,
 ) -> dict:

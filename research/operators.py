@@ -28,7 +28,7 @@ from research.brief import BARREN, is_kept, kind_of, one_line, validation_mean
 from research.referee import patch, verdict
 from research.referee.judge import differences, new_seeds
 from research.referee.ledger import Ledger, new_id, now
-from research.referee.patch import Change, git, read_tree
+from research.referee.patch import Change, Tree, git, read_tree
 from research.referee.runs import PairRunner, Setup, Slot, undisturbed
 from research.tune import search
 
@@ -125,7 +125,7 @@ def facts(operator: str, parents: list[str], claim: str, **more) -> dict:
     return {"operator": operator, "parents": parents, "hypothesis": claim} | more
 
 
-def join(diffs: list[str], base: dict[str, bytes]) -> Change | None:
+def join(diffs: list[str], base: Tree) -> Change | None:
     """Return the change that the diffs make together; None where one of them does not fit."""
     tree = base
     try:
@@ -204,7 +204,7 @@ def sweep(options, ledger: Ledger, repo: Path, rows: list[dict], floor: dict) ->
     return None
 
 
-def added_numbers(diff: str, tree: dict[str, bytes]) -> list[Number]:
+def added_numbers(diff: str, tree: Tree) -> list[Number]:
     """List the numbers other than 0 in lines that a diff adds.
 
     A line that the tree no longer has, or has twice, does not count.
@@ -223,7 +223,7 @@ def added_numbers(diff: str, tree: dict[str, bytes]) -> list[Number]:
     return found[:SWEEP_NUMBERS]
 
 
-def with_numbers(tree: dict[str, bytes], numbers: list[Number], settings: dict) -> dict:
+def with_numbers(tree: Tree, numbers: list[Number], settings: dict) -> Tree:
     """Return the tree with each number replaced by its setting."""
     new = dict(tree)
     # From right to left, so that the columns before stay true.
@@ -280,7 +280,7 @@ def read_factor(scale: str) -> float | None:
     return float(text) if is_factor else None
 
 
-def enlarge(tree: dict[str, bytes], options, root: Path) -> dict[str, bytes]:
+def enlarge(tree: Tree, options, root: Path) -> Tree:
     return patch.apply(tree, patch.from_settings(tree, options.config, options.scale, root))
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from nanoloop.options import UserError, read_options, require
 from research.referee.tokens import count_tokens
 
+Tree = dict[str, bytes]  # files of a project: path to content
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = "attention loss loss_kernel muon".split()
 RECIPE = ["model.py", "train.py", *(f"nanoloop/{part}.py" for part in PARTS)]
@@ -107,20 +108,20 @@ def may_change(path: str) -> bool:
     return path in RECIPE or is_config(path)
 
 
-def read_tree(root: Path) -> dict[str, bytes]:
+def read_tree(root: Path) -> Tree:
     """Read what a run can see of the project in `root`: path to content."""
     paths = [path for pattern in VISIBLE for path in sorted(root.glob(pattern))]
     return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
 
-def write_tree(tree: dict[str, bytes], folder: Path) -> Path:
+def write_tree(tree: Tree, folder: Path) -> Path:
     for path, content in tree.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
     return folder
 
 
-def apply(base: dict[str, bytes], change: Change) -> dict[str, bytes]:
+def apply(base: Tree, change: Change) -> Tree:
     return base | {path: text.encode() for path, text in change.files.items()}
 
 
@@ -132,7 +133,7 @@ def hash_of(value) -> str:
 # Three ways to say a change
 
 
-def from_patch(base: dict[str, bytes], diff: bytes) -> Change:
+def from_patch(base: Tree, diff: bytes) -> Change:
     """Read a unified diff, as `git diff` writes it. Raises UserError and Invalid."""
     apply_command = ("--git-dir=/dev/null", "apply", "--whitespace=nowarn")
     with tempfile.TemporaryDirectory() as folder:
@@ -149,7 +150,7 @@ def from_patch(base: dict[str, bytes], diff: bytes) -> Change:
         return from_tree(base, tree)
 
 
-def from_tree(base: dict[str, bytes], tree: Path, root: Path = ROOT) -> Change:
+def from_tree(base: Tree, tree: Path, root: Path = ROOT) -> Change:
     """Compare another working tree with the project in `root`. Raises UserError and Invalid."""
     require((tree / "train.py").exists(), f"--tree={tree}: it holds no train.py")
     files: dict[str, bytes | None] = dict.fromkeys(base)  # None: missing in the tree
@@ -166,7 +167,7 @@ def from_tree(base: dict[str, bytes], tree: Path, root: Path = ROOT) -> Change:
     return make_change(base, files)
 
 
-def from_settings(base: dict[str, bytes], config: str, settings: str, root: Path = ROOT) -> Change:
+def from_settings(base: Tree, config: str, settings: str, root: Path = ROOT) -> Change:
     """Turn options, "key=value …", into assignments in the config file.
 
     Raises UserError and Invalid.
@@ -194,7 +195,7 @@ def from_settings(base: dict[str, bytes], config: str, settings: str, root: Path
 # What a change may do
 
 
-def make_change(base: dict[str, bytes], files: dict[str, bytes | None]) -> Change:
+def make_change(base: Tree, files: dict[str, bytes | None]) -> Change:
     """Compare files with `base`; a content of None says that a file is gone. Raises Invalid."""
     texts = {}
     diff = []
