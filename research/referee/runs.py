@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 
 from nanoloop.data import Data
@@ -170,7 +171,7 @@ class Slot:
             return run
         if self.setup.kind == "seconds":
             return self.train_seconds(seed)
-        limit = self.limit(self.trained, self.setup.options.slowdown, slack=5)
+        limit = limit_for(self.trained, self.setup.options.slowdown, slack=5)
         run = self.train_once(arm, seed, amount, limit)
         if run.late:
             message = f"training took more than {limit.exceeded(run)} (see --slowdown)"
@@ -223,22 +224,12 @@ class Slot:
             raise run.problem(Crashed, "training left no checkpoint")
         return run
 
-    def limit(self, baseline: list, factor: float, slack: float) -> Limit:
-        """Bound a candidate by what the baseline's runs have used.
-
-        Processor time, since it depends little on what else the machine does; the clock is only
-        the outer limit of a run that waits.
-        """
-        processor_seconds = factor * usual(baseline, "processor_seconds") + slack
-        seconds = max(MIN_SECONDS, MAX_SLOWDOWN * usual(baseline, "seconds"))
-        return Limit(seconds, processor_seconds)
-
     def score_arm(self, arm: str, seed: int, split: str, run: Ended) -> dict:
         """Score what a run of an arm left; return the arm's part of a row. Raises patch.Invalid."""
         limit = NO_LIMIT
         baseline = []
         if arm == "candidate":
-            limit = self.limit(self.scored, factor=8, slack=3)
+            limit = limit_for(self.scored, factor=8, slack=3)
             baseline = self.scored
         tree = self.folder / arm
         model = self.folder / f"{arm}.pt"
@@ -321,6 +312,17 @@ def undisturbed(attempt):
     return attempt()
 
 
+def limit_for(baseline: list, factor: float, slack: float) -> Limit:
+    """Bound a candidate by what the baseline's runs have used.
+
+    Processor time, since it depends little on what else the machine does; the clock is only the
+    outer limit of a run that waits.
+    """
+    processor_seconds = factor * usual(baseline, "processor_seconds") + slack
+    seconds = max(MIN_SECONDS, MAX_SLOWDOWN * usual(baseline, "seconds"))
+    return Limit(seconds, processor_seconds)
+
+
 def share(run: Ended) -> float:
     """Return the share of the processor that a run got of what it could have used."""
     lost = run.waited_seconds + run.stalled_seconds
@@ -372,22 +374,19 @@ def share_machine(workers: int) -> list[tuple[list[int], dict[str, str]]]:
 
 
 class PairRunner:
-    """Runs pairs, as many at once as there are workers; each slot has a thread of its own."""
+    """Runs pairs, as many at once as there are workers, each in a slot of its own."""
 
     def __init__(self, setup: Setup, candidate: dict):
         count = setup.options.workers
         self.slots = [Slot(setup, candidate, number, count) for number in range(count)]
-        self.threads = [ThreadPoolExecutor(1) for _ in self.slots]
+        self.threads = ThreadPoolExecutor(count)
 
     def run(self, seeds: list[int], split: str) -> Iterator[dict]:
         """Yield the row of each seed's pair, in their order."""
         for start in range(0, len(seeds), len(self.slots)):
-            workers = zip(self.threads, self.slots, seeds[start:])
-            jobs = [thread.submit(slot.pair, seed, split) for thread, slot, seed in workers]
-            for job in jobs:
-                yield job.result()
+            yield from self.threads.map(Slot.pair, self.slots, seeds[start:], repeat(split))
 
     def close(self) -> None:
-        for slot, thread in zip(self.slots, self.threads):
+        for slot in self.slots:
             slot.close()
-            thread.shutdown()
+        self.threads.shutdown()
