@@ -357,7 +357,7 @@ def test_held_out_files_of_the_library_work_but_show_no_text(tmp_path):
     }
     data = type("Data", (), {"meta": {"prepared_from": plan}})
     pairs = views.library_covers(data, tmp_path / "covers")
-    covers = {Path(path): Path(cover) for cover, path in pairs if path.endswith(".py")}
+    covers = {path: cover for cover, path in pairs if path.suffix == ".py"}
     assert 5 <= len(covers) <= 40
     path = next(path for path in covers if path.parent.name.startswith("python3"))
     text = covers[path].read_text()

@@ -90,7 +90,7 @@ class Ended:
         return Disturbed(f"{message}, but {short}", self.text)
 
 
-def system_view(hidden: Sequence[Path]) -> list[tuple[str, str, str]]:
+def system_view(hidden: Sequence[Path]) -> list[tuple]:
     """List what Python and its libraries need to see; see starter.build_view.
 
     Nothing in the `hidden` folders is in it, except an interpreter that is installed there.
@@ -114,8 +114,7 @@ def system_view(hidden: Sequence[Path]) -> list[tuple[str, str, str]]:
             view.append(("tmpfs", "size=4k,mode=755", secret))
     # There is one way to each file: other names are links.
     view += [("link", path.resolve(), path) for path in paths - shown]
-    view.sort(key=lambda row: len(row[2].parts))
-    return [(kind, str(source), str(target)) for kind, source, target in view]
+    return sorted(view, key=lambda row: len(row[2].parts))
 
 
 class Starter:
@@ -174,7 +173,7 @@ class Sandbox:
         variables: dict[str, str] | None = None,
     ):
         require(sys.platform == "linux", "the referee needs Linux: its sandbox uses namespaces")
-        self.covers: list[tuple[str, str]] = []
+        self.covers: list[tuple[Path, Path]] = []
         prefix = f"slot-{platform.node()}-"
         remove_leftovers(judge_folder, prefix)
         self.folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=judge_folder))
@@ -211,25 +210,24 @@ class Sandbox:
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
         root.mkdir(exist_ok=True)
-        view = [*self.view, ("tmpfs", self.writable, str(out))]
-        view += [("show", str(path), str(path)) for path in shown]
+        view = [*self.view, ("tmpfs", self.writable, out)]
+        view += [("show", path, path) for path in shown]
         view += [("show", source, path) for source, path in self.covers]
-        files = {str(out / name): str(path) for name, path in (collect or {}).items()}
         run = {
-            "root": str(root),
+            "root": root,
             "view": view,
             "isolated": self.isolation == "namespaces",
-            "argv": [str(argument) for argument in argv],
-            "folder": str(shown[0] if shown else out),
-            "printed": str(self.folder / "printed"),
-            "meter": str(self.folder / "meter"),
-            "collect": files,
+            "argv": argv,
+            "folder": shown[0] if shown else out,
+            "printed": self.folder / "printed",
+            "meter": self.folder / "meter",
+            "collect": {str(out / name): path for name, path in (collect or {}).items()},
             **asdict(limit),
         }
         self.starter.is_idle = False
         judge_end, run_end = socket.socketpair()
         with run_end:
-            message = json.dumps(run).encode()
+            message = json.dumps(run, default=str).encode()  # paths as text
             socket.send_fds(self.starter.control, [message], [run_end.fileno()])
         return judge_end
 

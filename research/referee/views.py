@@ -14,7 +14,7 @@ from nanoloop.files import link_or_copy, write_json
 LIBRARY_FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib")
 
 
-def training_data(data: Data, folder: Path) -> Path:
+def training_data(data: Data, folder: Path) -> None:
     """Make a data folder with the training split alone: the same shards, the same batches."""
     folder.mkdir()
     shards = [row for row in data.meta["shards"] if row["split"] == "train"]
@@ -28,10 +28,9 @@ def training_data(data: Data, folder: Path) -> Path:
         "splits": {"train": data.meta["splits"]["train"]},
     }
     write_json(folder / "meta.json", meta)
-    return folder
 
 
-def library_covers(data: Data, folder: Path) -> list[tuple[str, str]]:
+def library_covers(data: Data, folder: Path) -> list[tuple[Path, Path]]:
     """Cover the held-out files of the interpreter's library, if that is the text.
 
     Returns pairs (cover, path). A cover works like its file but holds bytecode without comments and
@@ -54,11 +53,11 @@ def library_covers(data: Data, folder: Path) -> list[tuple[str, str]]:
             cover = folder / f"{number}.py"
             cover.write_text(f"import marshal\nexec(marshal.loads({code!r}))\n")
             covers.append((cover, file))
-            cached = file.parent / "__pycache__" / f"{glob.escape(file.stem)}.*.pyc"
-            covers += [(empty_file, path) for path in glob.glob(str(cached))]
+            cached = f"__pycache__/{glob.escape(file.stem)}.*.pyc"
+            covers += [(empty_file, path) for path in file.parent.glob(cached)]
     library = Path(sysconfig.get_paths()["stdlib"]).resolve()
     for parent in LIBRARY_FOLDERS:
         for path in Path(parent).glob("python3*"):
             if not library.is_relative_to(path) and not path.is_symlink():
                 covers.append((empty_folder, path))
-    return [(str(cover), str(path)) for cover, path in covers]
+    return covers
