@@ -135,6 +135,12 @@ def validation_mean(row: dict) -> float:
     return statistics.fmean(row.get("differences") or [0.0])
 
 
+def near_misses(rows: list[dict]) -> list[dict]:
+    """List the trials that were judged and not kept, the best first."""
+    missed = [row for row in rows if row["verdict"] in ("reject", "undecided")]
+    return sorted(missed, key=validation_mean)
+
+
 def lesson(row: dict) -> dict:
     """Return what an agent may know of a row; each text is one line."""
     facts = {name: row[name] for name in FIGURES if row.get(name) is not None}
@@ -210,9 +216,7 @@ def write_brief(rows: list[dict], repo: Path, options, number: int, floor: dict)
     tried = comparable(rows, floor)
     lines += summaries(tried)
     kept = [row for row in tried if is_kept(row)]
-    near = [row for row in tried if row["verdict"] in ("reject", "undecided")]
-    near.sort(key=validation_mean)
-    ordered = [*kept[::-1][:NEWEST], *near[:NEWEST], *reversed(tried)]
+    ordered = [*kept[::-1][:NEWEST], *near_misses(tried)[:NEWEST], *reversed(tried)]
     lines += {row["id"]: lesson(row) for row in ordered}.values()
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     fitting = text.encode("utf-8", "replace")[:MAX_BYTES]

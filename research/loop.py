@@ -221,9 +221,9 @@ def begin(ledger: Ledger, repo: Path, number: int, floor: dict) -> dict:
     return row
 
 
-def end_early(ledger: Ledger, row: dict, reason: str, verdict: str = "none", **more) -> dict:
+def end_early(ledger: Ledger, row: dict, reason: str, **more) -> dict:
     """Record that an attempt ended before its trial; return its last row."""
-    result = {"kind": "trial", "state": "done", "verdict": verdict, "reason": reason}
+    result = {"kind": "trial", "state": "done", "verdict": "none", "reason": reason}
     return ledger.append(row | result | more)
 
 
@@ -242,23 +242,24 @@ def finish(
     """
     copy = folder_of(ledger, row) / "repo"
     card = read_hypothesis(copy)
+    row = row | card
     if problem:
-        return end_early(ledger, row, problem, **card)
+        return end_early(ledger, row, problem)
     try:
         change = from_tree(base, copy, repo)
         idea = shape_of(base, change)
     except (Invalid, UserError) as error:
-        return end_early(ledger, row, str(error), verdict="invalid", **card)
+        return end_early(ledger, row, str(error), verdict="invalid")
     if not idea:
-        return end_early(ledger, row, "nothing was changed", **card)
+        return end_early(ledger, row, "nothing was changed")
     for known in judged(comparable(ledger.trials(), floor), idea):
-        return end_early(ledger, row, f"the idea of {known} again", same_as=known, **card)
+        return end_early(ledger, row, f"the idea of {known} again", same_as=known)
     newest = read_tree(repo)
     if newest != base:
         try:
             change = from_patch(newest, change.diff.encode())
         except Invalid as error:
-            return end_early(ledger, row, f"a change kept meanwhile is in its way: {error}", **card)
+            return end_early(ledger, row, f"a change kept meanwhile is in its way: {error}")
         write_tree(apply(newest, change), copy)
     trial = judge(repo, tree=str(copy), id=row["id"], number=row["number"], shape=idea, **card)
     if is_kept(trial):
@@ -368,12 +369,12 @@ def main(options: LoopOptions) -> None:
     alpha = Night.of(setup.ledger.trials()).alpha()
     runs = 2 * sum(count for _, count in rounds(alpha, options.max_pairs))
     agent = f"up to {options.agent_minutes:g} minutes of the agent"
-    print(f"each attempt: {agent}, then 2 to {plan(options, runs, seconds)}", flush=True)
+    print(f"each attempt: {agent}, then 2 to {plan(options, runs, seconds)}")
     if options.hours and seconds:
         trials = [count * seconds / 60 for count in (runs / options.workers, 2)]
         fit = [math.ceil(60 * options.hours / (options.agent_minutes + trial)) for trial in trials]
         attempts = f"about {fit[0]} to {fit[1]} attempts"
-        print(f"{options.hours:g} hours: {attempts}, more if the agent is quick", flush=True)
+        print(f"{options.hours:g} hours: {attempts}, more if the agent is quick")
     train_data = setup.ledger.folder / TRAIN_DATA
     shutil.rmtree(train_data, ignore_errors=True)
     training_data(setup.data, train_data)

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from nanoloop.options import UserError, require
-from research.brief import BARREN, is_kept, kind_of, one_line, validation_mean
+from research.brief import BARREN, is_kept, kind_of, near_misses, one_line, validation_mean
 from research.referee import patch, verdict
 from research.referee.judge import differences, new_seeds
 from research.referee.ledger import Ledger, new_id, now
@@ -77,9 +77,8 @@ def recombinations(rows: list[dict], repo: Path) -> Iterator[Proposal]:
     """Yield pairs of near misses that fit together and were not tried, the best first."""
     base = read_tree(repo)
     tried = [set(row["parents"]) for row in made_by("recombine", rows)]
-    missed = [row for row in rows if row["verdict"] in ("reject", "undecided")]
-    near = [row for row in missed if validation_mean(row) < 0 and not row.get("operator")]
-    near.sort(key=validation_mean)
+    missed = [row for row in near_misses(rows) if not row.get("operator")]
+    near = [row for row in missed if validation_mean(row) < 0]
     for pair in combinations(near[:NEAR_MISSES], 2):
         parents = [row["id"] for row in pair]
         change = None if set(parents) in tried else join([row["diff"] for row in pair], base)

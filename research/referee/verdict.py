@@ -162,17 +162,17 @@ def boundaries(level: float, max_pairs: int, first: int | None = None) -> np.nda
         limit = np.pi / 2
         limits.append(np.inf)
         if n >= first:
-            limit = brentq(excess, -1.5, limit, args=(n, middles, weights, spend[n]))
+            limit = brentq(chance_above, -1.5, limit, args=(n, middles, weights, spend[n]))
             limits[-1] = np.sqrt(n - 1) * np.tan(limit)
         edges = np.linspace(-np.pi / 2, limit, GRID + 1)
         weights = -np.diff(chance_above(edges[:, None], n, middles, weights))
     return np.array(limits)
 
 
-def chance_above(angle, n: int, middles: np.ndarray, weights: np.ndarray):
-    """Return the chance that n pairs have an angle above `angle`: (…, 1) to (…,).
+def chance_above(angle, n: int, middles: np.ndarray, weights: np.ndarray, spent: float = 0.0):
+    """Return the chance that n pairs have an angle above `angle`, less `spent`.
 
-    middles, weights: (GRID,) angles after n - 1 pairs, and their chances.
+    angle: (…, 1) to (…,). middles, weights: (GRID,) angles after n - 1 pairs, and their chances.
     """
     from scipy.stats import t
 
@@ -181,11 +181,7 @@ def chance_above(angle, n: int, middles: np.ndarray, weights: np.ndarray):
     low = np.arcsin(np.clip(np.sqrt(n) * np.sin(angle) / np.hypot(across, 1), -1, 1)) - turned
     ends = np.clip([low, np.pi - low - 2 * turned], -np.pi / 2, np.pi / 2)
     low_share, high_share = t.cdf(np.sqrt(n - 1) * np.tan(ends), n - 1)
-    return ((high_share - low_share) * weights).sum(-1)
-
-
-def excess(angle: float, n: int, middles: np.ndarray, weights: np.ndarray, spent: float) -> float:
-    return chance_above(angle, n, middles, weights) - spent
+    return ((high_share - low_share) * weights).sum(-1) - spent
 
 
 # What a look says.
