@@ -26,9 +26,9 @@ import json
 import sys
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, get_type_hints
+from typing import get_type_hints
 
-import tyro
+from tyro.conf import Positional
 
 from nanoloop.options import read_options, require, run_program
 from research import exam, loop, page, prove, tune
@@ -43,7 +43,7 @@ from research.referee.runs import Options
 class TryOptions(Options):
     """Judge one change."""
 
-    patch: Annotated[str | None, tyro.conf.Positional] = None  # file of a unified diff
+    patch: Positional[str | None] = None  # file of a unified diff
     set: str | None = None  # … or options: "key=value key=value"
     tree: str | None = None  # … or another working tree
     hypothesis: str = ""  # what is expected, and why

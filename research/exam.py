@@ -9,11 +9,10 @@ import math
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
-import tyro
+from tyro.conf import Positional
 
 from corpus.synthetic import exam_parts, task_names
 from nanoloop.checkpoint import load_weights
@@ -36,7 +35,7 @@ FINDINGS = {True: "emergent", False: "an artefact of the metric", None: "too few
 class ExamOptions:
     """Examine trained models: tasks by difficulty, Python, any text."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # folders of runs, or checkpoints
+    runs: Positional[tuple[str, ...]] = ()  # folders of runs, or checkpoints
     tasks: str = "all"  # such as addition,sorting
     text: str | None = None  # file to predict
     count: int = 200  # items of each part; fewer where there are not so many

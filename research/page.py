@@ -9,10 +9,9 @@ import base64
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-import tyro
+from tyro.conf import Positional
 
 from corpus.report import templates
 from nanoloop.files import replace_file
@@ -28,7 +27,7 @@ KIND = ("config", "budget", "data", "hardware")  # only scores with the same of 
 class LogOptions:
     """Show the trials in the ledger."""
 
-    id: Annotated[str | None, tyro.conf.Positional] = None  # of a trial; its beginning is enough
+    id: Positional[str | None] = None  # of a trial; its beginning is enough
     folder: str = "out/research"  # of the ledger
     json: bool = False  # print rows, for programs
 

@@ -17,9 +17,8 @@ from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
 from threading import Lock
-from typing import Annotated
 
-import tyro
+from tyro.conf import Positional
 
 from nanoloop.options import UserError, require
 from research.referee import patch
@@ -34,7 +33,7 @@ EXAMPLE = "muon_lr=log(0.005,0.05) n_layer=int(1,4) activation=relu2|swiglu"
 class TuneOptions(Options):
     """Search options, then judge the best."""
 
-    space: Annotated[str, tyro.conf.Positional] = ""  # as "n_layer=int(1,4)", or a file
+    space: Positional[str] = ""  # as "n_layer=int(1,4)", or a file
     tries: int = 30  # settings that are scored, those before a restart included
     seeds: int = 2  # runs of each setting that is not dropped
 

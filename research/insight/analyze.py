@@ -8,10 +8,9 @@ splits: a model that was trained on val is named, and so is what it knows to the
 import json
 import lzma
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
-import tyro
+from tyro.conf import Positional
 
 from nanoloop.data import SPLITS
 from nanoloop.device import pick_device
@@ -34,7 +33,7 @@ CONTEXT = np.array(["nothing", "the token", "the pair", "3 tokens", "4 tokens"])
 class AnalyzeOptions:
     """Say where a run's bits go, or where two runs differ."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # folders: A, or A and B
+    runs: Positional[tuple[str, ...]] = ()  # folders: A, or A and B
     source: str | None = None  # name of a folder, for runs of a mixture
     page: str = "out/analyze.html"  # file of the coloured text, for a browser
     json: bool = False  # print a JSON object, for programs

@@ -12,10 +12,9 @@ import gzip
 import json
 import time
 from dataclasses import dataclass, replace
-from typing import Annotated
 
 import numpy as np
-import tyro
+from tyro.conf import Positional
 
 from corpus.curation import ngrams
 from nanoloop import checkpoint
@@ -42,7 +41,7 @@ class CollapseOptions:
     """Train generations on their own text, or examine the samples of a run."""
 
     # folder of a run whose samples are examined; none: train generations
-    run: Annotated[str, tyro.conf.Positional] = ""
+    run: Positional[str] = ""
     config: str = "config/lesson.py"  # recipe of the generations
     generations: int = 5  # that read written text
     seed: int = 1337  # of the first generation; the next ones have the next numbers

@@ -8,11 +8,10 @@ the baseline is the first run's setting.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
-import tyro
+from tyro.conf import Positional
 
 from model import GPT
 from nanoloop.checkpoint import model_config
@@ -34,7 +33,7 @@ MAX_LINES = 8  # of the summary that tell of settings
 class CompareOptions:
     """Compare runs: settings, curves, final figures, speed."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # folders of runs
+    runs: Positional[tuple[str, ...]] = ()  # folders of runs
     page: str = "out/compare.html"  # file of the curves, for a browser
     json: bool = False  # print a JSON object, for programs
 

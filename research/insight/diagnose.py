@@ -12,11 +12,10 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Annotated
 
 import numpy as np
 import torch
-import tyro
+from tyro.conf import Positional
 
 from nanoloop import checkpoint
 from nanoloop.data import open_data
@@ -44,7 +43,7 @@ KINDS = {"steady": math.inf, "falling": 1.5}  # of branches, by the slope of the
 class DiagnoseOptions:
     """Say why a run went as it went."""
 
-    run: Annotated[str, tyro.conf.Positional]  # folder of the run
+    run: Positional[str]  # folder of the run
     # runs of the healthy recipe with other seeds, or what --json=True printed for them: A,B,C
     healthy: str = ""
     forks: bool = True  # measure other rates and batches, at the cost of about a run

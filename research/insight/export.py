@@ -9,10 +9,9 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import tyro
+from tyro.conf import Positional
 
 from model import GPT, GPTConfig
 from nanoloop.checkpoint import load_weights
@@ -57,8 +56,8 @@ NOTES = {
 class ExportOptions:
     """Write a trained model as a folder that transformers loads."""
 
-    run: Annotated[str, tyro.conf.Positional] = ""  # folder of a run, or a checkpoint
-    folder: Annotated[str, tyro.conf.Positional] = ""  # to write; it must not exist
+    run: Positional[str] = ""  # folder of a run, or a checkpoint
+    folder: Positional[str] = ""  # to write; it must not exist
 
 
 # -----------------------------------------------------------------------------

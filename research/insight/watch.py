@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
+from tyro.conf import Positional
 
 from nanoloop.options import print_safely
 from nanoloop.runlog import format_figures, read_rows
@@ -27,7 +27,7 @@ SHOWN = "step loss val_loss val_bpb tokens_per_second seconds_left".split()
 class WatchOptions:
     """Follow a run: curve, speed, time left, findings."""
 
-    run: Annotated[str, tyro.conf.Positional]  # folder of the run
+    run: Positional[str]  # folder of the run
     once: bool = False  # print one view and end, for programs
     track: Literal["trackio", "wandb"] | None = None  # the tracker that gets all figures
 
