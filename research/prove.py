@@ -178,7 +178,7 @@ def main(options: ProveOptions) -> None:
             row = {"id": seed}
             for name, tree in trees.items():
                 slot.install("baseline", tree)
-                row[name] = slot.run("baseline", seed, "test")["bpb"]
+                row[name] = slot.run_baseline(seed, "test")["bpb"]
             rows.append(ledger.append(row))
 
     shares = {name: share_of_gap(rows, name) for name in trees}

@@ -5,7 +5,6 @@ kept. --init_from=FOLDER reads it back.
 """
 
 import json
-import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -266,7 +265,7 @@ def export(run: str, folder: Path) -> str:
         message = f"the exported model's logits differ by {difference:.2g}, more than "
         message += f"{LARGEST_DIFFERENCE}: nothing was written"
         require(difference <= LARGEST_DIFFERENCE, message)
-        shutil.move(partial, folder)
+        partial.rename(folder)
     print(f"{folder}: {kind}, the largest difference of a logit is {difference:.2g}")
     print(f"note: {NOTES[kind]}")
     return kind

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import statistics
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ from nanoloop.programs import prepare_missing
 from research.referee import patch, verdict
 from research.referee.ledger import Ledger
 from research.referee.sandbox import Crashed, Disturbed, Ended, Limit, Sandbox
-from research.referee.score import Score, score
+from research.referee.score import Score, score, usual
 from research.referee.views import library_covers, training_data
 
 ARMS = ("baseline", "candidate")
@@ -244,9 +243,9 @@ class Slot:
             "curve": read_curve(self.folder / f"{arm}.jsonl"),
         }
 
-    def run(self, arm: str, seed: int, split: str) -> dict:
-        """Train and score one arm; return its part of a row. Raises patch.Invalid."""
-        return self.score_arm(arm, seed, split, self.train(arm, seed))
+    def run_baseline(self, seed: int, split: str) -> dict:
+        """Train and score the baseline; return its part of a row. Raises patch.Invalid."""
+        return self.score_arm("baseline", seed, split, self.train("baseline", seed))
 
     def pair(self, seed: int, split: str) -> dict:
         """Run both arms with one seed, again if they are disturbed; return the row of the pair.
@@ -289,7 +288,7 @@ class Slot:
 
         Its share of the processor must be that of the run before. Raises patch.Invalid.
         """
-        found = self.run("baseline", seed, "val")
+        found = self.run_baseline(seed, "val")
         self.compare_shares(*[share(run) for run in self.trained[-2:]])
         return found["bpb"]
 
@@ -327,11 +326,6 @@ def share(run: Ended) -> float:
     """Return the share of the processor that a run got of what it could have used."""
     lost = run.waited_seconds + run.stalled_seconds
     return run.processor_seconds / (run.processor_seconds + lost)
-
-
-def usual(results: list, name: str) -> float:
-    """Return the median of a field."""
-    return statistics.median(getattr(result, name) for result in results)
 
 
 def scores(pairs: list[dict], split: str, figure: str = "bpb") -> list[list[float]]:

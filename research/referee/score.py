@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy import ndarray
 
 from nanoloop.data import Data
 from research.referee.patch import Invalid, refuse
@@ -50,7 +51,12 @@ class Score:
     seconds: float
     processor_seconds: float
     start_seconds: float  # of processor time to start
-    losses: np.ndarray  # (n - 1,) nats of the text's tokens, all but the first
+    losses: ndarray  # (n - 1,) nats of the text's tokens, all but the first
+
+
+def usual(results: Sequence, name: str) -> float:
+    """Return the median of a field."""
+    return statistics.median(getattr(result, name) for result in results)
 
 
 class Worker:
@@ -84,7 +90,7 @@ class Worker:
     def read_integers(self, count: int) -> list[int]:
         return np.frombuffer(self.read(4 * count), dtype="<i4").tolist()
 
-    def ask(self, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    def ask(self, tokens: ndarray, targets: ndarray) -> ndarray:
         """Ask about (B, T) token ids; return (B, T) nats at the targets, whatever where -1."""
         question = np.array([*tokens.shape, *tokens.ravel()], dtype="<i4").tobytes()
         with contextlib.suppress(OSError):  # a process that does not listen does not answer either
@@ -111,7 +117,7 @@ class Worker:
         return self.first_seconds - rest / max(1, self.answered - 1)
 
 
-def nats(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def nats(logits: ndarray, targets: ndarray) -> ndarray:
     """Compute the surprise at the targets: (B, T, V) and (B, T) to (B, T) float64.
 
     The judge normalizes the logits. Raises Invalid for logits that are no answer.
@@ -130,7 +136,7 @@ def nats(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
 # The windows to ask about
 
 
-def cut_windows(text: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+def cut_windows(text: ndarray, block_size: int) -> tuple[ndarray, ndarray]:
     """Cut (n,) token ids into N windows of T: tokens, and targets, -1 where there is none.
 
     Each token except the first is a target once, so the same tokens are scored whatever the
@@ -148,15 +154,13 @@ def cut_windows(text: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarr
 class Copies:
     """R changed copies of N windows."""
 
-    tokens: np.ndarray  # (R, T)
-    original: np.ndarray  # (R,) index of the window
-    cut: np.ndarray  # (R,) last position before the change
-    weight: np.ndarray  # (R,) 1 / the expected number of copies of the window with this cut
+    tokens: ndarray  # (R, T)
+    original: ndarray  # (R,) index of the window
+    cut: ndarray  # (R,) last position before the change
+    weight: ndarray  # (R,) 1 / the expected number of copies of the window with this cut
 
 
-def draw_copies(
-    tokens: np.ndarray, targets: np.ndarray, gains: np.ndarray, vocab_size: int, rng
-) -> Copies:
+def draw_copies(tokens: ndarray, targets: ndarray, gains: ndarray, vocab_size: int, rng) -> Copies:
     """Copy windows, with random tokens after a drawn position; all arrays (N, T).
 
     gains: nats by which each prediction is better than the baseline's, 0 where that is unknown.
@@ -177,7 +181,7 @@ def draw_copies(
     return Copies(changed, original, cut, 1 / (copies * chance[original, cut]))
 
 
-def scored_text(data: Data, split: str, seed: int) -> np.ndarray:
+def scored_text(data: Data, split: str, seed: int) -> ndarray:
     """Read a split, or stretches from all over a longer one: its beginning may be one large file.
 
     A pair's seed draws the stretches, so nothing can fit them. Only the first is always the same.
@@ -199,7 +203,7 @@ def scored_text(data: Data, split: str, seed: int) -> np.ndarray:
 # The answers, and what they reveal
 
 
-def ask_all(worker: Worker, tokens: np.ndarray, targets: np.ndarray, rng) -> tuple:
+def ask_all(worker: Worker, tokens: ndarray, targets: ndarray, rng) -> tuple:
     """Ask about all windows, (N, T), in random order, in batches of one shape.
 
     Returns (N, T) nats and (N,) when each was asked, from 0 to 1.
@@ -217,11 +221,11 @@ def ask_all(worker: Worker, tokens: np.ndarray, targets: np.ndarray, rng) -> tup
     return losses, moment
 
 
-def rows_at_once(tokens: np.ndarray) -> int:
+def rows_at_once(tokens: ndarray) -> int:
     return max(2, QUESTION_TOKENS // tokens.shape[1])
 
 
-def check(copies: Copies, apart: np.ndarray, later: np.ndarray) -> str | None:
+def check(copies: Copies, apart: ndarray, later: ndarray) -> str | None:
     """Judge by how much the answers for copies are apart from those for their windows.
 
     apart: (R, T) nats, 0 after the cut. later: (R,) by how much later, within its process, a copy
@@ -249,9 +253,7 @@ def check(copies: Copies, apart: np.ndarray, later: np.ndarray) -> str | None:
     return None
 
 
-def find_cause(
-    worker: Worker, tokens: np.ndarray, targets: np.ndarray, suspects: np.ndarray, rng
-) -> str:
+def find_cause(worker: Worker, tokens: ndarray, targets: ndarray, suspects: ndarray, rng) -> str:
     """Say why equal beginnings got different answers: state, other rows, or later tokens.
 
     suspects: indices of windows, those with the largest changes first.
@@ -314,7 +316,7 @@ def score(
     slower = max(first, second, key=Worker.start_seconds)
     start_seconds = slower.start_seconds()
     if baseline:
-        usual_start = statistics.median(known.start_seconds for known in baseline)
+        usual_start = usual(baseline, "start_seconds")
         message = f"it computes for {start_seconds:.1f} seconds before its first answer, where the "
         message += f"baseline needs {usual_start:.1f}: training ends with its run"
         if start_seconds > MAX_START * usual_start + START_SLACK:

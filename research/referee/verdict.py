@@ -33,6 +33,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
+from numpy import ndarray
 
 LEVEL = 0.05  # of the night: the expected share of false keeps among all keeps
 SCREEN = 0.05  # level of a trial's first round
@@ -136,7 +137,7 @@ class Night:
 
 
 @lru_cache
-def boundaries(level: float, max_pairs: int, first: int | None = None) -> np.ndarray:
+def boundaries(level: float, max_pairs: int, first: int | None = None) -> ndarray:
     """Compute (max_pairs,) t-statistics that noise reaches with chance `level`.
 
     first: number of pairs, at least 3, at the first look that can show a gain; None: FIRST_LOOK, or
@@ -169,7 +170,7 @@ def boundaries(level: float, max_pairs: int, first: int | None = None) -> np.nda
     return np.array(limits)
 
 
-def chance_above(angle, n: int, middles: np.ndarray, weights: np.ndarray, spent: float = 0.0):
+def chance_above(angle, n: int, middles: ndarray, weights: ndarray, spent: float = 0.0):
     """Return the chance that n pairs have an angle above `angle`, less `spent`.
 
     angle: (…, 1) to (…,). middles, weights: (GRID,) angles after n - 1 pairs, and their chances.
@@ -192,7 +193,7 @@ IDENTICAL = 3
 HOPELESS = 4
 
 
-def deviations(d: np.ndarray, noise: Noise) -> tuple[np.ndarray, np.ndarray, int]:
+def deviations(d: ndarray, noise: Noise) -> tuple[ndarray, ndarray, int]:
     """Estimate the standard deviation of each row of `d`, (rows, n).
 
     Returns it by the row's pairs alone, it with the noise floor pooled in, and the degrees of
@@ -209,13 +210,13 @@ def deviations(d: np.ndarray, noise: Noise) -> tuple[np.ndarray, np.ndarray, int
 
 
 def look(
-    d: np.ndarray,
+    d: ndarray,
     level: float,
     max_pairs: int,
     noise: Noise,
     minimum_effect: float,
     margin: float | None,
-) -> np.ndarray:
+) -> ndarray:
     """Say what each row of `d`, (rows, pairs so far), shows: (rows,) of CONTINUE … HOPELESS.
 
     margin: of equality, None where it does not count. A row is hopeless if, with 90 % confidence,

@@ -118,7 +118,7 @@ def quick(monkeypatch):
         def install(self, arm, tree):
             self.tree = tree
 
-        def run(self, arm, seed, split):
+        def run_baseline(self, seed, split):
             assert split == "test"
             return {"bpb": score(self.tree) + seed % 97 / 1e4}
 
