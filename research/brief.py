@@ -79,7 +79,7 @@ def shape_of(base: Tree, change: Change) -> str:
     """
     code = "\n".join(bare(text.decode()) for text in base.values())
     words = set(re.findall(r"\w+", code))
-    new_names: dict[str, str] = {}
+    new_names = {}
     lines = []
     for path, text in sorted(change.files.items()):
         for node in ast.walk(ast.parse(text)):
@@ -215,7 +215,7 @@ def write_brief(rows: list[dict], repo: Path, options, number: int, floor: dict)
 
     tried = comparable(rows, floor)
     lines += summaries(tried)
-    kept = [row for row in tried if is_kept(row)]
+    kept = list(filter(is_kept, tried))
     ordered = [*kept[::-1][:NEWEST], *near_misses(tried)[:NEWEST], *reversed(tried)]
     lines += {row["id"]: lesson(row) for row in ordered}.values()
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -12,7 +12,6 @@ runs as you, with your rights; only what it leaves behind is untrusted. It sees 
 verdicts, never what a candidate printed.
 """
 
-import contextlib
 import ctypes
 import math
 import os
@@ -22,6 +21,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -128,7 +128,7 @@ def run_agents(command: str, copies: list[Path], texts: list[str], seconds: floa
         return [wait_for(agent, end, seconds) for agent in agents]
     finally:
         for agent in agents:
-            with contextlib.suppress(ProcessLookupError):
+            with suppress(ProcessLookupError):
                 os.killpg(agent.pid, signal.SIGKILL)
             agent.wait()
 
@@ -163,7 +163,7 @@ def read_hypothesis(copy: Path) -> dict:
     text = ""
     if path.is_file() and not path.is_symlink():
         text = path.read_text("utf-8", errors="replace")[:4000]
-    with contextlib.suppress(OSError):  # none, or a folder
+    with suppress(OSError):  # none, or a folder
         path.unlink()
     return read_card(text)
 
@@ -180,7 +180,7 @@ def attempt(
     The judge continues a row that begins here.
     """
     rows = [begin(ledger, repo, number, floor) for number in numbers]
-    copies = [folder_of(ledger, row) / "repo" for row in rows]
+    copies = [copy_of(ledger, row) for row in rows]
     texts = [write_brief(ledger.trials(), repo, options, row["number"], floor) for row in rows]
     base = read_tree(repo)
     written = ledger.path.read_bytes()
@@ -206,8 +206,9 @@ def attempt(
             shutil.rmtree(copy, ignore_errors=True)
 
 
-def folder_of(ledger: Ledger, row: dict) -> Path:
-    return ledger.folder.resolve() / "attempts" / f"{row['number']:04}"
+def copy_of(ledger: Ledger, row: dict) -> Path:
+    """Name the folder of an attempt's clone."""
+    return ledger.folder.resolve() / "attempts" / f"{row['number']:04}" / "repo"
 
 
 def begin(ledger: Ledger, repo: Path, number: int, floor: dict) -> dict:
@@ -215,9 +216,7 @@ def begin(ledger: Ledger, repo: Path, number: int, floor: dict) -> dict:
     row = {"id": new_id("trial"), "kind": "attempt", "number": number, "time": now()}
     row |= kind_of(floor) | {"state": "begun", "data_folder": floor.get("data_folder")}
     ledger.append(row)
-    folder = folder_of(ledger, row)
-    shutil.rmtree(folder, ignore_errors=True)
-    clone(repo, folder / "repo")
+    clone(repo, copy_of(ledger, row))
     return row
 
 
@@ -240,7 +239,7 @@ def finish(
 
     base: the tree that the agent was given. The repository may have a newer one by now.
     """
-    copy = folder_of(ledger, row) / "repo"
+    copy = copy_of(ledger, row)
     card = read_hypothesis(copy)
     row = row | card
     if problem:
@@ -332,9 +331,10 @@ def run(options: LoopOptions, judge, floor: dict, echo=print) -> None:
     number = sum("number" in row for row in ledger.trials())
     hint = "Ctrl-C ends the loop, the same command resumes it"
     echo(f"{number} attempts so far; keeps are commits in {repo}; {hint}")
+    tries = options.tries or math.inf
     end = time.monotonic() + 3600 * (options.hours or math.inf)
-    while number < (options.tries or math.inf) and time.monotonic() <= end:
-        last = min(number + options.agents, options.tries or math.inf)
+    while number < tries and time.monotonic() <= end:
+        last = min(number + options.agents, tries)
         numbers = range(number + 1, last + 1)
         number = last
         for row in attempt(options, ledger, repo, numbers, judge, floor):

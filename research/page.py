@@ -41,7 +41,7 @@ def visible(value):
 
 def progress(trials: list[dict]) -> list[tuple[str, list]]:
     """Return the scores on the validation split by time: the recipe's, then each verdict's."""
-    series: dict[str, list] = {"recipe of that time": []}
+    series = {"recipe of that time": []}
     for row in trials:
         means = np.mean(scores(row["pairs"], "val"), axis=0)
         for name, bpb in zip(("recipe of that time", row["verdict"]), means):
@@ -54,7 +54,7 @@ def settings(rows: list[dict]) -> list[tuple[float, str, list[float]]]:
 
     rows: newest first. Scores are bits per byte.
     """
-    found: dict[str, list[float]] = {}
+    found = {}
     for row in rows[::-1]:
         if row["kind"] == "setting":
             found.setdefault(row["hypothesis"], []).append(row["bpb"])
@@ -99,7 +99,7 @@ def write_page(file: str | Path, name: str, **values) -> None:
 def main(options: LogOptions) -> None:
     ledger = open_ledger(options)
     rows = ledger.trials()
-    kinds: dict[tuple, list[dict]] = {}
+    kinds = {}
     for row in rows[::-1]:
         kinds.setdefault(tuple(row.get(name) for name in KIND), []).append(row)
     sections = [section(group) for group in kinds.values()]

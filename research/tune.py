@@ -112,7 +112,7 @@ def search(
     def try_setting(_) -> None:
         trial = study.ask(space)
         slot = free_slots.pop()
-        scores: list[float] = []
+        scores = []
         mean = -math.inf
         try:
             while len(scores) < seeds and mean - best_mean() <= 2 * noise_sd:

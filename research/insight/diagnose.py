@@ -79,7 +79,7 @@ class Case:
         self.signals = activations(self.last.model, self.held_out[0])
         self.noise = noise_scale(self.last)
         if self.noise[1] > 0:  # else it is unknown
-            self.signals |= dict(zip(("noise_scale tokens", "noise_scale ±"), self.noise))
+            self.signals["noise_scale tokens"], self.signals["noise_scale ±"] = self.noise
         self.last.watch(progress)
         for name, weight in self.first.before.items():
             self.signals[f"start_weight {name}"] = weight.norm().item()

@@ -3,7 +3,6 @@
 `begin` writes the first row of whatever needs runs; `judge` writes the last row of a trial.
 """
 
-import contextlib
 import math
 import os
 import platform
@@ -12,7 +11,7 @@ import secrets
 import shutil
 import statistics
 import subprocess
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -47,7 +46,7 @@ def hardware() -> str:
 def begin(kind: str, setup: Setup, **more) -> dict:
     """Write the row before a trial to the ledger; return it."""
     parent = ""
-    with contextlib.suppress(UserError):  # no repository, or no git
+    with suppress(UserError):  # no repository, or no git
         parent = patch.git(setup.root, "rev-parse", "HEAD").strip()
     row = {
         "id": new_id(kind),
@@ -118,7 +117,7 @@ def new_seeds(count: int) -> list[int]:
 
 
 def held_out_text(data: Data) -> bytes:
-    splits = [data.splits["val"], data.splits["test"]]
+    splits = [data.splits[name] for name in SPLITS]
     return b"\n".join(data.tokenizer.decode_bytes(s.read(0, len(s))) for s in splits)
 
 
@@ -167,7 +166,7 @@ def judge(kind: str, change: patch.Change, setup: Setup, echo, **more) -> dict:
         "noise": Noise.of(known),
         "tokens": change.tokens,
     }
-    pairs: list[dict] = []
+    pairs = []
     result = {"state": "interrupted", "verdict": "undecided", "reason": "the judge was interrupted"}
     try:
         with closing(PairRunner(setup, patch.apply(setup.base, change))) as runner:

@@ -4,10 +4,10 @@ A trial has a row before it costs anything (state "begun") and a row when it has
 "done"), so a kill leaves a trace. A line that a kill has cut off is skipped.
 """
 
-import contextlib
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -35,9 +35,9 @@ class Ledger:
     def trials(self) -> list[dict]:
         """Return the newest state of each trial, in the order in which they began."""
         lines = self.path.read_bytes().splitlines() if self.path.is_file() else []
-        trials: dict[str, dict] = {}
+        trials = {}
         for line in lines:
-            with contextlib.suppress(ValueError, TypeError, KeyError):
+            with suppress(ValueError, TypeError, KeyError):
                 row = json.loads(line)
                 trials[row["id"]] = trials.get(row["id"], {}) | row
         return list(trials.values())

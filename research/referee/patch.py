@@ -6,7 +6,6 @@ taken from a change, so a change that touches it is refused.
 """
 
 import ast
-import contextlib
 import difflib
 import hashlib
 import io
@@ -17,6 +16,7 @@ import subprocess
 import tempfile
 import tokenize
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -181,7 +181,7 @@ def from_settings(base: Tree, config: str, settings: str, root: Path = ROOT) -> 
     read_options(TrainConfig, [str(root / config), *flags], "-m research try")
     text = base[config].decode()
     for key, value in values.items():
-        with contextlib.suppress(ValueError, SyntaxError):  # a bare word is a string
+        with suppress(ValueError, SyntaxError):  # a bare word is a string
             value = ast.literal_eval(value)
         assignment = f"{key} = {value!r}"
         existing = re.compile(rf"^{key}\s*=[^#\n]*?(?=\s*(#.*)?$)", re.MULTILINE)

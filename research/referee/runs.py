@@ -5,7 +5,6 @@ which comes first is drawn. Only the judge's flags, clock and figures count; wha
 itself is kept as a claim.
 """
 
-import contextlib
 import glob
 import json
 import os
@@ -14,6 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import chdir, suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import repeat
@@ -99,7 +99,7 @@ class Setup:
     @cached_property
     def data(self) -> Data:
         """Return the data. The first use prepares it if it is missing. Raises UserError."""
-        with contextlib.chdir(patch.ROOT):
+        with chdir(patch.ROOT):
             folder = Path(prepare_missing(self.recipe.data, self.recipe.prepare)).resolve()
         data = Data(folder)
         is_complete = len(data.splits["val"]) and len(data.splits["test"])
@@ -306,7 +306,7 @@ class Slot:
 def undisturbed(attempt):
     """Return attempt(), which is repeated at most twice where it raises Disturbed."""
     for _ in range(REPEATS):
-        with contextlib.suppress(Disturbed):
+        with suppress(Disturbed):
             return attempt()
     return attempt()
 
@@ -340,7 +340,7 @@ def read_curve(log: Path) -> list[list[float]]:
         lines = file.read(CURVE_BYTES).splitlines()
     curve = []
     for line in lines:
-        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError, OverflowError):
+        with suppress(ValueError, TypeError, KeyError, RecursionError, OverflowError):
             row = json.loads(line)
             curve.append([int(row["tokens"]), round(float(row["loss"]), 5)])
     return curve[:: len(curve) // CURVE_POINTS + 1]

@@ -16,10 +16,9 @@ changes at its cut, divided by the chance of that cut, is added to the score. So
 add is taken off again, on average exactly, however small it is.
 """
 
-import contextlib
 import statistics
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +76,7 @@ class Worker:
 
     def read(self, count: int) -> bytes:
         content = b""
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             content = self.answers.read(count)
         if len(content) < count:
             self.close()
@@ -93,7 +92,7 @@ class Worker:
     def ask(self, tokens: ndarray, targets: ndarray) -> ndarray:
         """Ask about (B, T) token ids; return (B, T) nats at the targets, whatever where -1."""
         question = np.array([*tokens.shape, *tokens.ravel()], dtype="<i4").tobytes()
-        with contextlib.suppress(OSError):  # a process that does not listen does not answer either
+        with suppress(OSError):  # a process that does not listen does not answer either
             self.socket.sendall(question)
         shape = self.read_integers(3)
         expected = [*tokens.shape, self.vocab_size]

@@ -12,7 +12,6 @@ cannot end or inspect it. When the first process ends, the kernel ends all other
 Sources: namespaces(7), mount_namespaces(7), mount_setattr(2), capabilities(7), seccomp(2), proc(5).
 """
 
-import contextlib
 import ctypes
 import importlib
 import json
@@ -27,6 +26,7 @@ import struct
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from multiprocessing import connection, get_context
 from pathlib import Path
 
@@ -175,7 +175,7 @@ def make_mount_point(kind: str, source: str, path: str) -> None:
 def give_up_privileges() -> None:
     """Drop all rights and capabilities for good, and the use of the calls in CALLS."""
     # A user namespace has one user only, the ordinary one outside.
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         os.setgroups([])
         os.setresgid(65534, 65534, 65534)
         os.setresuid(65534, 65534, 65534)
@@ -250,7 +250,7 @@ def first_process(run: dict, channel: int, meter: int, files: list[int]) -> None
     with tempfile.TemporaryFile(dir="/tmp") as printed:
         candidate = fork(become_candidate, run, channel, printed.fileno(), printed.fileno())
         is_late = not ends_within(candidate, run, meter)
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             if run["isolated"]:
                 os.kill(-1, signal.SIGKILL)
             else:
@@ -298,7 +298,7 @@ def times(candidate: int, isolated: bool) -> tuple[float, float]:
     ticks = 0
     nanoseconds = 0
     for pid in pids:
-        with contextlib.suppress(OSError):  # it has ended in the meantime
+        with suppress(OSError):  # it has ended in the meantime
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             ticks += sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
             for thread in Path(f"/proc/{pid}/task").iterdir():
@@ -328,7 +328,7 @@ def stalled(pressure: str = "/proc/pressure/memory") -> float:
 
 def copy_out(path: str, target: int) -> None:
     """Copy a regular file; RLIMIT_FSIZE bounds its size. Skip anything else, links too."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         while stat.S_ISREG(os.fstat(source).st_mode) and os.sendfile(target, source, None, 1 << 30):
             pass
@@ -359,7 +359,7 @@ def main(control: socket.socket) -> None:
     """Serve runs: each a message with a description and a socket, answered by how it ended."""
     for module in IMPORTED:
         importlib.import_module(module)
-    with contextlib.suppress(BrokenPipeError):  # the judge has ended in the meantime
+    with suppress(BrokenPipeError):  # the judge has ended in the meantime
         control.send(b"ready")
     while True:
         message, channel, _, _ = socket.recv_fds(control, 1 << 18, 1)
