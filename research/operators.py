@@ -226,7 +226,7 @@ def with_numbers(tree: Tree, numbers: list[Number], settings: dict) -> Tree:
     """Return the tree with each number replaced by its setting."""
     new = dict(tree)
     # From right to left, so that the columns before stay true.
-    for number in sorted(numbers, key=lambda number: number.start, reverse=True):
+    for number in reversed(numbers):
         lines = new[number.path].decode().split("\n")
         line = lines[number.line]
         rest = line[number.start + len(number.text) :]

@@ -137,8 +137,8 @@ def from_patch(base: Tree, diff: bytes) -> Change:
     """Read a unified diff, as `git diff` writes it. Raises UserError and Invalid."""
     apply_command = ("--git-dir=/dev/null", "apply", "--whitespace=nowarn")
     with tempfile.TemporaryDirectory() as folder:
-        git(Path(folder), "--version")
         tree = write_tree(base, Path(folder))
+        git(tree, "--version")  # where git is missing, that is no fault of the patch
         try:
             listed = git(tree, *apply_command, "--numstat", "-z", "-", stdin=diff)
             paths = [row.split("\t", 2)[2] for row in listed.split("\0") if row]
