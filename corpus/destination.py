@@ -137,6 +137,8 @@ def resume(partial: Path, plan: dict, overwrite: bool) -> tuple:
         print(f"{message}: deleting it")
     if partial.exists():
         require_written(partial, WORKING)
+        if not other:
+            print(f"{partial} holds nothing to resume from: starting anew")
     discard(partial)
     partial.mkdir(parents=True)
     return progress, None

@@ -207,8 +207,11 @@ def summarize(folder, progress, tokenizer, shards):
     plan = progress.plan
     sample = []
     with open(folder / "sample.jsonl", encoding="utf-8") as file:
+        # A few large documents, or copies of one, may all have large numbers.
+        smallest = min((json.loads(line)[0] for line in file), default=0)
+        file.seek(0)
         for number, *document in map(json.loads, file):
-            if number * progress.cursor.n_bytes < SAMPLE_BYTES:
+            if number == smallest or number * progress.cursor.n_bytes < SAMPLE_BYTES:
                 sample.append(document)
     figures = vars(progress) | study(sample, plan["languages"])
     # What is counted in the sample stands for so much in the corpus.

@@ -242,7 +242,9 @@ def test_a_killed_preparation_resumes_to_the_same_bytes(
             prepare(config, tmp_path / "data")
     assert not (tmp_path / "data" / "d").exists()  # nothing looks complete
     resumed = prepare(config, tmp_path / "data")
-    assert ("resuming" in capsys.readouterr().out) == (n_commits > 0)
+    said = capsys.readouterr().out
+    assert ("resuming" in said) == (n_commits > 0)
+    assert ("nothing to resume from: starting anew" in said) == (n_commits == 0)
     assert_same_files(resumed, expected)
     assert os.listdir(tmp_path / "data") == ["d"]
 

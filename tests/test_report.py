@@ -492,6 +492,15 @@ def test_ready_tokens_have_a_report_too(tmp_path):
 # The sample
 
 
+def test_copies_of_one_document_are_in_the_sample_whatever_their_number(tokenizer, tmp_path):
+    text = prose(0, 100)
+    documents = [("s", f"{i}", "train", text) for i in range(10)]
+    corpus = Corpus(documents, tokenizer, tmp_path)
+    corpus.progress.cursor = Cursor(1, 0, int(2 * SAMPLE_BYTES / sample_number(View(text))))
+    assert corpus.figures()["near_copies"] == 1
+    assert any("no document is in val" in warning for warning in corpus.warnings(val_fraction=0.1))
+
+
 def test_the_sample_of_a_large_corpus_is_a_part_of_the_sample_of_a_small_one():
     """What was taken early is thinned out as what comes late is."""
     views = [View(prose(i, 60)) for i in range(2000)]
