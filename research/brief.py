@@ -178,16 +178,17 @@ def summaries(tried: list[dict]) -> Iterator[dict]:
 
 def judged_facts(rows: list[dict], repo: Path, options, floor: dict) -> dict:
     """Say what a change is compared with, how, and what can be seen above the noise."""
-    facts = kind_of(floor)
     night = Night.of(rows)
     alpha = night.alpha()
     noise = Noise.of(floor)
     effect = smallest_effect(noise.sd, options.max_pairs, alpha)
-    facts["pairs_at_most"] = [count for _, count in rounds(alpha, options.max_pairs)]
-    facts["minimum_effect"] = -options.minimum_effect
-    facts["false_discovery_budget_left"] = round(night.left(), 5)
-    facts["noise_deviation"] = round(noise.sd, 5)
-    facts["kept_four_times_in_five"] = -round(max(effect, options.minimum_effect), 5)
+    facts = kind_of(floor) | {
+        "pairs_at_most": [count for _, count in rounds(alpha, options.max_pairs)],
+        "minimum_effect": -options.minimum_effect,
+        "false_discovery_budget_left": round(night.left(), 5),
+        "noise_deviation": round(noise.sd, 5),
+        "kept_four_times_in_five": -round(max(effect, options.minimum_effect), 5),
+    }
     tree = hash_of(sorted(read_tree(repo).items()))
     for row in comparable(rows, floor):
         baseline = [pair[0] for pair in scores(row.get("pairs", []), "val")]

@@ -203,7 +203,7 @@ def main(options: ExamOptions) -> None:
             rows.setdefault("Python, samples that compile", []).append(about | share)
     for found in rows.values():
         if "bits" in found[0]:
-            found[-1].update(judge(found))
+            found[-1] |= judge(found)
     write_page(options.page, "insight/exam.html", parts=rows)
     if options.json:
         print(json.dumps(rows))

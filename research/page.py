@@ -41,7 +41,7 @@ def visible(value):
 
 def progress(trials: list[dict]) -> list[tuple[str, list]]:
     """Return the scores on the validation split by time: the recipe's, then each verdict's."""
-    series = {"recipe of that time": []}
+    series = {}
     for row in trials:
         means = np.mean(scores(row["pairs"], "val"), axis=0)
         for name, bpb in zip(("recipe of that time", row["verdict"]), means):
@@ -65,13 +65,13 @@ def section(rows: list[dict]) -> dict:
     """Collect what the page shows of one kind of trial; rows: newest first."""
     trials = [row for row in rows if row["kind"] == "trial"]
     scored = [row for row in trials[::-1] if row.get("differences") and row.get("verdict")]
-    floors = [Noise.of(row) for row in rows if row["kind"] == "noise" and row.get("differences")]
+    floors = (Noise.of(row) for row in rows if row["kind"] == "noise" and row.get("differences"))
     return {
         "kind": rows[0],
         "trials": trials,
         "settings": settings(rows),
-        "floor": floors[0] if floors else None,
-        "progress": progress(scored) if scored else None,
+        "floor": next(floors, None),
+        "progress": progress(scored),
     }
 
 

@@ -118,8 +118,15 @@ def main(options: CompareOptions) -> None:
         table[f"{axis} to {curve} {target:.4f}"] = [row[axis] for row in reached]
     texts = {"run": options.runs}
     texts |= {name: list(map(format_figure, cells)) for name, cells in table.items()}
-    values = {"axes": AXES, "curve": curve, "curves": curves, "texts": texts, "summary": summary}
-    write_page(options.page, "insight/compare.html", **values)
+    write_page(
+        options.page,
+        "insight/compare.html",
+        axes=AXES,
+        curve=curve,
+        curves=curves,
+        texts=texts,
+        summary=summary,
+    )
     if options.json:
         print(json.dumps({"runs": options.runs, "table": table, "summary": summary}))
         return

@@ -56,10 +56,10 @@ class Options:
         require(self.max_pairs >= 3, message)
         message = f"minimum_effect must be at least 0, got {self.minimum_effect}"
         require(self.minimum_effect >= 0, message)
-        message = (
-            f"slowdown must be at least 1, or the recipe itself is refused, got {self.slowdown}"
+        require(
+            self.slowdown >= 1,
+            f"slowdown must be at least 1, or the recipe itself is refused, got {self.slowdown}",
         )
-        require(self.slowdown >= 1, message)
         share_machine(self.workers)
 
 
@@ -90,10 +90,12 @@ class Setup:
         self.recipe = recipe
         self.seed_step = 0  # from the baseline's seed to the candidate's
         self.budget, self.kind, self.amount = read_budget(options.budget, recipe)
-        self.flags = {name: getattr(TrainConfig, name) for name in patch.PROTECTED}
-        self.flags["save_interval"] = None
-        self.flags["device"] = recipe.device
-        self.flags["log_interval"] = recipe.log_interval
+        defaults = {name: getattr(TrainConfig, name) for name in patch.PROTECTED}
+        self.flags = defaults | {
+            "save_interval": None,
+            "device": recipe.device,
+            "log_interval": recipe.log_interval,
+        }
         self.ledger = Ledger(Path(options.folder).resolve())
 
     @cached_property
