@@ -150,7 +150,7 @@ def parse_line(line, key):
     """
     content, line_note = decode(line)
     try:
-        row = json.loads(content.removeprefix("\ufeff"))
+        row = json.loads(content)
     except (ValueError, RecursionError):
         return "", "broken JSON", []
     fields = []

@@ -1,5 +1,6 @@
 """What a file holds: its first bytes decide, and its name where they cannot."""
 
+import codecs
 import json
 import re
 from pathlib import Path
@@ -85,24 +86,27 @@ def is_html(path, text):
 
 
 def decode_text(content):
-    """Return (text, note) of a piece of a file. A few zero bytes are left out."""
-    if b"\0" not in content:
-        return decode(content)
-    n_control = len(content) - len(content.translate(None, CONTROL))
-    if n_control * 20 > len(content):
-        return "", "binary"
-    text, note = decode(content.replace(b"\0", b""))
-    return text, note or "zero bytes, without which the text is read"
+    """Return (text, note) of a piece of a file. Many control characters make it binary."""
+    if b"\0" in content:
+        n_control = len(content) - len(content.translate(None, CONTROL))
+        if n_control * 20 > len(content):
+            return "", "binary"
+    return decode(content)
 
 
 def decode(value):
-    """Return (text, note) of a value that should be a text, str or UTF-8."""
+    """Return (text, note) of a value that should be a text, str or UTF-8.
+
+    A byte order mark and zero bytes are left out.
+    """
     if not isinstance(value, str | bytes):
         return "", "no text" if value is None else f"{type(value).__name__} instead of text"
     if isinstance(value, str):
         value = value.encode("utf-8", "surrogatepass")  # JSON can spell half a character: \\ud800
+    note = "zero bytes, without which the text is read" if b"\0" in value else None
+    value = value.removeprefix(codecs.BOM_UTF8).replace(b"\0", b"")
     try:
-        return value.decode(), None if value else "empty"
+        return value.decode(), note if value else "empty"
     except UnicodeDecodeError:
         return value.decode(errors="replace"), "invalid UTF-8 replaced"
 

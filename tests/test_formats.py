@@ -428,3 +428,18 @@ def test_an_odd_byte_decides_about_itself_alone(tmp_path, case):
     (note,) = notes
     assert note.startswith(word)
     assert texts == ([] if word == "binary" else expected)
+
+
+FIELDS = {
+    "a.jsonl": b'{"text": "\\ufeffone\\u0000 word"}\n',
+    "a.json": b'[{"text": "\\ufeffone\\u0000 word"}]',
+    "a zero byte in the line.jsonl": b'{"text": "one\0 word"}\n',
+    "a.csv": b'\xef\xbb\xbftext,n\n"\xef\xbb\xbfone\0 word",1\n',
+}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_field_has_neither_mark_nor_zero_byte(tmp_path, name):
+    texts, (note,) = read_bytes(tmp_path, name, FIELDS[name])
+    assert texts == ["one word"]
+    assert note.startswith("zero bytes")
