@@ -1,10 +1,11 @@
 """The proof with real training, by agents whose share is known:
 
     python -m tests.slow.proof FOLDER
+    python -m tests.slow.proof FOLDER --n_embd=32
 
-The lesson's recipe is broken. An oracle knows what is off and undoes one part an attempt; a null
-agent adds a function that nothing uses. Exit code 1: the oracle closes
-less than 90 % of the gap, the null agent something, or random options more than the oracle.
+The lesson's recipe is broken, with fewer channels if you like. An oracle knows what is off and
+undoes one part an attempt; a null agent adds a function that nothing uses. Exit code 1: the oracle
+closes less than 90 % of the gap, the null agent something, or random options more than the oracle.
 """
 
 import argparse
@@ -31,21 +32,25 @@ run_program(research.main)
 """
 
 
-def copy_project(folder: Path) -> Path:
-    """Copy the project, so that data and a checkout of somebody's stay as they are."""
+def copy_project(folder: Path, n_embd: int) -> Path:
+    """Copy the project, where nobody else works; the lesson's recipe gets n_embd channels."""
     root = folder / "root"
     for name in ("corpus", "research", "nanoloop", "config"):
         shutil.copytree(ROOT / name, root / name)
     for path in [*ROOT.glob("*.py"), ROOT / "CLAUDE.md"]:
         shutil.copy(path, root)
+    recipe = root / LESSON
+    recipe.write_text(recipe.read_text().replace("n_embd = 128", f"n_embd = {n_embd}"))
     return root
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder.resolve()
-    root = copy_project(folder)
+    parser.add_argument("--n_embd", type=int, default=128)
+    options = parser.parse_args()
+    folder = options.folder.resolve()
+    root = copy_project(folder, options.n_embd)
     edits = edits_of(ProveOptions())
     out = folder / "out"
     noise = [sys.executable, "-m", "research", "noise", f"--config={LESSON}", "--budget=60steps"]
