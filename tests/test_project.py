@@ -120,9 +120,9 @@ def test_the_house_does_not_grow():
 
 
 def test_research_does_not_grow():
-    """The aim is 22,000. The referee takes 16,300, insight 11,900, the loop 6,600."""
+    """The aim is 22,000. The referee takes 15,950, insight 11,800, the loop 6,500."""
     tokens = total(RESEARCH).tokens
-    assert tokens <= 40_600, f"research/ holds {tokens:,} tokens. Let a feature leave"
+    assert tokens <= 39_950, f"research/ holds {tokens:,} tokens. Let a feature leave"
 
 
 # --------------------------------------------------------------------------------------------------
