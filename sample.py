@@ -15,10 +15,10 @@ import codecs
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-import tyro
+from tyro.conf import Positional
 
 from model import GPT
 from nanoloop.checkpoint import load_weights, model_config
@@ -33,7 +33,7 @@ class SampleConfig:
     """Continue a prompt with a trained model."""
 
     # folder of a run, or a checkpoint; without it: out/quickstart
-    run: Annotated[str, tyro.conf.Positional] = "out/quickstart"
+    run: Positional[str] = "out/quickstart"
     init_from: str | None = None  # instead of a run: gpt2, gpt2-medium, … or a local folder of it
     prompt: str = ""  # text to continue; FILE:PATH reads a file, - standard input; empty: none
     num_samples: int = 1  # number of continuations
