@@ -85,8 +85,7 @@ def explain(error: Exception) -> str | None:
         if error.errno in DISK_FULL:
             action = "make room on the disk"
         path = f" ({error.filename})" if error.filename else ""
-        reason = error.strerror or error
-        return f"{reason}{path}: {action}, then run the same command again"
+        return f"{error.strerror or error}{path}: {action}, then run the same command again"
     return None
 
 
@@ -233,8 +232,9 @@ def read_given(cls: type, argv: list[str], program: str, config_files: bool = Tr
             )
     except SystemExit:
         _, *lines = printed.getvalue().splitlines()  # in a frame, below a title
-        text = re.sub(r"(?m)^[│|+╰]|[│|+╯]$|[─-]{3,}", " ", "\n".join(lines))
-        raise UserError(" ".join(text.split())) from None
+        clutter = r"(?ms)^[│|+╰]|[│|+╯]$|[─-]{3,}|Got errors:.*(?=Argument)"
+        text = " ".join(re.sub(clutter, " ", "\n".join(lines)).split())
+        raise UserError(text.replace("Unrecognized options", "no option --NAME=VALUE")) from None
     try:
         config = cls(**vars(parsed))
     except ValueError as error:
@@ -278,11 +278,12 @@ def require_known(flags: list[str], known: dict, source: str) -> list[str]:
             continue
         name = flag[2:].partition("=")[0].replace("-", "_")
         names.append(name)
-        words = set(name.split("_"))
-        similar = [other for other in known if words <= set(other.split("_"))]
-        similar = similar or difflib.get_close_matches(name, known, n=1)
-        others = " or --".join(similar)
-        hint = f"did you mean --{others}?" if similar else "--help shows all options"
+        # The beginnings of words (temp, batch_size), or the initials of all (wd, lr).
+        patterns = f"*_{name.replace('_', '*_')}*", f"_{'*_'.join(name)}*"
+        similar = [other for other in known if any(fnmatch(f"_{other}", p) for p in patterns)]
+        similar = similar or difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+        found = f"did you mean --{' or --'.join(similar)}?"
+        hint = found if similar else "--help shows all options"
         require(name in known, f"unknown option {flag} in {source}: {hint}")
     return names
 

@@ -33,6 +33,11 @@ MISTAKES = {
     "train --n_layer": ["--n_layer"],
     "train --lr=1": ["did you mean --muon_lr or --embed_lr", "--final_lr?"],
     "train --batch_size=8": ["did you mean --micro_batch_size?"],
+    "train --wd=1": ["did you mean --weight_decay?"],
+    "train --epochs=1": ["--help shows all options"],
+    "train --max_steps=1e3": ["--max_steps", "from ['1e3']. Argument helptext"],
+    "sample --temp=1": ["did you mean --temperature?"],
+    "sample out/a prompt=x": ["no option --NAME=VALUE: prompt=x"],
     "sample out/a --init_from=gpt2": ["out/a", "--init_from=gpt2", "one of them"],
     "sample --temperature=0 --top_p=0.5": ["--top_p has no effect with temperature=0"],
     # options that have no effect beside the others
