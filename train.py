@@ -113,7 +113,8 @@ class TrainConfig(GPTConfig):
         fractions = "momentum_warmup warmup decay final_lr"
         check_fields(self, fractions, lambda x: 0 <= x <= 1, "between 0 and 1")
         check_fields(self, "momentum beta1 beta2", lambda x: 0 <= x < 1, "at least 0 and below 1")
-        check(self.warmup + self.decay < 1 + 1e-9, "warmup + decay must be at most 1")
+        total = self.warmup + self.decay
+        check(total < 1 + 1e-9, f"warmup + decay must be at most 1, got {total:g}")
         check_fields(self, "seed", lambda x: 0 <= x < 2**63, "at least 0 and below 2**63")
         has_end = self.max_steps or self.max_tokens or self.max_seconds or self.eval_only
         check(has_end, "the run has no end: set max_steps, max_tokens or max_seconds")
