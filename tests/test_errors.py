@@ -65,6 +65,9 @@ MISTAKES = {
     "train --data=data/nothing": ["data/nothing", "does not exist", "prepare_data.py"],
     "train --data=data/nothing --prepare=--name='nothing": ["--name='nothing", "quotation"],
     "train --block_size=65536 --batch_tokens=65536": ["block_size = 65536", "smaller --block_size"],
+    "train --warmup=0.5 --decay=0.7": ["warmup + decay must be at most 1, got 1.2"],
+    "train --final_lr=2": ["final_lr", "between 0 and 1"],
+    "train --momentum=1": ["momentum", "at least 0 and below 1"],
     "train --vocab_size=100": ["vocab_size=257", "got 100"],
     # checkpoints
     "train --init_from=out/nothing": ["out/nothing", "no run", "gpt2-medium"],
@@ -87,9 +90,6 @@ MISTAKES = {
     "train depth.py --depth=0": ["--depth", "above 0", "got 0"],
     "train depth.py --depth=x": ["--depth", "such as 12", "got x"],
     # preparation
-    "train --warmup=0.5 --decay=0.7": ["warmup + decay must be at most 1, got 1.2"],
-    "train --final_lr=2": ["final_lr", "between 0 and 1"],
-    "train --momentum=1": ["momentum", "at least 0 and below 1"],
     "prepare": ["--source"],
     "prepare --source=text.txt --source=empty.txt": ["--source is repeated", "--source=A B"],
     "prepare text.txt --duplicates_mb=4": ["--duplicates_mb has no effect", "duplicates=None"],
