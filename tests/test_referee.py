@@ -287,7 +287,7 @@ def test_processor_time_is_counted_and_limited(box, tmp_path):
     assert 0.2 < little.processor_seconds < 20
     much = run(box, tmp_path / "much", source.replace("SECONDS", "600"), Limit(3000, 0.5))
     assert much.late and much.status
-    assert much.processor_seconds >= 0.5
+    assert much.processor_seconds > 0.4  # the last ticks before the kill may not be counted
 
 
 def test_a_run_leaves_no_trace_by_reading(box, tmp_path):
