@@ -256,6 +256,9 @@ def first_process(run: dict, channel: int, meter: int, files: list[int]) -> None
             else:
                 os.killpg(candidate.pid, signal.SIGKILL)
         candidate.join()
+        with suppress(ChildProcessError):  # none is left
+            while True:
+                os.wait()  # or the processor time of those that end last would not count
         printed.seek(max(0, printed.seek(0, os.SEEK_END) - TAIL_BYTES))
         os.write(2, printed.read(TAIL_BYTES))
     for path, target in zip(run["collect"], files):
