@@ -205,14 +205,15 @@ def study_tokens(shards, tokenizer, kept):
 def summarize(folder, progress, tokenizer, shards):
     """Return all figures of the report as plain values: those of the progress, and what follows."""
     plan = progress.plan
-    sample = []
     with open(folder / "sample.jsonl", encoding="utf-8") as file:
-        # A few large documents, or copies of one, may all have large numbers.
-        smallest = min((json.loads(line)[0] for line in file), default=0)
-        file.seek(0)
-        for number, *document in map(json.loads, file):
-            if number == smallest or number * progress.cursor.n_bytes < SAMPLE_BYTES:
-                sample.append(document)
+        rows = list(map(json.loads, file))
+    # A few large documents, or copies of one, may all have large numbers.
+    smallest = min((number for number, *_ in rows), default=0)
+    sample = [
+        document
+        for number, *document in rows
+        if number == smallest or number * progress.cursor.n_bytes < SAMPLE_BYTES
+    ]
     figures = vars(progress) | study(sample, plan["languages"])
     # What is counted in the sample stands for so much in the corpus.
     kept = progress.kept()
