@@ -262,9 +262,11 @@ def export(run: str, folder: Path) -> str:
         (partial / OWN_TOKENIZER).write_text(json.dumps(checkpoint["tokenizer"]), "utf-8")
         (partial / "README.md").write_text(card(checkpoint, kind), "utf-8")
         difference = largest_difference(model, partial)
-        message = f"the exported model's logits differ by {difference:.2g}, more than "
-        message += f"{LARGEST_DIFFERENCE}: nothing was written"
-        require(difference <= LARGEST_DIFFERENCE, message)
+        require(
+            difference <= LARGEST_DIFFERENCE,
+            f"the exported model's logits differ by {difference:.2g}, more than "
+            f"{LARGEST_DIFFERENCE}: nothing was written",
+        )
         partial.rename(folder)
     print(f"{folder}: {kind}, the largest difference of a logit is {difference:.2g}")
     print(f"note: {NOTES[kind]}")

@@ -280,8 +280,10 @@ def measure_noise(options: NoiseOptions, root: Path = patch.ROOT) -> None:
     A pair's runs have one clock, one machine and one text, so their difference has all noise that
     the difference of a change can have which alters training entirely.
     """
-    message = f"pairs must be at least 3, or the spread means nothing, got {options.pairs}"
-    require(options.pairs >= 3, message)
+    require(
+        options.pairs >= 3,
+        f"pairs must be at least 3, or the spread means nothing, got {options.pairs}",
+    )
     setup = Setup(options, root)
     setup.seed_step = 1
     row = begin("noise", setup)
@@ -302,8 +304,10 @@ def measure_noise(options: NoiseOptions, root: Path = patch.ROOT) -> None:
             if len(pairs) == 1:
                 print(plan(options, 2 * options.pairs - 2, pair["seconds"] / 2), "follow")
     found = differences(pairs, "val")
-    message = f"{len(found)} pairs are undisturbed, too few: wait until the machine is quiet"
-    require(len(found) >= 3, message)
+    require(
+        len(found) >= 3,
+        f"{len(found)} pairs are undisturbed, too few: wait until the machine is quiet",
+    )
     floor = Noise.of({"differences": found}).sd
     alpha = Night.of(setup.ledger.trials()).alpha()
     reason = f"noise floor of a pair: {floor:.5f} bits per byte"

@@ -52,10 +52,14 @@ class Options:
     workers: int = 1  # pairs at once on this machine; they share its cores, or have a GPU each
 
     def __post_init__(self):
-        message = f"max_pairs must be at least 3 to show anything, got {self.max_pairs}"
-        require(self.max_pairs >= 3, message)
-        message = f"minimum_effect must be at least 0, got {self.minimum_effect}"
-        require(self.minimum_effect >= 0, message)
+        require(
+            self.max_pairs >= 3,
+            f"max_pairs must be at least 3 to show anything, got {self.max_pairs}",
+        )
+        require(
+            self.minimum_effect >= 0,
+            f"minimum_effect must be at least 0, got {self.minimum_effect}",
+        )
         require(
             self.slowdown >= 1,
             f"slowdown must be at least 1, or the recipe itself is refused, got {self.slowdown}",
