@@ -71,8 +71,10 @@ def try_one(options: TryOptions) -> int:
         print(json.dumps(row))
     else:
         print(f"{row['verdict']}: {row['reason']}")
-        print(f"row {row['id']} in {options.folder}/ledger.jsonl; to see all of it:")
-        print(f"    python -m research show {row['id']} --folder={options.folder}")
+        print(
+            f"row {row['id']} in {options.folder}/ledger.jsonl; to see all of it:\n"
+            f"    python -m research show {row['id']} --folder={options.folder}"
+        )
     return judge.exit_code(row)
 
 

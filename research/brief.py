@@ -122,8 +122,11 @@ def kind_of(row: dict) -> dict:
 
 def comparable(rows: list[dict], floor: dict) -> list[dict]:
     """List the ended trials of the recipe, budget, machine and data of a noise floor."""
-    ended = [row for row in rows if row["kind"] == "trial" and row.get("verdict")]
-    return [row for row in ended if kind_of(row) == kind_of(floor)]
+    return [
+        row
+        for row in rows
+        if row["kind"] == "trial" and row.get("verdict") and kind_of(row) == kind_of(floor)
+    ]
 
 
 def is_kept(row: dict) -> bool:

@@ -41,6 +41,7 @@ from research.brief import (
 from research.operators import (
     clone,
     confirm,
+    end_early,
     is_plateau,
     kept_commits,
     propose,
@@ -208,7 +209,7 @@ def attempt(
 
 def copy_of(ledger: Ledger, row: dict) -> Path:
     """Name the folder of an attempt's clone."""
-    return ledger.folder.resolve() / "attempts" / f"{row['number']:04}" / "repo"
+    return ledger.folder / "attempts" / f"{row['number']:04}" / "repo"
 
 
 def begin(ledger: Ledger, repo: Path, number: int, floor: dict) -> dict:
@@ -218,12 +219,6 @@ def begin(ledger: Ledger, repo: Path, number: int, floor: dict) -> dict:
     ledger.append(row)
     clone(repo, copy_of(ledger, row))
     return row
-
-
-def end_early(ledger: Ledger, row: dict, reason: str, **more) -> dict:
-    """Record that an attempt ended before its trial; return its last row."""
-    result = {"kind": "trial", "state": "done", "verdict": "none", "reason": reason}
-    return ledger.append(row | result | more)
 
 
 def finish(
@@ -268,7 +263,7 @@ def finish(
 
 def operate(options: LoopOptions, ledger: Ledger, repo: Path, judge, floor: dict, echo) -> None:
     """Confirm the newest keep at a larger scale; judge what the operators propose."""
-    copy = ledger.folder.resolve() / "operator"
+    copy = ledger.folder / "operator"
     while True:
         confirm_newest(options, ledger, repo, floor, echo)
         rows = comparable(ledger.trials(), floor)
@@ -325,7 +320,7 @@ def run(options: LoopOptions, judge, floor: dict, echo=print) -> None:
     judge(repo, tree=…, hypothesis=…, **row) tries that tree against the one in `repo`, records it
     and returns its row. floor: the row of the noise floor.
     """
-    ledger = Ledger(Path(options.folder))
+    ledger = Ledger(Path(options.folder).resolve())
     repo = open_repository(ledger.folder)
     recover(ledger, repo)
     number = sum("number" in row for row in ledger.trials())

@@ -124,6 +124,12 @@ def facts(operator: str, parents: list[str], claim: str, **more) -> dict:
     return {"operator": operator, "parents": parents, "hypothesis": claim} | more
 
 
+def end_early(ledger: Ledger, row: dict, reason: str, **more) -> dict:
+    """Record that an attempt or a search ended before a trial; return its last row."""
+    result = {"kind": "trial", "state": "done", "verdict": "none", "reason": reason}
+    return ledger.append(row | result | more)
+
+
 def join(diffs: list[str], base: Tree) -> Change | None:
     """Return the change that the diffs make together; None where one of them does not fit."""
     tree = base
@@ -197,9 +203,8 @@ def sweep(options, ledger: Ledger, repo: Path, rows: list[dict], floor: dict) ->
     change = patch.make_change(base, with_numbers(base, numbers, study.best_params))
     if change.files:
         return Proposal(change, row)
-    reason = f"none of {len(study.trials)} settings was better"
-    end = {"kind": "trial", "state": "done", "verdict": "none", "reason": reason}
-    ledger.append({"id": new_id("trial"), "time": now()} | kind_of(floor) | row | end)
+    row |= {"id": new_id("trial"), "time": now()} | kind_of(floor)
+    end_early(ledger, row, f"none of {len(study.trials)} settings was better")
     return None
 
 
@@ -254,8 +259,8 @@ def confirm(options, repo: Path, trial: dict, noise: verdict.Noise) -> str:
     setup = Setup(options, folder)
     factor = read_factor(options.scale)
     if factor:
-        unit = {"seconds": "s", "tokens": "tokens"}[setup.kind]
-        longer = replace(setup.options, budget=f"{factor * setup.amount:.12g}{unit}")
+        budget = f"{factor * setup.amount:.12g}{setup.kind}"
+        longer = replace(setup.options, budget=budget)
         setup = Setup(longer, folder)
     else:
         setup.base = enlarge(setup.base, options, folder)

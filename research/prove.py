@@ -184,8 +184,13 @@ def main(options: ProveOptions) -> None:
     shares = {name: share_of_gap(rows, name) for name in trees}
     for name, (share, low, high) in shares.items():
         print(f"{name:8}{share:8.1%} of the gap, 95 % interval {low:.1%} to {high:.1%}")
-    result = {"options": asdict(options), "floor": floor, "off": off, "shares": shares}
-    result["scores"] = rows
+    result = {
+        "options": asdict(options),
+        "floor": floor,
+        "off": off,
+        "shares": shares,
+        "scores": rows,
+    }
     write_json(folder / "prove.json", result)
     write_page(folder / "prove.html", "prove.html", **result)
     print(f"off: {', '.join(off)}; all figures: prove.html and prove.json in {folder}")

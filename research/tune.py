@@ -2,8 +2,8 @@
 
     python -m research tune "muon_lr=log(0.005,0.05) n_layer=int(1,4) activation=relu2|swiglu"
 
-A space is a list of options, or a file of them: `name=log(low,high)`, `float(low,high)`,
-`int(low,high)` or `one|of|these`. Each setting is scored on the validation split with the same few
+A space is a list of options: `name=log(low,high)`, `float(low,high)`, `int(low,high)` or
+`one|of|these`. Each setting is scored on the validation split with the same few
 seeds; a setting that is behind the best by more than the noise floor allows is dropped before it
 has had all of them. The search is stored in <folder>/tune.db, so the same command resumes it. The
 winner of a search is also its luckiest setting: only the trial that follows, on fresh seeds and the
@@ -33,7 +33,7 @@ EXAMPLE = "muon_lr=log(0.005,0.05) n_layer=int(1,4) activation=relu2|swiglu"
 class TuneOptions(Options):
     """Search options, then judge the best."""
 
-    space: Positional[str] = ""  # as "n_layer=int(1,4)", or a file
+    space: Positional[str] = ""  # as "n_layer=int(1,4)"
     tries: int = 30  # settings that are scored, those before a restart included
     seeds: int = 2  # runs of each setting that is not dropped
 
@@ -44,9 +44,7 @@ class TuneOptions(Options):
 
 
 def read_space(text: str, names: set[str]) -> dict:
-    """Return each option's Optuna distribution; `text` may name a file. Raises UserError."""
-    if "=" not in text and Path(text).is_file():
-        text = Path(text).read_text(encoding="utf-8")
+    """Return each option's Optuna distribution. Raises UserError."""
     space = {}
     for part in text.split():
         name, _, values = part.partition("=")
@@ -142,7 +140,7 @@ def setting_of(recipe, space: dict) -> dict:
     for name, values in space.items():
         value = getattr(recipe, name)
         choices = getattr(values, "choices", None)
-        if choices is not None:
+        if choices:
             value = str(value)
             is_inside = value in choices
         else:

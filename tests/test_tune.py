@@ -24,15 +24,13 @@ def bowl(settings: dict, seed: int, slot=None) -> float:
     return 1.5 + 0.1 * (rate + depth + (settings["activation"] == "relu2"))
 
 
-def test_a_space_is_read_as_it_is_written(tmp_path):
+def test_a_space_is_read_as_it_is_written():
     rate = SPACE["muon_lr"]
     assert (rate.low, rate.high, rate.log) == (0.001, 0.1, True)
     assert (SPACE["n_layer"].low, SPACE["n_layer"].high) == (1, 6)
     assert SPACE["activation"].choices == ("relu2", "swiglu")
     assert read_space("decay=float(0,1)", NAMES)["decay"].log is False
-    (tmp_path / "space").write_text(SPACE_TEXT.replace(" ", "\n"))
-    assert read_space(str(tmp_path / "space"), NAMES) == SPACE
-    assert read_space(SPACE_TEXT + " decay=float(0,1)" * 30, NAMES)  # too long for a file's name
+    assert read_space(SPACE_TEXT.replace(" ", "\n"), NAMES) == SPACE
 
 
 @pytest.mark.parametrize(

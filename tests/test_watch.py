@@ -117,11 +117,33 @@ def test_a_tracker_gets_the_settings_and_each_row(run, command, monkeypatch, nam
     assert command(main, "watch", run.folder, f"--track={name}", flag).code == 0
     settings = {"project": "nanoloop", "name": run.folder.name, "config": {"n_layer": 2}}
     assert library.options == settings and library.is_finished
-    expected = [
-        (row["step"], {key: row[key] for key in row if key != "step"}) for row in rows([5, 4])
-    ]
-    assert library.sent == expected
+    assert library.sent == [(row["step"], row) for row in rows([5, 4])]
     assert before == {path.name: path.read_bytes() for path in run.folder.iterdir()}
+
+
+def test_tensorboard_gets_the_settings_and_each_figure(run, command, monkeypatch):
+    calls = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            calls.append(folder)
+
+        def __getattr__(self, name):
+            return lambda *values: calls.append((name, *values))
+
+    library = SimpleNamespace(SummaryWriter=SummaryWriter)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", library)
+    run.write(rows([5, 4], left=None))
+    run.finish(20)
+    assert command(main, "watch", run.folder, "--once=True", "--track=tensorboard").code == 0
+    figures = [
+        ("add_scalar", name, value, row["step"])
+        for row in rows([5, 4], left=None)
+        for name, value in row.items()
+        if value is not None
+    ]
+    settings = ("add_text", "config", '{"n_layer": 2}')
+    assert calls == [f"runs/{run.folder.name}", settings, *figures, ("close",)]
 
 
 def play(monkeypatch, *states) -> None:

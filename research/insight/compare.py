@@ -71,8 +71,8 @@ def mean_text(values: list[float], sign: str = "") -> str:
     mean = np.mean(values)
     if len(values) == 1:
         return f"{mean:{sign}.4f} (one seed)"
-    half = sem(values) * t.isf(0.025, len(values) - 1)
-    interval = f"{mean - half:{sign}.4f} to {mean + half:{sign}.4f}"
+    low, high = t.interval(0.95, len(values) - 1, mean, sem(values))
+    interval = f"{low:{sign}.4f} to {high:{sign}.4f}"
     return f"{mean:{sign}.4f} ({len(values)} seeds, 95 % interval {interval})"
 
 
@@ -116,8 +116,9 @@ def main(options: CompareOptions) -> None:
         table[f"last {axis}"] = [log[-1][axis] for log in logs]
     for axis in AXES:
         table[f"{axis} to {curve} {target:.4f}"] = [row[axis] for row in reached]
-    texts = {"run": options.runs}
-    texts |= {name: list(map(format_figure, cells)) for name, cells in table.items()}
+    texts = {"run": options.runs} | {
+        name: list(map(format_figure, cells)) for name, cells in table.items()
+    }
     write_page(
         options.page,
         "insight/compare.html",

@@ -29,7 +29,24 @@ class WatchOptions:
 
     run: Positional[str]  # folder of the run
     once: bool = False  # print one view and end, for programs
-    track: Literal["trackio", "wandb"] | None = None  # the tracker that gets all figures
+    # the tracker that gets all figures; tensorboard: in runs/<name of the run>
+    track: Literal["trackio", "wandb", "tensorboard"] | None = None
+
+
+class TensorBoard:
+    """A writer of TensorBoard's files, with the calls of the other trackers."""
+
+    def __init__(self, project: str, name: str, config: dict):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(f"runs/{name}")
+        self.writer.add_text("config", json.dumps(config))
+        self.finish = self.writer.close
+
+    def log(self, figures: dict, step: int) -> None:
+        for name, value in figures.items():
+            if value is not None:
+                self.writer.add_scalar(name, value, step)
 
 
 def curve(values: list[float]) -> str:
@@ -80,9 +97,10 @@ def main(options: WatchOptions) -> None:
     tracker = None
     if options.track:
         config = json.loads((folder / "config.json").read_bytes())
-        tracker = import_module(options.track).init(
-            project="nanoloop", name=folder.name, config=config
-        )
+        start = TensorBoard
+        if options.track != "tensorboard":
+            start = import_module(options.track).init
+        tracker = start(project="nanoloop", name=folder.name, config=config)
     started = time.time()
     shown = None
     sent = -1  # the last step that the tracker has
@@ -97,9 +115,8 @@ def main(options: WatchOptions) -> None:
         # The last row may still get the figures of an evaluation.
         for row in rows if is_over else rows[:-1]:
             if tracker and row["step"] > sent:
-                figures = dict(row)
-                sent = figures.pop("step")
-                tracker.log(figures, step=sent)
+                sent = row["step"]
+                tracker.log(row, step=sent)
         if is_over:
             break
         is_over = silent > 600 or is_finished(folder, rows)

@@ -44,7 +44,7 @@ def hardware() -> str:
 
 
 def begin(kind: str, setup: Setup, **more) -> dict:
-    """Write the row before a trial to the ledger; return it."""
+    """Write a row to the ledger before what needs runs; return it. more: its other fields."""
     parent = ""
     with suppress(UserError):  # no repository, or no git
         parent = patch.git(setup.root, "rev-parse", "HEAD").strip()
@@ -101,9 +101,8 @@ def try_change(
         is_copy = patch.copies(change, held_out_text(setup.data))
         patch.refuse(is_copy, "it spells out held-out text")
     except patch.Invalid as error:
-        row = begin("trial", setup, **more)
-        result = {"state": "done", "verdict": "invalid", "reason": str(error)}
-        return setup.ledger.append(row | result)
+        more |= {"state": "done", "verdict": "invalid", "reason": str(error)}
+        return begin("trial", setup, **more)
     night = Night.of(setup.ledger.trials())
     alpha = night.alpha()
     more |= {"alpha": alpha, "lost_before": night.lost}

@@ -80,8 +80,9 @@ class Setup:
 
         message = f"--config={options.config}: name a recipe, such as config/quickstart.py"
         require(patch.is_config(options.config), message)
-        names = [field.name for field in fields(Options)]
-        self.options = Options(**{name: getattr(options, name) for name in names})
+        self.options = Options(
+            **{field.name: getattr(options, field.name) for field in fields(Options)}
+        )
         self.root = root
         self.base = patch.read_tree(root)
         config = patch.ROOT / options.config
