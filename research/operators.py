@@ -77,8 +77,9 @@ def recombinations(rows: list[dict], repo: Path) -> Iterator[Proposal]:
     """Yield pairs of near misses that fit together and were not tried, the best first."""
     base = read_tree(repo)
     tried = [set(row["parents"]) for row in made_by("recombine", rows)]
-    missed = [row for row in near_misses(rows) if not row.get("operator")]
-    near = [row for row in missed if validation_mean(row) < 0]
+    near = [
+        row for row in near_misses(rows) if not row.get("operator") and validation_mean(row) < 0
+    ]
     for pair in combinations(near[:NEAR_MISSES], 2):
         parents = [row["id"] for row in pair]
         change = None if set(parents) in tried else join([row["diff"] for row in pair], base)

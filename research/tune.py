@@ -3,11 +3,11 @@
     python -m research tune "muon_lr=log(0.005,0.05) n_layer=int(1,4) activation=relu2|swiglu"
 
 A space is a list of options: `name=log(low,high)`, `float(low,high)`, `int(low,high)` or
-`one|of|these`. Each setting is scored on the validation split with the same few
-seeds; a setting that is behind the best by more than the noise floor allows is dropped before it
-has had all of them. The search is stored in <folder>/tune.db, so the same command resumes it. The
-winner of a search is also its luckiest setting: only the trial that follows, on fresh seeds and the
-test split, says whether it is better.
+`one|of|these`. Each setting is scored on the validation split with the same few seeds; a setting
+that is behind the best by more than the noise floor allows is dropped before it has had all of
+them. The search is stored in <folder>/tune.db, so the same command resumes it. The winner of a
+search is also its luckiest setting: only the trial that follows, on fresh seeds and the test split,
+says whether it is better.
 """
 
 import math

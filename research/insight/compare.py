@@ -71,8 +71,8 @@ def mean_text(values: list[float], sign: str = "") -> str:
     mean = np.mean(values)
     if len(values) == 1:
         return f"{mean:{sign}.4f} (one seed)"
-    low, high = t.interval(0.95, len(values) - 1, mean, sem(values))
-    interval = f"{low:{sign}.4f} to {high:{sign}.4f}"
+    half = sem(values) * t.isf(0.025, len(values) - 1)
+    interval = f"{mean - half:{sign}.4f} to {mean + half:{sign}.4f}"
     return f"{mean:{sign}.4f} ({len(values)} seeds, 95 % interval {interval})"
 
 

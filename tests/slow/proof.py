@@ -1,11 +1,12 @@
 """The proof with real training, by agents whose share is known:
 
     python -m tests.slow.proof FOLDER
-    python -m tests.slow.proof FOLDER --n_embd=32
+    python -m tests.slow.proof FOLDER --n_embd=32 --workers=2
 
-The lesson's recipe is broken, with fewer channels if you like. An oracle knows what is off and
-undoes one part an attempt; a null agent adds a function that nothing uses. Exit code 1: the oracle
-closes less than 90 % of the gap, the null agent something, or random options more than the oracle.
+The lesson's recipe is broken, with fewer channels if you like; small runs are quicker two at a
+time, with a core each. An oracle knows what is off and undoes one part an attempt; a null agent
+adds a function that nothing uses. Exit code 1: the oracle closes less than 90 % of the gap, the
+null agent something, or random options more than the oracle.
 """
 
 import argparse
@@ -48,16 +49,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--n_embd", type=int, default=128)
+    parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     folder = options.folder.resolve()
     root = copy_project(folder, options.n_embd)
     edits = edits_of(ProveOptions())
     out = folder / "out"
+    common = [f"--folder={out}", f"--workers={options.workers}"]
     noise = [sys.executable, "-m", "research", "noise", f"--config={LESSON}", "--budget=60steps"]
-    subprocess.run([*noise, "--pairs=6", f"--folder={out}"], cwd=root, check=True)
+    subprocess.run([*noise, "--pairs=6", *common], cwd=root, check=True)
     oracle = make_agent(folder, "oracle", edits)
     null = make_agent(folder, "null", [])
-    flags = [f"--agent={oracle}", f"--tries={len(edits)}", "--seeds=6", f"--folder={out}"]
+    flags = [f"--agent={oracle}", f"--tries={len(edits)}", "--seeds=6", *common]
     subprocess.run([sys.executable, "-c", PROGRAM, null, "prove", *flags], cwd=root, check=True)
 
     proof, result = the_result(out)
