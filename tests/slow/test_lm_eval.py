@@ -50,7 +50,7 @@ def test_the_harness_computes_our_bits_per_byte(settings, config, texts, tmp_pat
     state = load_weights(run)
     tokenizer = tokenizer_of(state)
     rows = map(json.loads, texts.read_text().splitlines())
-    items = [([tokenizer.end_of_text], tokenizer.encode(row["text"])) for row in rows]
+    items = [([tokenizer.end_of_text], tokenizer.encode(row["text"]).tolist()) for row in rows]
     bits, sizes, _ = score(model_of(state), items, tokenizer.token_bytes, "cpu")
     ours = bits.sum() / sizes.sum()
     assert found["results"]["texts"]["bits_per_byte,none"] == pytest.approx(ours, rel=1e-5)
