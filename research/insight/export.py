@@ -55,8 +55,8 @@ NOTES = {
 class ExportOptions:
     """Write a trained model as a folder that transformers loads."""
 
-    run: Positional[str]  # folder of a run, or a checkpoint
-    folder: Positional[str]  # to write; it must not exist
+    run: Positional[str] = ""  # folder of a run, or a checkpoint
+    folder: Positional[str] = ""  # to write; it must not exist
 
 
 # -----------------------------------------------------------------------------
@@ -274,4 +274,5 @@ def export(run: str, folder: Path) -> str:
 
 
 def main(options: ExportOptions) -> None:
+    require(options.run and options.folder, "type a run and a new folder: export RUN FOLDER")
     export(options.run, Path(options.folder))

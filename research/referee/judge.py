@@ -101,8 +101,7 @@ def try_change(
         is_copy = patch.copies(change, held_out_text(setup.data))
         patch.refuse(is_copy, "it spells out held-out text")
     except patch.Invalid as error:
-        more |= {"state": "done", "verdict": "invalid", "reason": str(error)}
-        return begin("trial", setup, **more)
+        return begin("trial", setup, **more, state="done", verdict="invalid", reason=str(error))
     night = Night.of(setup.ledger.trials())
     alpha = night.alpha()
     more |= {"alpha": alpha, "lost_before": night.lost}
