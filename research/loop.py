@@ -41,7 +41,6 @@ from research.brief import (
 from research.operators import (
     clone,
     confirm,
-    end_early,
     is_plateau,
     kept_commits,
     propose,
@@ -192,7 +191,7 @@ def attempt(
         if not is_intact or git(repo, *STATUS) != state:
             reason = "the agent changed the ledger or the loop's repository"
             for row in rows:
-                end_early(ledger, row, reason)
+                ledger.end(row, reason)
             names = ", ".join(map(str, numbers))
             raise UserError(f"attempt {names}: {reason}, '{repo}': neither can be trusted")
         return [
@@ -238,22 +237,22 @@ def finish(
     card = read_hypothesis(copy)
     row = row | card
     if problem:
-        return end_early(ledger, row, problem)
+        return ledger.end(row, problem)
     try:
         change = from_tree(base, copy, repo)
         idea = shape_of(base, change)
     except (Invalid, UserError) as error:
-        return end_early(ledger, row, str(error), verdict="invalid")
+        return ledger.end(row, str(error), verdict="invalid")
     if not idea:
-        return end_early(ledger, row, "nothing was changed")
+        return ledger.end(row, "nothing was changed")
     for known in judged(comparable(ledger.trials(), floor), idea):
-        return end_early(ledger, row, f"the idea of {known} again", same_as=known)
+        return ledger.end(row, f"the idea of {known} again", same_as=known)
     newest = read_tree(repo)
     if newest != base:
         try:
             change = from_patch(newest, change.diff.encode())
         except Invalid as error:
-            return end_early(ledger, row, f"a change kept meanwhile is in its way: {error}")
+            return ledger.end(row, f"a change kept meanwhile is in its way: {error}")
         write_tree(apply(newest, change), copy)
     trial = judge(repo, tree=str(copy), id=row["id"], number=row["number"], shape=idea, **card)
     if is_kept(trial):

@@ -125,12 +125,6 @@ def facts(operator: str, parents: list[str], claim: str, **more) -> dict:
     return {"operator": operator, "parents": parents, "hypothesis": claim} | more
 
 
-def end_early(ledger: Ledger, row: dict, reason: str, **more) -> dict:
-    """Record that an attempt or a search ended before a trial; return its last row."""
-    result = {"kind": "trial", "state": "done", "verdict": "none", "reason": reason}
-    return ledger.append(row | result | more)
-
-
 def join(diffs: list[str], base: Tree) -> Change | None:
     """Return the change that the diffs make together; None where one of them does not fit."""
     tree = base
@@ -205,7 +199,7 @@ def sweep(options, ledger: Ledger, repo: Path, rows: list[dict], floor: dict) ->
     if change.files:
         return Proposal(change, row)
     row |= {"id": new_id("trial"), "time": now()} | kind_of(floor)
-    end_early(ledger, row, f"none of {len(study.trials)} settings was better")
+    ledger.end(row, f"none of {len(study.trials)} settings was better")
     return None
 
 

@@ -101,7 +101,7 @@ def try_change(
         is_copy = patch.copies(change, held_out_text(setup.data))
         patch.refuse(is_copy, "it spells out held-out text")
     except patch.Invalid as error:
-        return begin("trial", setup, **more, state="done", verdict="invalid", reason=str(error))
+        return setup.ledger.end(begin("trial", setup, **more), str(error), verdict="invalid")
     night = Night.of(setup.ledger.trials())
     alpha = night.alpha()
     more |= {"alpha": alpha, "lost_before": night.lost}

@@ -32,6 +32,11 @@ class Ledger:
             os.fsync(file.fileno())
         return row
 
+    def end(self, row: dict, reason: str, **more) -> dict:
+        """Record that a trial ended before its first run; return its last row."""
+        result = {"kind": "trial", "state": "done", "verdict": "none", "reason": reason}
+        return self.append(row | result | more)
+
     def trials(self) -> list[dict]:
         """Return the newest state of each trial, in the order in which they began."""
         lines = self.path.read_bytes().splitlines() if self.path.is_file() else []
