@@ -177,13 +177,12 @@ def sweep(options, ledger: Ledger, repo: Path, rows: list[dict], floor: dict) ->
         return None
     trial = kept[-1]["id"]
     row = facts("sweep", [trial], f"{trial} gains more with other numbers")
-    setup = Setup(options, repo)
 
     def score(settings: dict, seed: int, slot: Slot) -> float:
         slot.install("baseline", with_numbers(base, numbers, settings))
         return undisturbed(lambda: slot.run_alone(seed))
 
-    with closing(Slot(setup, {})) as slot:
+    with closing(Slot(Setup(options, repo), {})) as slot:
         study = search(
             {str(number): number.values() for number in numbers},
             score,
@@ -255,8 +254,7 @@ def confirm(options, repo: Path, trial: dict, noise: verdict.Noise) -> str:
     factor = read_factor(options.scale)
     if factor:
         budget = f"{factor * setup.amount:.12g}{setup.kind}"
-        longer = replace(setup.options, budget=budget)
-        setup = Setup(longer, folder)
+        setup = Setup(replace(setup.options, budget=budget), folder)
     else:
         setup.base = enlarge(setup.base, options, folder)
         candidate = enlarge(candidate, options, folder)

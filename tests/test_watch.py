@@ -117,7 +117,10 @@ def test_a_tracker_gets_the_settings_and_each_row(run, command, monkeypatch, nam
     assert command(main, "watch", run.folder, f"--track={name}", flag).code == 0
     settings = {"project": "nanoloop", "name": run.folder.name, "config": {"n_layer": 2}}
     assert library.options == settings and library.is_finished
-    assert library.sent == [(row["step"], row) for row in rows([5, 4])]
+    expected = [
+        (row["step"], {key: row[key] for key in row if key != "step"}) for row in rows([5, 4])
+    ]
+    assert library.sent == expected
     assert before == {path.name: path.read_bytes() for path in run.folder.iterdir()}
 
 
@@ -140,7 +143,7 @@ def test_tensorboard_gets_the_settings_and_each_figure(run, command, monkeypatch
         ("add_scalar", name, value, row["step"])
         for row in rows([5, 4], left=None)
         for name, value in row.items()
-        if value is not None
+        if name != "step" and value is not None
     ]
     settings = ("add_text", "config", '{"n_layer": 2}')
     assert calls == [f"runs/{run.folder.name}", settings, *figures, ("close",)]

@@ -115,8 +115,9 @@ def main(options: WatchOptions) -> None:
         # The last row may still get the figures of an evaluation.
         for row in rows if is_over else rows[:-1]:
             if tracker and row["step"] > sent:
-                sent = row["step"]
-                tracker.log(row, step=sent)
+                figures = dict(row)
+                sent = figures.pop("step")
+                tracker.log(figures, step=sent)
         if is_over:
             break
         is_over = silent > 600 or is_finished(folder, rows)

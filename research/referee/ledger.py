@@ -33,7 +33,7 @@ class Ledger:
         return row
 
     def end(self, row: dict, reason: str, **more) -> dict:
-        """Record that a trial ended before its first run; return its last row."""
+        """Record that a trial, or the way to one, ended without runs; return its last row."""
         result = {"kind": "trial", "state": "done", "verdict": "none", "reason": reason}
         return self.append(row | result | more)
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 from string import ascii_lowercase
 
 import pytest
@@ -21,7 +22,7 @@ def random_sentences(rng: random.Random) -> str:
 
 
 @pytest.fixture
-def canaries(tmp_path) -> dict[int, str]:
+def canaries(tmp_path) -> dict[int, Path]:
     """Train on documents that sentences were planted in; return their files, by repeats."""
     rng = random.Random(5)
     planted = {count: random_sentences(rng) for count in REPEATS}
@@ -53,5 +54,5 @@ def test_a_canary_with_16_repeats_stands_out(canaries, command, tmp_path):
         printed = command(main, "exam", tmp_path / "run", page, *flags)
         (row,) = json.loads(printed.out)[str(file)]
         bounds[count] = (row["bits"] - row["half"], row["bits"] + row["half"])
-    assert bounds[16][1] < bounds[4][0]
-    assert bounds[4][1] < bounds[0][0]
+    assert bounds[16][1] < bounds[4][0], bounds
+    assert bounds[4][1] < bounds[0][0], bounds

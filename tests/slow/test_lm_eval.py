@@ -11,10 +11,10 @@ from research.exam import score
 from research.insight.export import export
 from research.insight.reading import model_of, tokenizer_of
 from tests.conftest import make_documents
+from tests.test_export import PLAIN
 
 lm_eval = pytest.importorskip("lm_eval")  # an optional library
 
-PLAIN = {"value_embeds": 0, "residual_scalars": False, "logit_softcap": None}
 EXPORTED = {"trust_remote_code": True, "dtype": "float32", "add_bos_token": False}
 
 
